@@ -1,0 +1,47 @@
+# make demo    train five attention variants on real text, print claims beside measurements
+# make test    lint, types, tests
+# Both set up .venv on a machine with only python3.  PYTHON=python3.12 chooses another.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export JAX_PLATFORMS ?= cpu
+export MPLBACKEND ?= Agg
+
+.PHONY: demo test lint types check quick papers clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m experiments.attention_sinks --quick
+
+test: lint types check
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+# Every experiment at its smallest, as CI runs them.
+quick: $(VENV)/.installed
+	set -e; for file in experiments/[a-z]*.py; do \
+	    $(BIN)/python -m experiments.$$(basename $$file .py) --quick; \
+	done
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

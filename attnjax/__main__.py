@@ -1,0 +1,8 @@
+"""python -m attnjax papers | show NAME | explain NAME."""
+
+import sys
+
+from attnjax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

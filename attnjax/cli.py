@@ -1,0 +1,197 @@
+"""The command line: the table of papers, what a mechanism is, and what runs it."""
+
+import difflib
+import inspect
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import attnjax
+from attnjax.catalogue import PAPERS, STATUSES, VARIANTS, Paper
+from attnjax.variant import Variant
+
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+class UsageError(Exception):
+    """A mistake of the person at the command line; its text is one line."""
+
+
+def papers(
+    family: str | None = None, todo: Flag = False, json: Flag = False, markdown: Flag = False
+) -> None:
+    """Lists the papers, and counts them by family.
+
+    Args:
+        family: Only papers of this family.
+        todo: Only papers that are not done yet.
+        json: Print JSON instead of a table.
+        markdown: Print a Markdown table instead.
+    """
+    rows: Iterable[Paper] = PAPERS
+    if family is not None:
+        _known("family", family, {paper.family for paper in PAPERS})
+        rows = [paper for paper in rows if paper.family == family]
+    if todo:
+        rows = [paper for paper in rows if paper.status == "todo"]
+    if json and markdown:
+        raise UsageError("--json, --markdown: given together; expected one of them")
+    show = _print_json if json else _print_markdown if markdown else _print_table
+    show(tuple(rows))
+
+
+def show(name: Name) -> None:
+    """Tells a mechanism's formula, paper, signature, implementations, limits and exemptions.
+
+    Args:
+        name: A variant, such as softpick_attention, or the id of a paper.
+    """
+    if name.isdecimal():
+        paper = _paper(int(name))
+        why = f": {paper.why}" if paper.why else ""
+        print(f"{paper.id}  {paper.title}  ({paper.family}, {paper.status}{why})")
+        for entry in paper.entries:
+            print(f"    {entry}")
+        print()
+    told = None
+    for variant in _variants(name):
+        module = sys.modules[variant.fn.__module__]
+        if module is not told:
+            print(inspect.getdoc(module))
+            told = module
+        print()
+        _print_variant(variant)
+
+
+def explain(name: Name) -> None:
+    """Tells which implementation runs a mechanism here, and why the others do not.
+
+    Args:
+        name: A variant, such as softpick_attention, or the id of a paper.
+    """
+    variants = _variants(name)
+    if not variants:
+        raise UsageError(f"NAME: paper {name} has no variant; expected one with entries under ops")
+    for variant in variants:
+        print(_implementations(variant))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code, 2 for a mistake in the arguments."""
+    commands = {"papers": papers, "show": show, "explain": explain}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="python -m attnjax", description=__doc__, args=args
+        )
+        sys.stdout.flush()
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+# ------------------------------------------------------------------------------------ look-ups
+
+
+def _known(what: str, given: str, names: Iterable[str]) -> None:
+    names = sorted(names)
+    if given not in names:
+        nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.0)[0]
+        raise UsageError(f"{what}: {given!r} is unknown; did you mean {nearest!r}?")
+
+
+def _paper(number: int) -> Paper:
+    known = {paper.id: paper for paper in PAPERS}
+    if number not in known:
+        raise UsageError(f"NAME: no paper {number}; expected an id {min(known)} .. {max(known)}")
+    return known[number]
+
+
+def _variants(name: str) -> tuple[Variant, ...]:
+    """The variant of that name, or those of the paper with that id."""
+    if name.isdecimal():
+        return tuple(v for v in VARIANTS if _paper(int(name)).id in v.rows)
+    _known("NAME", name, {variant.name for variant in VARIANTS})
+    return tuple(v for v in VARIANTS if v.name == name)
+
+
+def _implementations(variant: Variant) -> str:
+    return str(attnjax.explain(variant.fn, **variant.sample()))
+
+
+# ------------------------------------------------------------------------------------ printing
+
+
+def _print_variant(variant: Variant) -> None:
+    print(_signature(variant), end="\n\n")
+    print(inspect.getdoc(variant.fn), end="\n\n")
+    print(f"Source: {variant.paper}; papers {', '.join(map(str, variant.rows))}")
+    _print_list("Tested limits", (limit.says for limit in variant.limits))
+    _print_list("Exempt", (f"{law}: {reason}" for law, reason in variant.exempt.items()))
+    _print_list("Implementations", _implementations(variant).splitlines()[1:])
+
+
+def _print_list(title: str, lines: Iterable[str]) -> None:
+    if lines := list(filter(None, lines)):
+        print(f"{title}:", *lines, sep="\n    ")
+
+
+def _signature(variant: Variant) -> str:
+    """One parameter a line, arrays by their letters: q: Float[B T N H]."""
+    signature = inspect.signature(variant.fn)
+    lines = [str(parameter) for parameter in signature.parameters.values()]
+    named = [p.kind is p.KEYWORD_ONLY for p in signature.parameters.values()]
+    if any(named):
+        lines.insert(named.index(True), "*")
+    head, tail = f"{variant.dotted}(", inspect.formatannotation(signature.return_annotation)
+    text = "\n    ".join([head, *(f"{line}," for line in lines)]) + f"\n) -> {tail}"
+    text = re.sub(r"[\w.]*\b(Float|Int|Bool)\[[\w.]*Array, ' ?([^']*)'\]", r"\1[\2]", text)
+    return re.sub(r"attnjax\.[a-z_.]*\.([A-Z])", r"\1", text)
+
+
+def _print_json(rows: Sequence[Paper]) -> None:
+    print(json.dumps([asdict(paper) for paper in rows], indent=1, ensure_ascii=False))
+
+
+def _print_markdown(rows: Sequence[Paper]) -> None:
+    cell = lambda text: str(text).replace("|", "\\|")
+    print("| id | title | family | status | entries | why |\n|---|---|---|---|---|---|")
+    for paper in rows:
+        entries = ", ".join(f"`{entry}`" for entry in paper.entries)
+        cells = (paper.id, paper.title, paper.family, paper.status, entries, paper.why)
+        print(f"| {' | '.join(map(cell, cells))} |")
+
+
+def _print_table(rows: Sequence[Paper]) -> None:
+    console = Console(
+        width=None if sys.stdout.isatty() else 160, markup=False, highlight=False, emoji=False
+    )
+    table = Table("id", "title", "family", "status", "entries or reason")
+    for paper in rows:
+        entries = [entry.rpartition(".")[2] for entry in paper.entries]
+        told = "; ".join(filter(None, [", ".join(entries), paper.why]))
+        table.add_row(str(paper.id), paper.title, paper.family, paper.status, told)
+    console.print(table)
+    counts = Table("family", *STATUSES, "all")
+    for family in sorted({paper.family for paper in rows}):
+        counts.add_row(family, *_counts(p for p in rows if p.family == family))
+    counts.add_section()
+    counts.add_row("all", *_counts(rows))
+    console.print(counts)
+
+
+def _counts(rows: Iterable[Paper]) -> list[str]:
+    by_status = Counter(paper.status for paper in rows)
+    return [str(by_status[status]) for status in STATUSES] + [str(by_status.total())]

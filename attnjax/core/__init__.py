@@ -1,0 +1,1 @@
+"""The engines, and the values that compose with them."""

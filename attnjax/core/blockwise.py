@@ -1,0 +1,456 @@
+"""Blockwise execution in XLA: one scan over the tiles that hold anything.
+
+O(T + S) memory.  A row of tiles keeps a `normalizers.State`, so any order of tiles gives the same
+result; EMPTY tiles are not visited, FULL ones are not masked.  Reverse mode recomputes each tile
+from the row statistics (a custom VJP); `Blockwise(derivative="forward")` leaves differentiation to
+JAX instead: forward mode and everything built on it, at the price of O(T S) memory if it is then
+reversed.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from attnjax.core import normalizers, tiles
+from attnjax.core.call import (
+    Call,
+    allowed,
+    cut_operands,
+    modify,
+    product,
+    weighted_values,
+)
+from attnjax.core.masks import EMPTY, FULL, PARTIAL
+from attnjax.core.normalizers import Rows, Stage, State, keep, lowest, new_reference
+from attnjax.core.schedule import Schedule, choose_blocks, plan
+from attnjax.core.tiles import Shape, Tile
+from attnjax.typing import Array
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """The implementation as a value: `attend(..., impl=Blockwise(block_q=128))`.
+
+    block_q, block_k   sizes of the tiles; None chooses them by mask, T, S and number of heads
+    derivative         "reverse": gradients in O(T + S) memory, jvp raises (jvp of grad works);
+                       "forward": jvp and linearize work
+    """
+
+    block_q: int | None = None
+    block_k: int | None = None
+    derivative: Literal["reverse", "forward"] = "reverse"
+
+    def __post_init__(self) -> None:
+        for name in ("block_q", "block_k"):
+            size = getattr(self, name)
+            if size is not None and (not isinstance(size, int) or size < 1):
+                raise ValueError(f"Blockwise: {name} is {size!r}, expected a positive integer")
+        if self.derivative not in ("reverse", "forward"):
+            raise ValueError(
+                f"Blockwise: derivative is {self.derivative!r}, expected 'reverse' or 'forward'"
+            )
+
+    def supported(self, call: Call) -> str | None:
+        """None: every mod, mask and normalizer runs blockwise."""
+        return None
+
+    def run(self, call: Call) -> Array:
+        """The weighted sum of values, (B,K,G,T,D)."""
+        z, at = call.shape, (call.q_positions, call.k_positions)
+        block_q, block_k = choose_blocks(call.mask, z, *at)
+        block_q, block_k = min(self.block_q or block_q, z.T), min(self.block_k or block_k, z.S)
+        schedule = plan(call.mask, z, block_q, block_k, *at)
+        if not len(schedule.entries):  # the mask allows nothing at all
+            return jnp.zeros((*call.q.shape[:-1], z.D), call.q.dtype)
+        padded = _pad(call, -(-z.T // block_q) * block_q, -(-z.S // block_k) * block_k)
+        return _run[self.derivative](*_split(padded), schedule)[..., : z.T, :]
+
+
+# ------------------------------------------------------------------------- what is differentiated
+
+
+class Inputs(NamedTuple):
+    """The part of a call that gradients reach."""
+
+    q: Array
+    k: Array
+    v: Array
+    v_table: Array | None
+    operands: tuple[tuple[Array, ...], ...]
+    params: tuple[Array, ...]
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs of the forward one: O(T) numbers and the output."""
+
+    out: Array
+    state: State  # of the last pass, without values
+    stats: Rows
+    last_stage: tuple[Array, Rows, Rows]  # reference, sums, stats before it
+
+
+def _split(call: Call) -> tuple[Inputs, Call]:
+    """A call as (differentiable arrays, the rest); `_operands` and `_params` see to the union."""
+    inputs = Inputs(
+        call.q, call.k, call.v, call.v_table,
+        tuple(mod.operands for mod in call.mods), call.normalizer.params,
+    )  # fmt: skip
+    mods = tuple(replace(mod, operands=()) for mod in call.mods)
+    rest = replace(
+        call, q=None, k=None, v=None, v_table=None,
+        mods=mods, normalizer=replace(call.normalizer, params=()),
+    )  # fmt: skip
+    return inputs, rest
+
+
+def _pad(call: Call, T: int, S: int) -> Call:
+    """The call with T and S rounded up to whole tiles; `Shape` keeps the true lengths."""
+    z = call.shape
+    if (T, S) == (z.T, z.S):
+        return call
+    rows = lambda x, n: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, n - x.shape[-2]), (0, 0)])
+    stretch = lambda x, n: None if x is None else jnp.pad(x, (0, n - x.shape[0]), mode="edge")
+    mods = tuple(
+        replace(
+            mod,
+            operands=tuple(
+                tiles.pad(kind, x, T, S) for kind, x in zip(mod.kinds, mod.operands, strict=True)
+            ),
+        )
+        for mod in call.mods
+    )
+    return replace(
+        call,
+        q=rows(call.q, T),
+        k=rows(call.k, S),
+        v=rows(call.v, S),
+        mods=mods,
+        q_positions=stretch(call.q_positions, T),
+        k_positions=stretch(call.k_positions, S),
+        q_poison=tiles.pad("query", call.q_poison, T, S),
+        k_poison=tiles.pad("key", call.k_poison, T, S),
+    )
+
+
+# --------------------------------------------------------------------------------------- tiles
+
+
+def _tile(rest: Call, schedule: Schedule, row: Array, column: Array) -> Tile:
+    return Tile(
+        tiles.span(row * schedule.block_q, schedule.block_q, rest.q_positions),
+        tiles.span(column * schedule.block_k, schedule.block_k, rest.k_positions),
+    )
+
+
+class Cut(NamedTuple):
+    """One tile of everything, and its scores."""
+
+    tile: Tile
+    q: Array
+    k: Array
+    v: Array
+    raw: Array  # scaled products, before mods
+    operands: tuple[tuple[Array, ...], ...]
+    ok: Array | None  # None in FULL tiles
+    poison: Array  # NaN where a FULL tile holds a bad query or key: (B,K,G|1,t,1)
+
+
+def _cut(x: Inputs, rest: Call, tile: Tile, kind: int) -> Cut:
+    rows = lambda a, at: lax.dynamic_slice_in_dim(a, at.start, at.size, a.ndim - 2)
+    mods = [replace(m, operands=o) for m, o in zip(rest.mods, x.operands, strict=True)]
+    operands = cut_operands(tuple(mods), tile)
+    q, k, v = rows(x.q, tile.q), rows(x.k, tile.k), rows(x.v, tile.k)
+    q_bad = tiles.cut("query", rest.q_poison, tile)
+    k_bad = tiles.cut("key", rest.k_poison, tile)
+    if kind == FULL:  # all keys are seen by all queries: no need to poison score by score
+        poison = q_bad + jnp.sum(k_bad, axis=-1, keepdims=True)
+        return Cut(tile, q, k, v, product(q, k), operands, None, poison)
+    ok = tile.k.start + jnp.arange(tile.k.size) < rest.shape.S
+    masked = allowed(rest.mask, tile, rest.shape)
+    ok = ok[None, None, None, None, :] if masked is None else masked & ok
+    raw = product(q, k)
+    return Cut(tile, q, k, v, raw, operands, jnp.broadcast_to(ok, raw.shape), q_bad + k_bad)
+
+
+def _scores(rest: Call, cut: Cut, raw: Array, operands: Any) -> Array:
+    """Modified scores; poisoned one by one where a mask decides who sees the poison."""
+    s = modify(rest.mods, raw, operands, cut.tile)
+    return s if cut.ok is None else s + cut.poison
+
+
+def _by_kind(schedule: Schedule, kind: Array, visit, otherwise):
+    """visit(kind) for the kind of this tile, compiled once per kind that may occur."""
+    branches = [otherwise if k == EMPTY else functools.partial(visit, k) for k in schedule.kinds]
+    if len(branches) == 1:
+        return branches[0]()
+    at = sum(jnp.where(kind >= k, 1, 0) for k in schedule.kinds[1:])
+    return lax.switch(at, branches)
+
+
+def _take_rows(tree: Any, tile: Tile) -> Any:
+    return jax.tree.map(lambda a: tiles.cut("query", a, tile), tree)
+
+
+def _put_rows(tree: Any, part: Any, tile: Tile) -> Any:
+    return jax.tree.map(
+        lambda a, b: lax.dynamic_update_slice_in_dim(a, b, tile.q.start, a.ndim - 2), tree, part
+    )
+
+
+# ------------------------------------------------------------------------------------- forward
+
+
+def _empty_state(q: Array, terms: int, D: int | None) -> State:
+    rows = lambda fill, width=1: jnp.full((*q.shape[:-1], width), fill, q.dtype)
+    values = () if D is None else rows(0.0, D)
+    return State(rows(lowest(q.dtype)), tuple(rows(0.0) for _ in range(terms)), values)
+
+
+def _accumulate(x, rest, schedule, state, stats, peak, rescale, terms, weighs: bool) -> State:
+    """One pass over the tiles; terms(s, m, stats) are summed, the first times v if `weighs`."""
+
+    def visit_tile(state: State, entry: Array) -> tuple[State, None]:
+        tile = _tile(rest, schedule, entry[0], entry[1])
+        old, here = _take_rows((state, stats), tile)
+
+        def visit(kind: int) -> State:
+            cut = _cut(x, rest, tile, kind)
+            s = _scores(rest, cut, cut.raw, cut.operands)
+            top = new_reference(old.m, s, cut.ok, peak)
+            m = normalizers.reference(top)
+            parts = keep(cut.ok, *terms(normalizers.hide(cut.ok, s, m), m, here))
+            sums = parts[1:] if weighs else parts
+            poison = cut.poison if cut.ok is None else jnp.zeros_like(m)
+            fade = rescale(old.m, top) if peak is not None else 1.0
+            sums = tuple(
+                o * fade + jnp.sum(t, axis=-1, keepdims=True) + poison
+                for o, t in zip(old.sums, sums, strict=True)
+            )
+            if not weighs:
+                return State(top, sums, ())
+            new = weighted_values(parts[0], cut.v, x.v_table, tile)
+            return State(top, sums, old.values * fade + new + poison)
+
+        new = _by_kind(schedule, entry[2], visit, lambda: old)
+        return _put_rows(state, new, tile), None
+
+    return lax.scan(visit_tile, state, schedule.entries)[0]
+
+
+def _stage(x: Inputs, rest: Call, schedule: Schedule, stage: Stage, stats: Rows):
+    """The stage's reference and sums over all keys."""
+    count = len(jax.eval_shape(lambda s: stage.terms(s, s, stats, x.params), x.q[..., :1]))
+    terms = lambda s, m, here: stage.terms(s, m, here, x.params)
+    state = _accumulate(
+        x, rest, schedule, _empty_state(x.q, count, None), stats,
+        stage.peak, stage.rescale, terms, weighs=False,
+    )  # fmt: skip
+    return normalizers.reference(state.m), state.sums
+
+
+def _statistics(x: Inputs, rest: Call, schedule: Schedule):
+    """All stages: the stats, and (reference, sums, stats before) of the last round."""
+    stats: Rows = ()
+    last: tuple = ((), (), ())
+    for number, stage in enumerate(rest.normalizer.stages):
+        final = number + 1 == len(rest.normalizer.stages)
+
+        def round_(stats: Rows, stage: Stage = stage) -> Rows:
+            m, sums = _stage(x, rest, schedule, stage, stats)
+            return lax.stop_gradient(stage.finish(m, sums, stats, x.params))
+
+        repeat = stage.repeat - 1 if final else stage.repeat
+        if repeat == 1:
+            stats = round_(stats)
+        elif repeat > 1:
+            stats = lax.fori_loop(0, repeat, lambda _, s: round_(s), stats)  # noqa: B023
+        if final:
+            m, sums = _stage(x, rest, schedule, stage, stats)
+            last = (m, sums, stats)
+            stats = stage.finish(m, sums, stats, x.params)
+    return stats, last
+
+
+def _total(n, sums: Rows, m: Array, params) -> Array:
+    return sums[0] if n.extra is None else sums[0] + n.extra(normalizers.reference(m), params)
+
+
+def _forward(x: Inputs, rest: Call, schedule: Schedule) -> tuple[Array, Saved]:
+    n = rest.normalizer
+    stats, last = _statistics(x, rest, schedule)
+    state = _empty_state(x.q, 0 if n.denominator is None else 1, rest.shape.D)
+    if n.floor is not None:
+        floor = jnp.broadcast_to(lax.stop_gradient(n.floor(x.params)), state.m.shape)
+        state = state._replace(m=jnp.maximum(state.m, floor))
+
+    def terms(s: Array, m: Array, here: Rows) -> Rows:
+        w = n.numerator(s, m, here, x.params)
+        return (w,) if n.denominator is None else (w, n.denominator(s, m, here, x.params))
+
+    state = _accumulate(
+        x, rest, schedule, state, stats, n.peak, n.rescale, terms, weighs=True
+    )
+    out = state.values
+    if n.denominator is not None:
+        out = normalizers.divide(out, _total(n, state.sums, state.m, x.params))
+    return out, Saved(out, state._replace(values=()), stats, last)
+
+
+def _forward_only(x: Inputs, rest: Call, schedule: Schedule) -> Array:
+    return _forward(x, rest, schedule)[0]
+
+
+# ------------------------------------------------------------------------------------ backward
+
+
+def _backward(residuals, d_out: Array):
+    """Cotangents of `Inputs`, tile by tile.
+
+    With A = sum f v and L = sum g + extra the output is A / L, so dA = d_out / L and
+    dL = -d_out . out / L; each tile turns them into ds by the elementwise derivatives of f and g,
+    and ds into the rest.  A stage first needs the cotangent of its statistics: one more pass.
+    """
+    x, rest, schedule, saved = residuals
+    n, params = rest.normalizer, x.params
+    m = normalizers.reference(saved.state.m)
+    dA, dL, d_params = d_out, None, jax.tree.map(jnp.zeros_like, params)
+    if n.denominator is not None:
+        total, pull = jax.vjp(lambda p: _total(n, saved.state.sums, saved.state.m, p), params)
+        dA = normalizers.divide(d_out, total)
+        dL = -jnp.sum(dA * saved.out, axis=-1, keepdims=True)
+        (d_params,) = pull(dL)
+
+    def final(s, here_m, here, p):
+        f = n.numerator(s, here_m, here, p)
+        return (f,) if n.denominator is None else (f, n.denominator(s, here_m, here, p))
+
+    def from_weights(cut: Cut, dA: Array, dL: Array | None):
+        """Cotangents of the terms of the last pass."""
+        df = jnp.einsum("BKGtd,BKsd->BKGts", dA, cut.v, precision=lax.Precision.HIGHEST)
+        if x.v_table is not None:
+            by_distance = lambda w: tiles.sum_by_distance(w, x.v_table, cut.tile)
+            df = df + jax.linear_transpose(by_distance, df)(dA)[0]
+        return (df,) if dL is None else (df, jnp.broadcast_to(dL, df.shape))
+
+    def elementwise(cut: Cut, s: Array, terms, here_m, here):
+        """The terms, zero where hidden, as a function of what they depend on."""
+        hidden = normalizers.hide(cut.ok, s, here_m)
+        wrap = lambda s, stats, p: keep(cut.ok, *terms(s, here_m, stats, p))
+        return jax.vjp(wrap, hidden, here, params)
+
+    # Cotangents of the last stage's sums.
+    d_sums: Rows = ()
+    if n.stages:
+        stage = n.stages[-1]
+        stage_m, sums, before = saved.last_stage
+
+        def statistic_pass(d_stats: Rows, entry: Array):
+            tile = _tile(rest, schedule, entry[0], entry[1])
+            here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
+
+            def visit(kind: int) -> Rows:
+                cut = _cut(x, rest, tile, kind)
+                s = _scores(rest, cut, cut.raw, cut.operands)
+                _, pull = elementwise(cut, s, final, here_m, here)
+                return pull(from_weights(cut, hA, hL))[1]
+
+            new = _by_kind(schedule, entry[2], visit, lambda: jax.tree.map(jnp.zeros_like, here))
+            old = _take_rows(d_stats, tile)
+            return _put_rows(d_stats, jax.tree.map(jnp.add, old, new), tile), None
+
+        zeros = jax.tree.map(jnp.zeros_like, saved.stats)
+        d_stats = lax.scan(statistic_pass, zeros, schedule.entries)[0]
+        _, pull = jax.vjp(lambda s, p: stage.finish(stage_m, s, before, p), sums, params)
+        d_sums, more = pull(d_stats)
+        d_params = jax.tree.map(jnp.add, d_params, more)
+
+    # XLA runs a product that contracts the rows of both factors (dk = ds^T q) several times slower
+    # than one that does not, so dk and dv are kept transposed, with q and dA transposed once.
+    flip = lambda a: jnp.swapaxes(a, -1, -2)
+    qT, dAT = flip(x.q), flip(dA)
+    columns = lambda a, at: lax.dynamic_slice_in_dim(a, at.start, at.size, a.ndim - 1)
+    transposed = "BKGht,BKGts->BKhs"
+
+    def visit_tile(grads, entry: Array):
+        tile = _tile(rest, schedule, entry[0], entry[1])
+        dq, dkT, dvT, d_table, d_operands, d_params = grads
+        here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
+
+        def visit(kind: int):
+            cut = _cut(x, rest, tile, kind)
+            s, mods_pull = jax.vjp(
+                lambda raw, ops: _scores(rest, cut, raw, ops), cut.raw, cut.operands
+            )
+            weights, pull = elementwise(cut, s, final, here_m, here)
+            ds, _, dp = pull(from_weights(cut, hA, hL))
+            if n.stages:
+                at = _take_rows((stage_m, before, d_sums), tile)
+                terms, pull = elementwise(cut, s, stage.terms, at[0], at[1])
+                more = [jnp.broadcast_to(d, t.shape) for d, t in zip(at[2], terms, strict=True)]
+                ds_more, _, dp_more = pull(tuple(more))
+                ds, dp = ds + ds_more, jax.tree.map(jnp.add, dp, dp_more)
+            if cut.ok is not None:
+                ds = jnp.where(cut.ok, ds, 0.0)
+            d_raw, d_ops = mods_pull(ds)
+            high = lax.Precision.HIGHEST
+            return (
+                jnp.einsum("BKGts,BKsh->BKGth", d_raw, cut.k, precision=high),
+                jnp.einsum(transposed, columns(qT, tile.q), d_raw, precision=high),
+                jnp.einsum(transposed, columns(dAT, tile.q), weights[0], precision=high),
+                _table_cotangent(x.v_table, weights[0], hA, tile),
+                d_ops,
+                dp,
+            )
+
+        def nothing():
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(visit, FULL))
+
+        new = _by_kind(schedule, entry[2], visit, nothing)
+        d_operands = tuple(
+            tuple(
+                tiles.add(kind, old, part, tile)
+                for kind, old, part in zip(mod.kinds, olds, parts, strict=True)
+            )
+            for mod, olds, parts in zip(rest.mods, d_operands, new[4], strict=True)
+        )
+        grads = (
+            tiles.add("query", dq, new[0], tile),
+            tiles.add("key", dkT, new[1], tile),
+            tiles.add("key", dvT, new[2], tile),
+            jax.tree.map(jnp.add, d_table, new[3]),
+            d_operands,
+            jax.tree.map(jnp.add, d_params, new[5]),
+        )
+        return grads, None
+
+    zeros = jax.tree.map(jnp.zeros_like, (x.q, flip(x.k), flip(x.v), x.v_table, x.operands))
+    grads = lax.scan(visit_tile, (*zeros, d_params), schedule.entries)[0]
+    dq, dkT, dvT, d_table, d_operands, d_params = grads
+    return Inputs(dq, flip(dkT), flip(dvT), d_table, d_operands, d_params), None, None
+
+
+def _table_cotangent(v_table: Array | None, w: Array, dA: Array, tile: Tile) -> Array | None:
+    if v_table is None:
+        return None
+    by_table = lambda table: tiles.sum_by_distance(w, table, tile)
+    return jax.linear_transpose(by_table, v_table)(dA)[0]
+
+
+@jax.custom_vjp
+def _reverse(x: Inputs, rest: Call, schedule: Schedule) -> Array:
+    return _forward(x, rest, schedule)[0]
+
+
+def _reverse_fwd(x: Inputs, rest: Call, schedule: Schedule):
+    out, saved = _forward(x, rest, schedule)
+    return out, (x, rest, schedule, saved)
+
+
+_reverse.defvjp(_reverse_fwd, _backward)
+
+# Called eagerly, too, a pass over the tiles compiles once per shape.
+_run = {"reverse": jax.jit(_reverse), "forward": jax.jit(_forward_only)}

@@ -1,0 +1,219 @@
+"""One call of the pairwise engine, checked and laid out: what every implementation receives."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core import tiles
+from attnjax.core.masks import Mask
+from attnjax.core.mods import Mod, RelativeValues
+from attnjax.core.normalizers import Normalizer
+from attnjax.core.tiles import Shape, Tile
+from attnjax.typing import Array
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "q", "k", "v", "v_table", "mods", "normalizer", "mask",
+        "q_positions", "k_positions", "q_poison", "k_poison",
+    ],
+    meta_fields=["shape", "dtype"],
+)  # fmt: skip
+@dataclass(frozen=True)
+class Call:
+    """Arguments of `attend` in the layout of the tiles, in the working dtype.
+
+    q          (B,K,G,T,H), times scale       k (B,K,S,H)       v (B,K,S,D)
+    v_table    (R,D), the relative part of the values, or None
+    dtype      that of the caller's q, k and v, and of the result
+    q_poison   (B,K,G,T,1), k_poison (B,K,1,1,S): zero, or NaN where q, k or v held a NaN or an
+               infinity.  The arrays themselves hold zeros there.  Poison is added to scores before
+               the mask, so that a bad key spoils exactly the rows that may see it: 0 * NaN in a
+               matrix product would spoil the others, too.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    v_table: Array | None
+    mods: tuple[Mod, ...]
+    normalizer: Normalizer
+    mask: Mask | None
+    q_positions: Array | None
+    k_positions: Array | None
+    q_poison: Array
+    k_poison: Array
+    shape: Shape
+    dtype: jnp.dtype
+
+    @property
+    def whole(self) -> Tile:
+        """The tile that is the whole matrix."""
+        z = self.shape
+        return Tile(
+            tiles.span(0, z.T, self.q_positions),
+            tiles.span(0, z.S, self.k_positions),
+        )
+
+
+def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """float64 stays, everything else computes in float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def product(q: Array, k: Array) -> Array:
+    """q.k for a tile: (B,K,G,t,H), (B,K,s,H) -> (B,K,G,t,s)."""
+    return jnp.einsum("BKGth,BKsh->BKGts", q, k, precision=lax.Precision.HIGHEST)
+
+
+def modify(mods: tuple[Mod, ...], s: Array, operands: Sequence[tuple[Array, ...]], tile: Tile):
+    """The scores after all mods, in order; `operands` are already cut to the tile."""
+    for mod, ride in zip(mods, operands, strict=True):
+        s = mod(s, ride, tile)
+    return s
+
+
+def cut_operands(mods: tuple[Mod, ...], tile: Tile) -> tuple[tuple[Array, ...], ...]:
+    return tuple(
+        tuple(tiles.cut(kind, x, tile) for kind, x in zip(mod.kinds, mod.operands, strict=True))
+        for mod in mods
+    )
+
+
+def weighted_values(w: Array, v: Array, v_table: Array | None, tile: Tile) -> Array:
+    """sum_s w v (plus the relative part): (B,K,G,t,s), (B,K,s,D) -> (B,K,G,t,D)."""
+    out = jnp.einsum("BKGts,BKsd->BKGtd", w, v, precision=lax.Precision.HIGHEST)
+    return out if v_table is None else out + tiles.sum_by_distance(w, v_table, tile)
+
+
+def allowed(mask: Mask | None, tile: Tile, z: Shape) -> Array | None:
+    """The mask on a tile, broadcastable to (B,K,G,t,s); None allows everything."""
+    if mask is None:
+        return None
+    m = jnp.asarray(mask.allowed(tile.q.positions[:, None], tile.k.positions[None, :]))
+    if m.ndim == 2:
+        return m[None, None, None]
+    heads = (z.K, z.G) if m.shape[1] == z.N else (1, 1)
+    return m.reshape(m.shape[0], *heads, *m.shape[2:])
+
+
+# ------------------------------------------------------------------------------------- checks
+
+
+def _floating(name: str, x: Array) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"attend: {name} has dtype {x.dtype}, expected a floating-point dtype")
+
+
+def _check(q: Array, k: Array, v: Array) -> Shape:
+    for name, letters, x in (("q", "B,T,N,H", q), ("k", "B,S,K,H", k), ("v", "B,S,K,D", v)):
+        if x.ndim != 4:
+            raise ValueError(f"attend: {name} has shape {x.shape}, expected rank 4, ({letters})")
+        _floating(name, x)
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(
+            f"attend: q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}, expected one dtype"
+        )
+    B, T, N, H = q.shape
+    _, S, K, _ = k.shape
+    if k.shape[0] != B or v.shape[0] != B:
+        raise ValueError(
+            f"attend: q, k, v have batch sizes B = {B}, {k.shape[0]}, {v.shape[0]}, expected one"
+        )
+    if v.shape[1] != S:
+        raise ValueError(f"attend: v has length S = {v.shape[1]}, expected k's S = {S}")
+    if v.shape[2] != K:
+        raise ValueError(f"attend: v has K = {v.shape[2]} heads, expected k's K = {K}")
+    if k.shape[3] != H:
+        raise ValueError(f"attend: k has head width H = {k.shape[3]}, expected q's H = {H}")
+    if T == 0 or S == 0:
+        raise ValueError(f"attend: T = {T} and S = {S}, expected both to be at least 1")
+    if K == 0 or N % K:
+        raise ValueError(f"attend: q has N = {N} heads, expected a multiple of k's K = {K}")
+    return Shape(B, T, S, N, K, H, v.shape[3])
+
+
+def _positions(name: str, letter: str, x: Array | None, length: int) -> Array | None:
+    if x is None:
+        return None
+    if np.shape(x) != (length,):
+        raise ValueError(
+            f"attend: {name} has shape {np.shape(x)}, expected ({letter},) = ({length},)"
+        )
+    if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+        raise TypeError(f"attend: {name} has dtype {jnp.result_type(x)}, expected integers")
+    return x
+
+
+def _clean(x: Array) -> tuple[Array, Array]:
+    """x with zeros for NaN and infinities, and NaN for the rows that had one, zero for others."""
+    finite = jnp.isfinite(x)
+    bad = jnp.where(jnp.all(finite, axis=-1), 0.0, jnp.nan).astype(x.dtype)
+    return jnp.where(finite, x, jnp.zeros((), x.dtype)), lax.stop_gradient(bad)
+
+
+def prepare(
+    q: Array,
+    k: Array,
+    v: Array | RelativeValues,
+    mods: tuple[Mod, ...],
+    mask: Mask | None,
+    normalizer: Normalizer,
+    scale: float | Array | None,
+    q_positions: Array | None,
+    k_positions: Array | None,
+) -> Call:
+    """Checks the arguments of `attend` and lays them out."""
+    v_table = None
+    if isinstance(v, RelativeValues):
+        v, v_table = v.v, v.table
+    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+    z = _check(q, k, v)
+    given, dtype = q.dtype, working_dtype(q.dtype)
+    if isinstance(mods, Mod):
+        mods = (mods,)
+    for i, m in enumerate(mods):
+        if not isinstance(m, Mod):
+            raise TypeError(f"attend: mods[{i}] is {type(m).__name__}, expected a Mod, see mods.mod")
+    if mask is not None and not isinstance(mask, Mask):
+        raise TypeError(
+            f"attend: mask is {type(mask).__name__}, expected a Mask; an array is masks.array(x)"
+        )
+    if not isinstance(normalizer, Normalizer):
+        raise TypeError(
+            f"attend: normalizer is {normalizer!r}, expected a Normalizer such as "
+            "normalizers.softmax or normalizers.softpick()"
+        )
+    if scale is None:
+        scale = z.H**-0.5 if z.H else 1.0
+    (q, q_bad), (k, k_bad), (v, v_bad) = _clean(q), _clean(k), _clean(v)
+    q = (q.astype(dtype) * jnp.asarray(scale, dtype)).transpose(0, 2, 1, 3)
+    heads = lambda x: x.transpose(0, 2, 1)
+    k_poison = heads(k_bad + v_bad).astype(dtype)
+    return Call(
+        q=q.reshape(z.B, z.K, z.G, z.T, z.H),
+        k=k.astype(dtype).transpose(0, 2, 1, 3),
+        v=v.astype(dtype).transpose(0, 2, 1, 3),
+        v_table=None if v_table is None else v_table.astype(dtype),
+        mods=tuple(m.laid_out(z, dtype) for m in mods),
+        normalizer=normalizer.laid_out(z, dtype),
+        mask=None if mask is None else mask.resolve(z.T, z.S),
+        q_positions=_positions("q_positions", "T", q_positions, z.T),
+        k_positions=_positions("k_positions", "S", k_positions, z.S),
+        q_poison=heads(q_bad).astype(dtype).reshape(z.B, z.K, z.G, z.T, 1),
+        k_poison=k_poison[:, :, None, None, :],
+        shape=z,
+        dtype=given,
+    )
+
+
+def finish(call: Call, out: Array) -> Array:
+    """(B,K,G,T,D) in the working dtype -> (B,T,N,D) in the caller's."""
+    z = call.shape
+    return out.reshape(z.B, z.N, z.T, z.D).transpose(0, 2, 1, 3).astype(call.dtype)

@@ -1,0 +1,275 @@
+"""Score modifications: elementwise functions of a score and of what rides with its query and key.
+
+    score' = fn(score, operand, operand, ...)
+
+Each operand is tagged by what it rides with (the kinds of `tiles.py`), so one definition serves
+the dense matrix, a tile, a ring step and a decoding step, and gradients reach every operand.  `fn`
+sees arrays that broadcast against each other and must not care about their shapes.
+
+`fn` is part of what jit compares: define it once, at module level.  It may not close over traced
+arrays (they could not be cut into tiles, and would get no gradient): hand them over as operands.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core.tiles import Shape, Tile, lay_out, look_up
+from attnjax.typing import Array, Float, PerHead, PerQuery, V
+
+Fn = Callable[..., Array]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["operands"],
+    meta_fields=["fn", "kinds", "positions", "contract"],
+)
+@dataclass(frozen=True)
+class Mod:
+    """A score modification; made by `mod` and the functions below, not by hand.
+
+    fn         (score, [q_position, k_position,] *operands) -> score
+    operands   one array per entry of `kinds`
+    positions  fn also takes the positions of query and key, as integers
+    contract   fn is (*operands) -> term, and sum over features of the terms replaces the score
+    """
+
+    fn: Fn
+    kinds: tuple[str, ...]
+    operands: tuple[Array, ...]
+    positions: bool = False
+    contract: bool = False
+
+    def laid_out(self, z: Shape, dtype: jnp.dtype) -> "Mod":
+        """The same mod with operands of the working dtype, in the layout of their kinds."""
+        _refuse_traced_closure(self.fn)
+        operands = (jnp.asarray(x).astype(dtype) for x in self.operands)
+        laid = tuple(lay_out(k, x, z) for k, x in zip(self.kinds, operands, strict=True))
+        return replace(self, operands=laid)
+
+    def __call__(self, score: Array, operands: tuple[Array, ...], tile: Tile) -> Array:
+        """The modified score of one tile, given the operands already cut to it."""
+        if self.contract:
+            # One feature at a time: (t, s) memory, not (t, s, R), in the backward pass as well.
+            term = jax.checkpoint(lambda total, xs: (total + self.fn(*xs), None))
+            return lax.scan(term, jnp.zeros_like(score), operands)[0]
+        ride = [
+            look_up(kind, x, tile) if kind.endswith("table") else x
+            for kind, x in zip(self.kinds, operands, strict=True)
+        ]
+        if self.positions:
+            ride = [tile.q.positions[:, None], tile.k.positions[None, :], *ride]
+        return self.fn(score, *ride)
+
+
+def _refuse_traced_closure(fn: Fn) -> None:
+    inner = fn.func if isinstance(fn, functools.partial) else fn
+    held = [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
+    held += [*fn.args, *fn.keywords.values()] if isinstance(fn, functools.partial) else []
+    for leaf in jax.tree.leaves(held):
+        if isinstance(leaf, jax.core.Tracer):
+            name = getattr(inner, "__name__", repr(inner))
+            raise ValueError(
+                f"mods: {name} closes over a traced array {leaf.aval.str_short()}, expected it as "
+                f"an operand: mod(fn, query=..., key=..., head=..., pair=..., table=...)"
+            )
+
+
+def _tuple(x: Array | Iterable[Array]) -> tuple[Array, ...]:
+    return tuple(x) if isinstance(x, (tuple, list)) else (x,)  # type: ignore[return-value]
+
+
+def mod(
+    fn: Fn,
+    *,
+    query: Array | tuple[Array, ...] = (),
+    key: Array | tuple[Array, ...] = (),
+    head: Array | tuple[Array, ...] = (),
+    pair: Array | tuple[Array, ...] = (),
+    table: Array | tuple[Array, ...] = (),
+    query_table: Array | tuple[Array, ...] = (),
+    key_table: Array | tuple[Array, ...] = (),
+    positions: bool = False,
+) -> Mod:
+    """A mod from any elementwise function: fn(score, [q_pos, k_pos,] *operands) -> score.
+
+    Operands reach fn in the order of the keywords here; a keyword takes one array or a tuple.
+    query (T,) or (B,T,N); key (S,) or (B,S,K|N); head () or (N,); pair broadcastable to
+    (B,N,T,S); table (R,) or (N,R), query_table (B,T,N,R) and key_table (B,S,K|N,R) with
+    R = 2*radius+1 entries, read at radius + clip(k_pos - q_pos, -radius, radius).
+    """
+    given = {
+        "query": query,
+        "key": key,
+        "head": head,
+        "pair": pair,
+        "table": table,
+        "query_table": query_table,
+        "key_table": key_table,
+    }
+    kinds, operands = [], []
+    for kind, value in given.items():
+        for x in _tuple(value):
+            if kind.endswith("table") and np.shape(x)[-1:] and np.shape(x)[-1] % 2 == 0:
+                raise ValueError(
+                    f"mods: {kind} has {np.shape(x)[-1]} entries, expected an odd number "
+                    "2*radius+1 (one for each relative position -radius..radius)"
+                )
+            kinds.append(kind)
+            operands.append(x)
+    return Mod(fn, tuple(kinds), tuple(operands), positions)
+
+
+# ------------------------------------------------------------------------------ the usual ones
+
+
+def _add(score: Array, *terms: Array) -> Array:
+    return functools.reduce(jnp.add, terms, score)
+
+
+def _multiply(score: Array, factor: Array) -> Array:
+    return score * factor
+
+
+def _add_difference(score: Array, c: Array, b: Array) -> Array:
+    return score + (c - b)
+
+
+def _alibi(score: Array, q_pos: Array, k_pos: Array, slope: Array) -> Array:
+    return score - slope * jnp.abs(q_pos - k_pos).astype(score.dtype)
+
+
+def _soft_cap(score: Array, cap: Array) -> Array:
+    return cap * jnp.tanh(score / cap)
+
+
+def _additive_term(query: Array, key: Array, weight: Array) -> Array:
+    return weight * jnp.tanh(query + key)
+
+
+def alibi(slopes: PerHead) -> Mod:
+    """score - slope_n |i - j|.  Press et al. 2021, arXiv:2108.12409."""
+    return mod(_alibi, head=slopes, positions=True)
+
+
+def alibi_slopes(N: int) -> PerHead:
+    """The paper's slopes 2^(-8 n / N), n = 1..N; for N no power of two, every second one of 2N's."""
+    whole = 2 ** int(np.log2(N))
+    geometric = lambda n: 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
+    return jnp.asarray(np.concatenate([geometric(whole), geometric(2 * whole)[::2][: N - whole]]))
+
+
+def soft_cap(cap: float | Array) -> Mod:
+    """cap * tanh(score / cap), |score| < cap.  Gemma Team 2024, arXiv:2408.00118."""
+    return mod(_soft_cap, head=jnp.asarray(cap))
+
+
+def relative_bias(table: Float[Array, "*N R"]) -> Mod:
+    """score + table[n, radius + clip(j - i, -radius, radius)], R = 2*radius + 1."""
+    return mod(_add, table=table)
+
+
+def t5_buckets(buckets: int, *, bidirectional: bool = True, max_distance: int = 128) -> np.ndarray:
+    """The bucket of each relative position j - i in -max_distance..max_distance, as integers.
+
+    Half of the buckets are exact distances, the other half grow logarithmically up to
+    max_distance.  Raffel et al. 2019, arXiv:1910.10683.
+    """
+    distance = np.arange(-max_distance, max_distance + 1)
+    offset = np.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = np.where(distance > 0, buckets, 0)
+        n = np.abs(distance)
+    else:
+        n = np.maximum(-distance, 0)
+    exact = buckets // 2
+    ratio = np.log(np.maximum(n, 1) / exact) / np.log(max_distance / exact)
+    far = np.minimum(exact + (ratio * (buckets - exact)).astype(int), buckets - 1)
+    return offset + np.where(n < exact, n, far)
+
+
+def t5_bias(
+    table: Float[Array, "N buckets"], *, bidirectional: bool = True, max_distance: int = 128
+) -> Mod:
+    """score + table[n, bucket(j - i)].  Raffel et al. 2019, arXiv:1910.10683."""
+    at = t5_buckets(table.shape[-1], bidirectional=bidirectional, max_distance=max_distance)
+    return relative_bias(jnp.asarray(table)[..., at])
+
+
+def query_relative(table: Float[Array, "B T N R"]) -> Mod:
+    """score + table[b, i, n, radius + clip(j - i, -radius, radius)]: each query has its own table."""
+    return mod(_add, query_table=table)
+
+
+def key_relative(table: Float[Array, "B S N R"]) -> Mod:
+    """score + table[b, j, n, radius + clip(j - i, -radius, radius)]: each key has its own table."""
+    return mod(_add, key_table=table)
+
+
+def pair_bias(bias: Float[Array, "*B N T S"]) -> Mod:
+    """score + bias, bias broadcastable to (B,N,T,S)."""
+    return mod(_add, pair=bias)
+
+
+def is_pair_bias(m: Mod) -> bool:
+    """Whether a mod only adds one pair operand: all that libraries with a `bias` can do."""
+    return m.fn is _add and m.kinds == ("pair",)
+
+
+def per_head_scale(scale: PerHead) -> Mod:
+    """score * scale_n."""
+    return mod(_multiply, head=scale)
+
+
+def forget(log_f: PerQuery) -> Mod:
+    """score + c_t - c_j, c the running sum of log_f <= 0; self-attention only (T = S).
+
+    Gates below e^-60 act as e^-60: a gate of zero would make differences of infinities.  The
+    sum is taken in float32 (or float64).  Lin et al. 2025, arXiv:2503.02130.
+    """
+    wide = jnp.promote_types(log_f.dtype, jnp.float32)
+    c = jnp.cumsum(jnp.maximum(log_f.astype(wide), -60.0), axis=1)
+    return mod(_add_difference, query=c, key=c)
+
+
+def additive(
+    query: Float[Array, "B T N R"],
+    key: Float[Array, "B S K R"],
+    weight: Float[Array, "*N R"],
+) -> Mod:
+    """sum_r weight_r tanh(query_ir + key_jr), in place of the score.
+
+    Bahdanau et al. 2014, arXiv:1409.0473.  No scale is applied; q and k of `attend` give only
+    shapes here.  O(T + S) memory; time R times that of one elementwise pass over the scores.
+    """
+    kinds = ("query_features", "key_features", "head_features")
+    return Mod(_additive_term, kinds, (query, key, weight), contract=True)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["v", "table"], meta_fields=[])
+@dataclass(frozen=True)
+class RelativeValues:
+    """Values with a part that depends on the relative position; made by `relative_values`."""
+
+    v: Array
+    table: Array
+
+
+def relative_values(v: V, table: Float[Array, "R D"]) -> RelativeValues:
+    """To be passed to attend as v: out_i = sum_j w_ij (v_j + table[radius + clip(j - i)]).
+
+    Shaw et al. 2018, arXiv:1803.02155.  The table is shared by the heads.
+    """
+    if table.ndim != 2 or table.shape[0] % 2 == 0 or table.shape[1] != v.shape[-1]:
+        raise ValueError(
+            f"relative_values: table has shape {table.shape}, expected (R,D) with odd R = 2*radius+1 "
+            f"and D = {v.shape[-1]}"
+        )
+    return RelativeValues(v, table)

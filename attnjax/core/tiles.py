@@ -1,0 +1,248 @@
+"""Tiles of the score matrix, and the arrays that ride along with queries, keys or both.
+
+A tile is a range of queries times a range of keys.  Scores live as (B,K,G,t,s).  Every operand of a
+mod is brought to a layout that broadcasts against that, once, and is then cut tile by tile:
+
+    kind            given as                      laid out as
+    query           (T,) or (B,T,N)               (B,K,G,T,1)
+    key             (S,) or (B,S,K) or (B,S,N)    (B,K,G,1,S)
+    head            () or (N,)                    (1,K,G,1,1)
+    pair            broadcastable to (B,N,T,S)    (B,K,G,T,S), broadcast axes stay 1
+    table           (R,) or (N,R)                 (1,K,G,R)
+    query_table     (B,T,N,R)                     (B,K,G,T,R)
+    key_table       (B,S,K) or (B,S,N), R         (B,K,G,S,R)
+    query_features  (B,T,N,R)                     (R,B,K,G,T,1)
+    key_features    (B,S,K) or (B,S,N), R         (R,B,K,G,1,S)
+    head_features   (R,) or (N,R)                 (R,1,K,G,1,1)
+
+The same cut serves the whole matrix (one tile: the dense form), a tile, a step around a ring and a
+decoding step.  Tables hold one entry per relative position and are looked up here.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from attnjax.typing import Array
+
+# kind -> the axes along T and along S in the layout above
+AXES: dict[str, tuple[int | None, int | None]] = {
+    "query": (-2, None),
+    "key": (None, -1),
+    "head": (None, None),
+    "pair": (-2, -1),
+    "table": (None, None),
+    "query_table": (-2, None),
+    "key_table": (None, -2),
+    "query_features": (-2, None),
+    "key_features": (None, -1),
+    "head_features": (None, None),
+}
+KINDS = tuple(AXES)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The letters of one call."""
+
+    B: int
+    T: int
+    S: int
+    N: int
+    K: int
+    H: int
+    D: int
+
+    @property
+    def G(self) -> int:
+        return self.N // self.K
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of queries or keys: where it starts, how long it is, and its positions (size,).
+
+    `contiguous` says that positions are start, start + 1, ...: tables are then read by slices
+    instead of gathers.
+    """
+
+    start: Array | int
+    size: int
+    positions: Array
+    contiguous: bool
+
+
+@dataclass(frozen=True)
+class Tile:
+    q: Span
+    k: Span
+
+
+def span(start: Array | int, size: int, positions: Array | None) -> Span:
+    """The range [start, start + size) of a sequence whose positions are given, or 0, 1, 2 ..."""
+    if positions is None:
+        return Span(start, size, start + jnp.arange(size, dtype=jnp.int32), True)
+    return Span(start, size, lax.dynamic_slice_in_dim(positions, start, size), False)
+
+
+# ---------------------------------------------------------------------------------- layout
+
+
+def lay_out(kind: str, x: Array, z: Shape) -> Array:
+    """Brings one operand to the layout of its kind; a ValueError names what does not fit."""
+    given = x.shape
+
+    def fit(*accepted: tuple[str, tuple[int, ...]]) -> None:
+        if given not in [shape for _, shape in accepted]:
+            expected = " or ".join(f"({letters}) = {shape}" for letters, shape in accepted)
+            raise ValueError(f"mods: a {kind} operand has shape {given}, expected {expected}")
+
+    def heads(x: Array, axis: int) -> Array:  # N -> K, G, or K -> K, 1
+        n = x.shape[axis]
+        split = (z.K, n // z.K)
+        return x.reshape(*x.shape[:axis], *split, *x.shape[axis + 1 :])
+
+    if kind == "query":
+        fit(("T", (z.T,)), ("B,T,N", (z.B, z.T, z.N)))
+        if x.ndim == 1:
+            return x[None, None, None, :, None]
+        return heads(x.transpose(0, 2, 1), 1)[..., None]
+    if kind == "key":
+        fit(("S", (z.S,)), ("B,S,K", (z.B, z.S, z.K)), ("B,S,N", (z.B, z.S, z.N)))
+        if x.ndim == 1:
+            return x[None, None, None, None, :]
+        return heads(x.transpose(0, 2, 1), 1)[..., None, :]
+    if kind == "head":
+        fit(("", ()), ("N", (z.N,)))
+        return heads(x, 0)[None, :, :, None, None] if x.ndim else x.reshape(1, 1, 1, 1, 1)
+    if kind == "pair":
+        full = (z.B, z.N, z.T, z.S)
+        if x.ndim > 4 or any(
+            a not in (1, b) for a, b in zip(given[::-1], full[::-1], strict=False)
+        ):
+            raise ValueError(
+                f"mods: a pair operand has shape {given}, expected one broadcastable to "
+                f"(B,N,T,S) = {full}"
+            )
+        x = x.reshape((1,) * (4 - x.ndim) + given)
+        return heads(x, 1) if x.shape[1] == z.N else x[:, :, None]
+    if kind in ("table", "head_features"):
+        R = given[-1] if given else 0
+        fit(("R", (R,)), ("N,R", (z.N, R)))
+        x = heads(x, 0) if x.ndim == 2 else x[None, None]
+        return x[None] if kind == "table" else jnp.moveaxis(x, -1, 0)[:, None, ..., None, None]
+    R = given[-1] if given else 0
+    if kind.startswith("query"):
+        fit(("B,T,N,R", (z.B, z.T, z.N, R)))
+    else:
+        fit(("B,S,K,R", (z.B, z.S, z.K, R)), ("B,S,N,R", (z.B, z.S, z.N, R)))
+    x = heads(x.transpose(0, 2, 1, 3), 1)
+    if kind.endswith("table"):
+        return x
+    x = jnp.moveaxis(x, -1, 0)
+    return x[..., None] if kind == "query_features" else x[..., None, :]
+
+
+def _along(kind: str, x: Array) -> tuple[int | None, int | None]:
+    """The axes of x to cut along T and S; a broadcast axis (size 1) is not cut."""
+    t, s = AXES[kind]
+    keep = lambda axis: axis if axis is not None and x.shape[axis] > 1 else None
+    return keep(t), keep(s)
+
+
+def pad(kind: str, x: Array, T: int, S: int) -> Array:
+    """Zeros at the end of the T and S axes up to the lengths given."""
+    widths = [(0, 0)] * x.ndim
+    for axis, length in zip(_along(kind, x), (T, S), strict=True):
+        if axis is not None:
+            widths[axis] = (0, length - x.shape[axis])
+    return jnp.pad(x, widths)
+
+
+def cut(kind: str, x: Array, tile: Tile) -> Array:
+    """The part of a laid-out operand that belongs to the tile."""
+    for axis, at in zip(_along(kind, x), (tile.q, tile.k), strict=True):
+        if axis is not None:
+            x = lax.dynamic_slice_in_dim(x, at.start, at.size, axis % x.ndim)
+    return x
+
+
+def add(kind: str, x: Array, part: Array, tile: Tile) -> Array:
+    """x with `part` added where `cut` would have taken it."""
+    starts: list[Array] = [jnp.zeros((), jnp.int32)] * x.ndim
+    for axis, at in zip(_along(kind, x), (tile.q, tile.k), strict=True):
+        if axis is not None:
+            starts[axis] = jnp.asarray(at.start, jnp.int32)
+    old = lax.dynamic_slice(x, starts, part.shape)
+    return lax.dynamic_update_slice(x, old + part, starts)
+
+
+# ------------------------------------------------------------------------ relative positions
+#
+# A table has R = 2*radius + 1 entries; the pair (i, j) reads entry radius + clip(pos_j - pos_i,
+# -radius, radius).  For contiguous spans the entries of a tile are constant along diagonals, so a
+# strip of size.q + size.k entries holds them all and a reshape lays it out: no gather.
+
+
+def _strip(table: Array, first: Array | int, length: int) -> Array:
+    """Entries first, first + 1, ... of the last axis, the end entries repeated beyond the ends."""
+    R = table.shape[-1]
+    edges = [(0, 0)] * (table.ndim - 1) + [(length, length)]
+    start = jnp.clip(first + length, 0, R + length)
+    return lax.dynamic_slice_in_dim(
+        jnp.pad(table, edges, mode="edge"), start, length, table.ndim - 1
+    )
+
+
+def _diagonals_to_tile(strip: Array, bk: int) -> Array:
+    """(..., t, t + s) -> (..., t, s): row i starts at entry t - 1 - i of its strip."""
+    *lead, bq, width = strip.shape
+    flat = strip.reshape(*lead, bq * width)
+    rows = flat[..., bq - 1 : bq - 1 + bq * (width - 1)].reshape(*lead, bq, width - 1)
+    return rows[..., :bk]
+
+
+def _tile_to_diagonals(x: Array) -> Array:
+    """The inverse layout, (..., t, s) -> (..., t, t + s), zeros elsewhere."""
+    *lead, bq, bk = x.shape
+    rows = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, bq - 1)]).reshape(*lead, bq * (bq + bk - 1))
+    rows = jnp.pad(rows, [(0, 0)] * len(lead) + [(bq - 1, 1)])
+    return rows.reshape(*lead, bq, bq + bk)
+
+
+def look_up(kind: str, table: Array, tile: Tile) -> Array:
+    """The entries of a table, query_table or key_table for every pair of the tile, (..., t, s)."""
+    if kind == "key_table":  # the same with the roles of queries and keys exchanged
+        mirrored = look_up("query_table", table[..., ::-1], Tile(tile.k, tile.q))
+        return jnp.swapaxes(mirrored, -1, -2)
+    radius = (table.shape[-1] - 1) // 2
+    q, k = tile.q, tile.k
+    if not (q.contiguous and k.contiguous):
+        at = k.positions[None, :] - q.positions[:, None]
+        at = radius + jnp.clip(at, -radius, radius)
+        if kind == "table":
+            return table[..., at]
+        return jnp.take_along_axis(table, at[(None,) * (table.ndim - 2)], axis=-1)
+    first = radius + k.start - q.start - (q.size - 1)
+    strip = _strip(table, first, q.size + k.size)
+    if kind == "table":
+        strip = jnp.broadcast_to(
+            strip[..., None, :], (*strip.shape[:-1], q.size, strip.shape[-1])
+        )
+    return _diagonals_to_tile(strip, k.size)
+
+
+def sum_by_distance(weights: Array, table: Array, tile: Tile) -> Array:
+    """sum_s weights[..., t, s] table[..., radius + clip(s - t), :], (..., t, D)."""
+    radius = (table.shape[-2] - 1) // 2
+    q, k = tile.q, tile.k
+    if q.contiguous and k.contiguous:
+        first = radius + k.start - q.start - (q.size - 1)
+        rows = jnp.swapaxes(_strip(jnp.swapaxes(table, -1, -2), first, q.size + k.size), -1, -2)
+        return _tile_to_diagonals(weights) @ rows
+    at = radius + jnp.clip(k.positions[None, :] - q.positions[:, None], -radius, radius)
+    mass = jnp.zeros((*weights.shape[:-1], table.shape[-2]), weights.dtype)
+    mass = jax.vmap(lambda m, w, i: m.at[..., i].add(w), (-2, -2, 0), -2)(mass, weights, at)
+    return mass @ table

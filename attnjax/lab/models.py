@@ -1,0 +1,163 @@
+"""Small transformers for experiments: one stack of pre-norm blocks, a language model, a ViT.
+
+Both return `(output, intermediates)`: a dict of arrays by name, stacked over layers, so that probes
+need no hooks.  XLA drops what nobody reads.
+
+    q, k, v     (depth, B, T, heads, head width)
+    attention   (depth, B, T, width)       what each attention adds to the residual stream
+    mlp         (depth, B, T, width)       what each MLP adds
+    residual    (depth + 1, B, T, width)   the stream: the embedding, then after every block
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attnjax.nn.attention import Attend, Attention
+
+Edit = Callable[[str, jax.Array], jax.Array]
+Gate = Callable[..., Callable[[jax.Array], jax.Array]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a stack: residual width, blocks, heads, and whether positions are learned."""
+
+    width: int = 64
+    depth: int = 4
+    heads: int = 4
+    length: int = 128
+    positions: Literal["learned", "none"] = "learned"
+
+
+def unedited(name: str, x: jax.Array) -> jax.Array:
+    """The edit that changes nothing."""
+    return x
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), the MLP four times as wide as x."""
+
+    def __init__(self, width: int, heads: int, attend: Attend, gate: Gate | None, rngs: nnx.Rngs):
+        self.before_attention = nnx.RMSNorm(width, rngs=rngs)
+        self.attention = Attention(
+            width,
+            heads,
+            attend=attend,
+            gate=None if gate is None else gate(width, heads, rngs=rngs),
+            rngs=rngs,
+        )
+        self.before_mlp = nnx.RMSNorm(width, rngs=rngs)
+        self.up = nnx.Linear(width, 4 * width, rngs=rngs)
+        self.down = nnx.Linear(4 * width, width, rngs=rngs)
+
+    def __call__(self, x: jax.Array, edit: Edit) -> tuple[jax.Array, dict[str, jax.Array]]:
+        normed = edit("attention_input", self.before_attention(x))
+        q, k, v = self.attention.project(normed)
+        attention = edit("attention", self.attention.combine(normed, q, k, v))
+        x = edit("residual", x + attention)
+        hidden = jax.nn.gelu(self.up(edit("mlp_input", self.before_mlp(x))))
+        mlp = edit("mlp", self.down(edit("mlp_hidden", hidden)))
+        x = edit("residual", x + mlp)
+        return x, {"q": q, "k": k, "v": v, "attention": attention, "mlp": mlp, "residual": x}
+
+
+class Stack(nnx.Module):
+    """Position embedding, blocks, and the last norm."""
+
+    def __init__(self, shape: Shape, attend: Attend, gate: Gate | None, rngs: nnx.Rngs):
+        scale = nnx.initializers.normal(0.02)
+        learned = shape.positions == "learned"
+        size = (1, shape.length, shape.width)
+        self.positions = nnx.Param(scale(rngs.params(), size)) if learned else None
+        self.blocks = nnx.List(
+            [Block(shape.width, shape.heads, attend, gate, rngs) for _ in range(shape.depth)]
+        )
+        self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
+
+    def __call__(self, x: jax.Array, edit: Edit) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if self.positions is not None:
+            x = x + self.positions[...][:, : x.shape[1]]
+        x = embedding = edit("embedding", x)
+        seen = []
+        for index, block in enumerate(self.blocks):
+            x, named = block(x, lambda name, a, i=index: edit(f"{i}.{name}", a))
+            seen.append(named)
+        stacked = {name: jnp.stack([each[name] for each in seen]) for name in seen[0]}
+        stacked["residual"] = jnp.concatenate([embedding[None], stacked["residual"]])
+        return edit("output", self.norm(x)), stacked
+
+
+class TinyLM(nnx.Module):
+    """Predicts a token at every position: (B,T) int32 -> logits (B,T,vocab), and intermediates.
+
+    `attend(q, k, v)` decides everything about attention, causality included.  `gate(width, heads,
+    rngs=)` makes a gate on the heads' outputs, such as `nn.HeadGate`, for every block.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        attend: Attend,
+        *,
+        rngs: nnx.Rngs,
+        gate: Gate | None = None,
+        vocab: int = 256,
+    ):
+        scale = nnx.initializers.normal(0.02)
+        self.embed = nnx.Embed(vocab, shape.width, embedding_init=scale, rngs=rngs)
+        self.stack = Stack(shape, attend, gate, rngs)
+        self.head = nnx.Linear(shape.width, vocab, use_bias=False, kernel_init=scale, rngs=rngs)
+
+    def __call__(
+        self, tokens: jax.Array, edit: Edit = unedited
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`edit(name, x)` may replace what flows: '0.mlp', '3.residual', 'output' and so on."""
+        x, seen = self.stack(self.embed(tokens), edit)
+        return self.head(x), seen
+
+
+class TinyViT(nnx.Module):
+    """Classifies images: (B,height,width) floats -> logits (B,classes), and intermediates.
+
+    Square patches of `patch` pixels are the tokens, row by row; their outputs are averaged.
+    `shape.length` is the number of patches.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        attend: Attend,
+        *,
+        rngs: nnx.Rngs,
+        gate: Gate | None = None,
+        patch: int = 2,
+        classes: int = 10,
+    ):
+        self.patch = patch
+        self.embed = nnx.Linear(patch * patch, shape.width, rngs=rngs)
+        self.stack = Stack(shape, attend, gate, rngs)
+        self.head = nnx.Linear(shape.width, classes, rngs=rngs)
+
+    def __call__(
+        self, images: jax.Array, edit: Edit = unedited
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x, seen = self.stack(self.embed(patches(images, self.patch)), edit)
+        return self.head(x.mean(1)), seen
+
+
+def patches(images: jax.Array, size: int) -> jax.Array:
+    """(B,height,width) -> (B, height/size * width/size, size * size), row by row."""
+    B, height, width = images.shape
+    grid = images.reshape(B, height // size, size, width // size, size)
+    return grid.transpose(0, 1, 3, 2, 4).reshape(B, -1, size * size)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label] in nats, float32: (..., classes), (...) -> (...)."""
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return -jnp.take_along_axis(logs, labels[..., None], axis=-1)[..., 0]

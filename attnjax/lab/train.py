@@ -1,0 +1,112 @@
+"""The training loop: AdamW with a warm-up and a cosine, one compilation, checkpoints.
+
+A run is a function of its arguments: the batch of a step depends on the step alone, and everything
+else that changes (parameters, optimizer state, step, losses) is in the checkpoint.  So a run that
+is killed and started again ends with the same bits, on one machine and the same versions.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from attnjax.lab import checkpoint
+from attnjax.lab.errors import UserError
+from attnjax.lab.progress import Watch, unwatched
+
+_LOOK_EVERY = 0.5  # seconds between looks at the loss; each one waits for the device
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW; the rate rises over the first tenth of the steps and falls by a cosine to a tenth.
+
+    Weight decay acts on matrices, not on vectors.  Gradients are clipped to norm `clip`.
+    """
+
+    steps: int = 400
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise UserError(f"steps: got {self.steps}, expected at least 1")
+
+    def transformation(self) -> optax.GradientTransformation:
+        top = self.learning_rate
+        warm = max(1, self.steps // 10)
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, top, warm, max(self.steps, warm + 1), top / 10
+        )
+        matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+        adam = optax.adamw(rate, weight_decay=self.weight_decay, mask=matrices)
+        return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run: parameters, the loss of every step (steps,), and its speed."""
+
+    params: Any
+    losses: np.ndarray
+    tokens_per_second: float
+
+
+def train(
+    params: Any,
+    loss: Callable[[Any, Any], jax.Array],
+    batches: Callable[[int], Any],
+    optimizer: Optimizer,
+    *,
+    folder: Path | None = None,
+    every: int = 100,
+    watch: Watch = unwatched,
+) -> Run:
+    """Minimizes `loss(params, batch)` for `optimizer.steps` steps over `batches(step)`.
+
+    Where `folder` is given, a checkpoint is written every `every` steps and at the end, and a run
+    starts from the newest sound one; a finished run is only read.  Tokens are counted as the
+    entries of the first array of a batch.
+    """
+    transformation = optimizer.transformation()
+    state = (params, transformation.init(params), jnp.zeros(optimizer.steps))
+    found = None if folder is None else checkpoint.latest(folder, state)
+    first, state = (0, state) if found is None else found
+
+    @jax.jit
+    def update(state, step, batch):
+        params, moments, losses = state
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        change, moments = transformation.update(gradient, moments, params)
+        return optax.apply_updates(params, change), moments, losses.at[step].set(value)
+
+    tokens, seconds, looked = 0, 0.0, time.monotonic()
+    for step in range(first, optimizer.steps):
+        batch = batches(step)
+        state = update(state, np.int32(step), batch)
+        done = step + 1
+        if step == first:
+            # Compilation is over when the first step is; speed is counted from here.
+            jax.block_until_ready(state)
+            started = looked = time.monotonic()
+            watch(done, float(state[2][step]), 0.0)
+            continue_from = done
+        due = folder is not None and (done % every == 0 or done == optimizer.steps)
+        if due or done == optimizer.steps or time.monotonic() - looked > _LOOK_EVERY:
+            value = float(state[2][step])
+            looked = time.monotonic()
+            seconds = looked - started
+            tokens = (done - continue_from) * jax.tree.leaves(batch)[0].size
+            watch(done, value, tokens / max(seconds, 1e-9))
+        if due:
+            checkpoint.save(folder, done, state)
+    if first == optimizer.steps:
+        watch(first, float(state[2][-1]), 0.0)
+    return Run(state[0], np.asarray(state[2]), tokens / seconds if tokens else 0.0)

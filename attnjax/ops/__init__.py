@@ -1,0 +1,1 @@
+"""Leaves: one mechanism of one paper in each file, written in the engines' words."""

@@ -1,0 +1,57 @@
+"""Attention sinks: each query sees the first tokens of the text and its most recent ones.
+
+    A_ij = softmax_j(q_i . k_j / sqrt(H)) over j <= i with j < sinks or j > i - window
+
+Paper: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023,
+arXiv:2309.17453.
+Limits: T <= sinks + window is causal attention; sinks = 0 is sliding-window attention.
+Differs: a mask over all keys; the cache that drops keys and renumbers positions is not here.
+"""
+
+from attnjax.core import masks
+from attnjax.core.attend import Impl, attend
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import K, Out, Q, V
+from attnjax.variant import Limit, Variant, constant
+
+
+def sink_window_attention(
+    q: Q,
+    k: K,
+    v: V,
+    *,
+    sinks: int = 4,
+    window: int,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Causal attention over `sinks` first keys and the last `window`, the query's own among them.
+
+    `mask` forbids more. Work is linear in T where tiles are skipped.
+    """
+    if window < 1:
+        raise ValueError(f"window: {window}; expected at least 1, the query's own place")
+    kept = masks.causal & (masks.window(window - 1) | masks.sinks(sinks))
+    return attend(q, k, v, mask=kept if mask is None else kept & mask, impl=impl)
+
+
+VARIANT = Variant(
+    sink_window_attention,
+    rows=(355,),
+    paper="Xiao et al., 2023, arXiv:2309.17453",
+    inputs={"sinks": constant(2), "window": constant(3)},
+    limits=(
+        Limit(
+            "up to sinks + window tokens it is causal attention",
+            given={"window": lambda key, z: max(z.T - 2, 1)},
+            equals=lambda q, k, v, sinks, window: multi_head_attention(q, k, v, mask=masks.causal),
+        ),
+        Limit(
+            "no sinks: sliding-window attention",
+            given={"sinks": constant(0)},
+            equals=lambda q, k, v, sinks, window: multi_head_attention(
+                q, k, v, mask=masks.window(window - 1)
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,56 @@
+"""Half of each head looks back, the other half ahead: both directions, and order without codes.
+
+    q = [q1, q2], k = [k1, k2], v = [v1, v2] along the width of a head
+    out_i = [sum_{j <= i} softmax_j(q1_i . k1_j / sqrt(H/2)) v1_j,
+             sum_{j >= i} softmax_j(q2_i . k2_j / sqrt(H/2)) v2_j]
+
+Paper: Hallee and Gleghorn, "Dual Triangle Attention: Effective Bidirectional Attention Without
+Positional Embeddings", 2026, arXiv:2604.18603.
+Limits: the halves are causal attention, and causal attention on the reversed sequence.
+Differs: whether the paper splits v or shares it was not read off the paper; here v is split.
+"""
+
+import jax.numpy as jnp
+
+from attnjax.core import masks
+from attnjax.core.attend import Impl, attend
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import K, Out, Q, V
+from attnjax.variant import Limit, Variant
+
+
+def dual_triangle_attention(
+    q: Q, k: K, v: V, *, mask: masks.Mask | None = None, impl: Impl = None
+) -> Out:
+    """Two triangles that share the diagonal; H and D even. `mask` forbids more pairs."""
+    for name, x in (("q", q), ("v", v)):
+        if x.shape[-1] % 2:
+            raise ValueError(f"{name}: width {x.shape[-1]}; expected an even width, one half each")
+    past, future = masks.window(None, 0), masks.window(0, None)
+    (q1, q2), (k1, k2), (v1, v2) = (jnp.split(x, 2, axis=-1) for x in (q, k, v))
+    back = attend(q1, k1, v1, mask=past if mask is None else mask & past, impl=impl)
+    ahead = attend(q2, k2, v2, mask=future if mask is None else mask & future, impl=impl)
+    return jnp.concatenate([back, ahead], axis=-1)
+
+
+def _reversed_halves(q: Q, k: K, v: V) -> Out:
+    h, d = q.shape[-1] // 2, v.shape[-1] // 2
+    turned = [x[:, ::-1] for x in (q[..., h:], k[..., h:], v[..., d:])]
+    back = multi_head_attention(q[..., :h], k[..., :h], v[..., :d], mask=masks.causal)
+    ahead = multi_head_attention(*turned, mask=masks.causal)[:, ::-1]
+    return jnp.concatenate([back, ahead], axis=-1)
+
+
+VARIANT = Variant(
+    dual_triangle_attention,
+    rows=(378,),
+    paper="Hallee and Gleghorn, 2026, arXiv:2604.18603",
+    limits=(
+        Limit(
+            "causal on one half, causal on the reversed sequence on the other",
+            given={},
+            equals=_reversed_halves,
+        ),
+    ),
+    exempt={"causal": "half of every head looks ahead by definition"},
+)

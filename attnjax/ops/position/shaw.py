@@ -1,0 +1,61 @@
+"""Attention with learned vectors for the relative position of key and query.
+
+    r = clip(j - i, -m, m),    s_ij = q_i . (k_j + table_k[r]) / sqrt(H)
+    out_i = sum_j softmax_j(s_ij) (v_j + table_v[r])
+
+Paper: Shaw, Uszkoreit and Vaswani, "Self-Attention with Relative Position Representations", 2018,
+arXiv:1803.02155, equations 3 and 4.
+Limits: zero tables are softmax attention.
+"""
+
+import math
+
+import jax.numpy as jnp
+
+from attnjax.core import masks, mods
+from attnjax.core.attend import Impl, attend
+from attnjax.ops.numerics import finite, wide
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.variant import Limit, Variant, full, normal
+
+
+def shaw_relative_attention(
+    q: Q,
+    k: K,
+    v: V,
+    table_k: Float[Array, "R H"],
+    table_v: Float[Array, "R D"],
+    *,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Tables have R = 2m + 1 rows, distances -m .. m, and are shared by all heads.
+
+    Keys meet the table as q . table_k, (B,T,N,R), never as (T,S,H).
+    """
+    far = jnp.einsum("BTNH,RH->BTNR", finite(q), wide(table_k)) / math.sqrt(q.shape[-1])
+    return attend(
+        q,
+        k,
+        mods.relative_values(v, table_v),
+        mods=(mods.query_relative(far),),
+        mask=mask,
+        impl=impl,
+    )
+
+
+VARIANT = Variant(
+    shaw_relative_attention,
+    rows=(131,),
+    paper="Shaw, Uszkoreit and Vaswani, 2018, arXiv:1803.02155",
+    inputs={"table_k": normal("R H"), "table_v": normal("R D")},
+    limits=(
+        Limit(
+            "zero tables are softmax attention",
+            given={"table_k": full("R H", 0.0), "table_v": full("R D", 0.0)},
+            equals=lambda q, k, v, table_k, table_v: multi_head_attention(q, k, v),
+        ),
+    ),
+    exempt={"causal": "attends in both directions unless the caller passes a causal mask"},
+)

@@ -1,0 +1,87 @@
+"""Two ways to let a head do nothing without huge scores: a clipped softmax, or an output gate.
+
+    clipped   A_ij = clip((zeta - gamma) softmax_j(s_ij) + gamma, 0, 1)
+    gated     out_i = sigmoid(gate_i) sum_j softmax_j(s_ij) v_j,    s_ij = q_i . k_j / sqrt(H)
+
+Paper: Bondarenko, Nagel and Blankevoort, "Quantizable Transformers: Removing Outliers by Helping
+Attention Heads Do Nothing", 2023, arXiv:2306.12929, sections 4.1 and 4.2.
+Limits: gamma = 0 and zeta = 1 is softmax; an open gate is softmax, a closed one gives zero.
+Differs: the gate's small network belongs to a layer; `gate` is its output, before the sigmoid.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core import masks, normalizers
+from attnjax.core.attend import Impl, attend
+from attnjax.ops.numerics import wide
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import K, Out, PerQuery, Q, V
+from attnjax.variant import Limit, Variant, constant, full, normal
+
+
+def clipped_softmax_attention(
+    q: Q,
+    k: K,
+    v: V,
+    *,
+    gamma: float = -0.03,
+    zeta: float = 1.0,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Softmax stretched to [gamma, zeta] and cut to [0, 1]: weights can be exactly zero or one.
+
+    gamma <= 0 (the paper also takes -alpha / T, alpha from 2 to 4) and zeta >= 1. Weights are not
+    normalized again, and a clipped weight passes no gradient.
+    """
+    clipped = normalizers.clipped_softmax(gamma, zeta)
+    return attend(q, k, v, mask=mask, normalizer=clipped, impl=impl)
+
+
+def gated_attention(
+    q: Q, k: K, v: V, gate: PerQuery, *, mask: masks.Mask | None = None, impl: Impl = None
+) -> Out:
+    """Softmax attention times the sigmoid of `gate`, one number for each token and head."""
+    out = wide(attend(q, k, v, mask=mask, impl=impl))
+    return (out * jax.nn.sigmoid(wide(gate))[..., None]).astype(q.dtype)
+
+
+_PAPER = "Bondarenko, Nagel and Blankevoort, 2023, arXiv:2306.12929"
+_EITHER = {"causal": "attends in both directions unless the caller passes a causal mask"}
+
+VARIANTS = (
+    Variant(
+        clipped_softmax_attention,
+        rows=(141,),
+        paper=_PAPER,
+        inputs={"gamma": constant(-0.1), "zeta": constant(1.05)},
+        limits=(
+            Limit(
+                "gamma = 0 and zeta = 1 is softmax attention",
+                given={"gamma": constant(0.0), "zeta": constant(1.0)},
+                equals=lambda q, k, v, gamma, zeta: multi_head_attention(q, k, v),
+            ),
+        ),
+        exempt=_EITHER,
+    ),
+    Variant(
+        gated_attention,
+        rows=(141,),
+        paper=_PAPER,
+        inputs={"gate": normal("B T N")},
+        limits=(
+            Limit(
+                "an open gate is softmax attention",
+                given={"gate": full("B T N", 100.0)},
+                equals=lambda q, k, v, gate: multi_head_attention(q, k, v),
+            ),
+            Limit(
+                "a closed gate gives zero",
+                given={"gate": full("B T N", -100.0)},
+                equals=lambda q, k, v, gate: jnp.zeros_like(multi_head_attention(q, k, v)),
+            ),
+        ),
+        exempt=_EITHER,
+    ),
+)

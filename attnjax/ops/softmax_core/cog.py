@@ -1,0 +1,37 @@
+"""Cog attention: weights with the sign of the score, so a head can subtract.
+
+    A_ij = sign(s_ij) exp(|s_ij|) / sum_j exp(|s_ij|),    s_ij = q_i . k_j / sqrt(H)
+
+Paper: Lv et al., "More Expressive Attention with Negative Weights", 2024, arXiv:2411.07176.
+Limits: scores that are all positive give softmax; q -> -q gives -out.
+"""
+
+from attnjax.core import masks, normalizers
+from attnjax.core.attend import Impl, attend
+from attnjax.typing import K, Out, Q, V
+from attnjax.variant import Limit, Variant
+
+
+def cog_attention(
+    q: Q, k: K, v: V, *, mask: masks.Mask | None = masks.causal, impl: Impl = None
+) -> Out:
+    """Weights in [-1, 1] whose absolute values sum to one."""
+    return attend(q, k, v, mask=mask, normalizer=normalizers.signed, impl=impl)
+
+
+VARIANT = Variant(
+    cog_attention,
+    rows=(143,),
+    paper="Lv et al., 2024, arXiv:2411.07176",
+    limits=(
+        Limit(
+            "negating q negates the output",
+            given={},
+            equals=lambda q, k, v: -cog_attention(-q, k, v),
+        ),
+    ),
+    exempt={
+        "bfloat16": "a weight jumps where its score changes sign, so rounding a score near zero "
+        "moves the output at once"
+    },
+)

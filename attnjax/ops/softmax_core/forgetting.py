@@ -1,0 +1,57 @@
+"""Causal softmax attention with a learned forget gate.
+
+    s_ij = q_i . k_j / sqrt(H) + c_i - c_j,    c_i = sum_{l <= i} log f_l,    f in (0, 1)
+
+Paper: Lin et al., "Forgetting Transformer: Softmax Attention with a Forget Gate", 2025,
+arXiv:2503.02130.
+Limits: f = 1 is causal softmax; log f = -slope of a head is ALiBi with that slope.
+Differs: the Pro block's output gate, norms and token shift belong to a layer.
+"""
+
+import jax.numpy as jnp
+
+from attnjax.core import masks, mods
+from attnjax.core.attend import Impl, attend
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import K, Out, PerQuery, Q, V
+from attnjax.variant import Limit, Variant, full, log_gates
+
+
+def forgetting_attention(
+    q: Q, k: K, v: V, log_f: PerQuery, *, mask: masks.Mask = masks.causal, impl: Impl = None
+) -> Out:
+    """Attends with scores that fade by the gates after the key, up to the query's own.
+
+    `log_f` <= 0 is the logarithm of the gate of each token and head; T must equal S.
+    """
+    return attend(q, k, v, mods=(mods.forget(log_f),), mask=mask, impl=impl)
+
+
+def _alibi(q: Q, k: K, v: V, log_f: PerQuery) -> Out:
+    slopes = mods.alibi(mods.alibi_slopes(q.shape[2]))
+    return attend(q, k, v, mods=(slopes,), mask=masks.causal)
+
+
+VARIANT = Variant(
+    forgetting_attention,
+    rows=(137,),
+    paper="Lin et al., 2025, arXiv:2503.02130",
+    inputs={"log_f": log_gates("B T N")},
+    limits=(
+        Limit(
+            "log_f = 0 is causal softmax attention",
+            given={"log_f": full("B T N", 0.0)},
+            equals=lambda q, k, v, log_f: multi_head_attention(q, k, v, mask=masks.causal),
+        ),
+        Limit(
+            "a constant log_f = -slope of each head is ALiBi",
+            given={
+                "log_f": lambda key, z: jnp.broadcast_to(
+                    -mods.alibi_slopes(z.N)[None, None], z.shape("B T N")
+                )
+            },
+            equals=_alibi,
+        ),
+    ),
+    exempt={"unequal": "a gate belongs to a token that is both query and key"},
+)

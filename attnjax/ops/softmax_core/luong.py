@@ -1,0 +1,94 @@
+"""Global attention of translation models: dot, general, concat and location scores.
+
+    dot      q_i . k_j                             general    q_i^T W k_j
+    concat   w_score . tanh(W [q_i; k_j])          location   (W q_i)_j
+    A_ij = softmax_j(score_ij),    out_i = sum_j A_ij v_j
+
+Paper: Luong, Pham and Manning, "Effective Approaches to Attention-based Neural Machine
+Translation", 2015, arXiv:1508.04025, section 3.1.
+Limits: general with W = I is dot.
+Differs: one head in the paper, N here; the attentional state tanh(W_c [out_i; q_i]) and the feeding
+of it to the next step belong to the decoder.
+"""
+
+import jax.numpy as jnp
+
+from attnjax.core import masks, mods
+from attnjax.core.attend import Impl, attend
+from attnjax.ops.numerics import finite, wide
+from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.variant import Limit, Variant, normal
+
+
+def luong_dot(q: Q, k: K, v: V, *, mask: masks.Mask | None = None, impl: Impl = None) -> Out:
+    """The plain dot product, not divided by sqrt(H)."""
+    return attend(q, k, v, mask=mask, scale=1.0, impl=impl)
+
+
+def luong_general(
+    q: Q, k: K, v: V, w: Float[Array, "H H"], *, mask: masks.Mask | None = None, impl: Impl = None
+) -> Out:
+    """The bilinear score q_i^T w k_j."""
+    turned = (finite(q) @ wide(w)).astype(q.dtype)
+    turned = jnp.where(jnp.isfinite(q).all(-1, keepdims=True), turned, jnp.nan)
+    return luong_dot(turned, k, v, mask=mask, impl=impl)
+
+
+def luong_concat(
+    q: Q,
+    k: K,
+    v: V,
+    w_query: Float[Array, "H R"],
+    w_key: Float[Array, "H R"],
+    w_score: Float[Array, " R"],
+    *,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """The score w_score . tanh(q_i w_query + k_j w_key); W is w_query above w_key."""
+    score = mods.additive(finite(q) @ wide(w_query), finite(k) @ wide(w_key), wide(w_score))
+    return attend(q, k, v, mods=(score,), mask=mask, impl=impl)
+
+
+def luong_location(
+    q: Q, v: V, w: Float[Array, "S H"], *, mask: masks.Mask | None = None, impl: Impl = None
+) -> Out:
+    """The score of place j is row j of `w` times q_i: no keys, and S is fixed by `w`."""
+    places = jnp.broadcast_to(w.astype(q.dtype)[None, :, None], (*v.shape[:3], w.shape[1]))
+    return luong_dot(q, places, v, mask=mask, impl=impl)
+
+
+_PAPER = "Luong, Pham and Manning, 2015, arXiv:1508.04025"
+_EITHER = {"causal": "all states of the encoder are visible to the decoder"}
+
+VARIANTS = (
+    Variant(luong_dot, rows=(208,), paper=_PAPER, exempt=_EITHER),
+    Variant(
+        luong_general,
+        rows=(208,),
+        paper=_PAPER,
+        inputs={"w": normal("H H", 0.3)},
+        limits=(
+            Limit(
+                "w = I is luong_dot",
+                given={"w": lambda key, z: jnp.eye(z.H)},
+                equals=lambda q, k, v, w: luong_dot(q, k, v),
+            ),
+        ),
+        exempt=_EITHER,
+    ),
+    Variant(
+        luong_concat,
+        rows=(208,),
+        paper=_PAPER,
+        inputs={"w_query": normal("H R"), "w_key": normal("H R"), "w_score": normal("R")},
+        exempt=_EITHER,
+    ),
+    Variant(
+        luong_location,
+        rows=(208,),
+        paper=_PAPER,
+        inputs={"k": None, "w": normal("S H", 0.5)},
+        exempt=_EITHER,
+    ),
+)

@@ -1,0 +1,91 @@
+"""Local attention of translation models: a window at the query's place, or at a predicted one.
+
+    local-m   A_ij = softmax(q_i . k_j over |j - i| <= radius)
+    local-p   A_ij = softmax(q_i . k_j over |j - p_i| <= radius) exp(-(j - p_i)^2 / (2 sigma^2)),
+              sigma = radius / 2
+
+Paper: Luong, Pham and Manning, "Effective Approaches to Attention-based Neural Machine
+Translation", 2015, arXiv:1508.04025, section 3.2.
+Limits: local-m with radius >= max(T, S) is global attention, luong_dot.
+Differs: the caller predicts p_i = S sigmoid(w . tanh(W q_i)), for each head its own; for the
+general score pass q W as q.
+"""
+
+import jax.numpy as jnp
+
+from attnjax.core import masks, mods, normalizers
+from attnjax.core.attend import Impl, attend, attention_weights
+from attnjax.ops.numerics import wide
+from attnjax.ops.softmax_core.luong import luong_dot
+from attnjax.typing import Array, K, Out, PerQuery, Q, V
+from attnjax.variant import Limit, Variant, constant, uniform
+
+
+def luong_local_monotonic(
+    q: Q, k: K, v: V, *, radius: int = 10, mask: masks.Mask | None = None, impl: Impl = None
+) -> Out:
+    """Local-m: dot scores over the keys at most `radius` from the query's place; `mask` adds."""
+    near = masks.window(radius, radius)
+    return luong_dot(q, k, v, mask=near if mask is None else mask & near, impl=impl)
+
+
+def luong_local_predictive(
+    q: Q,
+    k: K,
+    v: V,
+    center: PerQuery,
+    *,
+    radius: int = 10,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Local-p: dot scores around `center`, real places in [0, S]; gradients reach them.
+
+    The Gaussian acts after the softmax, so weights do not sum to one, and they are formed: O(T S)
+    memory under every `impl`.
+    """
+    center = jnp.moveaxis(wide(center), 2, 1)[..., None]
+    off = jnp.arange(k.shape[1], dtype=center.dtype)[None, None, None] - center  # (B,N,T,S)
+    near = masks.array(jnp.abs(off) <= radius)
+    seen = near if mask is None else mask & near
+    weights = attention_weights(wide(q), wide(k), mask=seen, scale=1.0)
+    given = mods.mod(
+        _instead,
+        pair=weights * jnp.exp(-jnp.square(off) / (2 * (radius / 2) ** 2)),
+    )
+    return attend(q, k, v, mods=(given,), mask=seen, normalizer=normalizers.relu(), impl=impl)
+
+
+def _instead(score: Array, weight: Array) -> Array:
+    return weight
+
+
+_PAPER = "Luong, Pham and Manning, 2015, arXiv:1508.04025"
+_EITHER = {"causal": "the states of the encoder on both sides are visible to the decoder"}
+
+VARIANTS = (
+    Variant(
+        luong_local_monotonic,
+        rows=(208,),
+        paper=_PAPER,
+        inputs={"radius": constant(2)},
+        limits=(
+            Limit(
+                "a radius beyond both lengths is luong_dot",
+                given={"radius": lambda key, z: max(z.T, z.S)},
+                equals=lambda q, k, v, radius: luong_dot(q, k, v),
+            ),
+        ),
+        exempt=_EITHER,
+    ),
+    Variant(
+        luong_local_predictive,
+        rows=(208,),
+        paper=_PAPER,
+        inputs={
+            "center": lambda key, z: z.S * uniform("B T N", 0.0, 1.0)(key, z),
+            "radius": constant(3),
+        },
+        exempt=_EITHER,
+    ),
+)

@@ -1,0 +1,67 @@
+"""Attention as a choice among the inputs: the weights are the output.
+
+    u_ij = w_score . tanh(W_key k_j + W_query q_i),    p_i = softmax_j(u_ij)
+
+Paper: Vinyals, Fortunato and Jaitly, "Pointer Networks", 2015, arXiv:1506.03134, equation 3.
+Limits: weights times values is luong_concat, attention with the same additive score.
+Differs: N heads of pointers here, one in the paper; masking used positions is an option.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core import masks, mods
+from attnjax.core.attend import attention_weights
+from attnjax.ops.numerics import finite, wide
+from attnjax.typing import Array, Float, Int, K, Q, Weights
+from attnjax.variant import Limit, Variant, full, normal
+
+
+def pointer_attention(
+    q: Q,
+    k: K,
+    w_query: Float[Array, "H R"],
+    w_key: Float[Array, "H R"],
+    w_score: Float[Array, " R"],
+    *,
+    mask: masks.Mask | None = None,
+) -> Weights:
+    """Probabilities (B,N,T,S) of each input for each step: q decoder states, k encoder states.
+
+    Inputs that `mask` forbids get exactly zero; in q's dtype, dense by nature.
+    """
+    score = mods.additive(finite(q) @ wide(w_query), finite(k) @ wide(w_key), wide(w_score))
+    return attention_weights(q, k, mods=(score,), mask=mask)
+
+
+def unused(chosen: Int[Array, "B T"], inputs: int) -> masks.Mask:
+    """Forbids at step i the inputs chosen at steps before i, so that each is used once."""
+    taken = jax.nn.one_hot(chosen, inputs, dtype=jnp.int32)
+    return masks.array((jnp.cumsum(taken, axis=1) == taken)[:, None])
+
+
+VARIANT = Variant(
+    pointer_attention,
+    rows=(320,),
+    paper="Vinyals, Fortunato and Jaitly, 2015, arXiv:1506.03134",
+    inputs={
+        "v": None,
+        "w_query": normal("H R"),
+        "w_key": normal("H R"),
+        "w_score": normal("R"),
+    },
+    limits=(
+        Limit(
+            "w_score = 0 points everywhere alike",
+            given={"w_score": full("R", 0.0)},
+            equals=lambda q, k, w_query, w_key, w_score: jnp.full(
+                (q.shape[0], q.shape[2], q.shape[1], k.shape[1]), 1 / k.shape[1]
+            ),
+        ),
+    ),
+    exempt={
+        "causal": "a step may point to any input",
+        "blockwise": "the T x S weights are the output",
+        "memory": "the T x S weights are the output",
+    },
+)

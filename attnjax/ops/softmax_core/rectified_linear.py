@@ -1,0 +1,91 @@
+"""Rectified linear attention: relu for softmax, then a root-mean-square norm over all heads.
+
+    x_i = [sum_j relu(q_i . k_j / sqrt(H)) v_j of each head],    g = gain
+    rela         out_i = g x_i / sqrt(mean(x_i^2) + eps)
+    rela_gated   out_i = sigmoid(w x_i) g x_i / sqrt(mean(x_i^2) + eps)
+
+Paper: Zhang, Titov and Sennrich, "Sparse Attention with Linear Units", 2021, arXiv:2104.07012.
+Limits: q times c > 0 changes nothing but through eps = 1e-6; w = 0 halves the output.
+Differs: ReLA-i is `rela` with a small initial gain; the layer owns that choice.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core import masks, normalizers
+from attnjax.core.attend import Impl, attend
+from attnjax.ops.numerics import wide
+from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.variant import Limit, Variant, full, normal
+
+
+def rela(
+    q: Q,
+    k: K,
+    v: V,
+    gain: Float[Array, "N D"],
+    *,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Attends by relu(score) and norms the concatenated heads; `gain` is (N, D).
+
+    A query whose scores are all negative gets zero.
+    """
+    x = wide(attend(q, k, v, mask=mask, normalizer=normalizers.relu(), impl=impl))
+    return (_norm(x) * wide(gain)[None, None]).astype(q.dtype)
+
+
+def rela_gated(
+    q: Q,
+    k: K,
+    v: V,
+    gain: Float[Array, "N D"],
+    gate: Float[Array, "N D"],
+    *,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """`rela` times sigmoid(gate x), x the output before the norm; `gate` is w, (N, D)."""
+    x = wide(attend(q, k, v, mask=mask, normalizer=normalizers.relu(), impl=impl))
+    opened = jax.nn.sigmoid(wide(gate)[None, None] * x)
+    return (opened * _norm(x) * wide(gain)[None, None]).astype(q.dtype)
+
+
+def _norm(x: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(2, 3), keepdims=True) + 1e-6)
+
+
+_PAPER = "Zhang, Titov and Sennrich, 2021, arXiv:2104.07012"
+_EITHER = {"causal": "attends in both directions unless the caller passes a causal mask"}
+
+VARIANTS = (
+    Variant(
+        rela,
+        rows=(266,),
+        paper=_PAPER,
+        inputs={"gain": normal("N D")},
+        limits=(
+            Limit(
+                "q = 0: every score is zero, and so is the output",
+                given={"q": full("B T N H", 0.0)},
+                equals=lambda q, k, v, gain: jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype),
+            ),
+        ),
+        exempt=_EITHER,
+    ),
+    Variant(
+        rela_gated,
+        rows=(266,),
+        paper=_PAPER,
+        inputs={"gain": normal("N D"), "gate": normal("N D")},
+        limits=(
+            Limit(
+                "a gate of zero halves rela",
+                given={"gate": full("N D", 0.0)},
+                equals=lambda q, k, v, gain, gate: rela(q, k, v, gain) / 2,
+            ),
+        ),
+        exempt=_EITHER,
+    ),
+)

@@ -1,0 +1,52 @@
+"""Attention in which earlier tokens mask keys for later ones, without new parameters.
+
+    S_ij = relu(q_i . k_j / sqrt(H)) of head 0, causal; zero at j = 0 and j = i
+    F_ij = sum_{l < i} S_lj,    A_ij = softmax_j(q_i . k_j / sqrt(H) - F_ij) in every head
+
+Paper: Leviathan, Kalman and Matias, "Selective Attention Improves Transformer", 2024,
+arXiv:2410.02703, section 3.
+Limits: head 0 with no positive score is causal softmax attention.
+Differs: dropping keys of large F from a cache, and the loss that asks for it, are not here.
+"""
+
+import jax.numpy as jnp
+
+from attnjax.core import masks, mods, normalizers
+from attnjax.core.attend import Impl, attend, attention_weights
+from attnjax.ops.numerics import wide
+from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.variant import Limit, Variant, full
+
+
+def selection(q: Q, k: K, *, mask: masks.Mask = masks.causal) -> Float[Array, "B T S"]:
+    """F: how strongly the tokens before query i have asked to forget key j; never negative."""
+    others = mask & ~masks.sinks(1) & ~masks.window(0, 0)
+    asked = attention_weights(wide(q), wide(k), mask=others, normalizer=normalizers.relu())[:, 0]
+    # the sum over strictly earlier queries: a shift by one, then a running sum
+    return jnp.cumsum(jnp.pad(asked, ((0, 0), (1, 0), (0, 0)))[:, :-1], axis=1)
+
+
+def selective_attention(
+    q: Q, k: K, v: V, *, mask: masks.Mask = masks.causal, impl: Impl = None
+) -> Out:
+    """Softmax attention minus the selection F, which all heads share.
+
+    F is a bias of one number for each pair: O(T S) memory under every `impl`.
+    """
+    selected = mods.pair_bias(-selection(q, k, mask=mask)[:, None])
+    return attend(q, k, v, mods=(selected,), mask=mask, impl=impl)
+
+
+VARIANT = Variant(
+    selective_attention,
+    rows=(191,),
+    paper="Leviathan, Kalman and Matias, 2024, arXiv:2410.02703",
+    limits=(
+        Limit(
+            "q = 0 asks for nothing: the mean of the values so far",
+            given={"q": full("B T N H", 0.0)},
+            equals=lambda q, k, v: attend(jnp.zeros_like(q), k, v, mask=masks.causal),
+        ),
+    ),
+    exempt={"memory": "F is a number for each pair of query and key"},
+)

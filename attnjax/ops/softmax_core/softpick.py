@@ -1,0 +1,36 @@
+"""Attention with a rectified softmax that need not sum to one: no sink, exact zeros.
+
+    A_ij = relu(exp(s_ij) - 1) / (sum_j |exp(s_ij) - 1| + eps),    s_ij = q_i . k_j / sqrt(H)
+
+Paper: Zuhri, Fuadi and Aji, "Softpick: No Attention Sink, No Massive Activations with Rectified
+Softmax", 2025, arXiv:2504.20966.
+Limits: scores of zero or less give zero.
+"""
+
+import jax.numpy as jnp
+
+from attnjax.core import masks, normalizers
+from attnjax.core.attend import Impl, attend
+from attnjax.typing import K, Out, Q, V
+from attnjax.variant import Limit, Variant, full
+
+
+def softpick_attention(
+    q: Q, k: K, v: V, *, mask: masks.Mask | None = masks.causal, impl: Impl = None
+) -> Out:
+    """Weights in [0, 1) with sums at most one; a query may attend to nothing."""
+    return attend(q, k, v, mask=mask, normalizer=normalizers.softpick(eps=1e-6), impl=impl)
+
+
+VARIANT = Variant(
+    softpick_attention,
+    rows=(247,),
+    paper="Zuhri, Fuadi and Aji, 2025, arXiv:2504.20966",
+    limits=(
+        Limit(
+            "q = 0: every score is zero, and so is the output",
+            given={"q": full("B T N H", 0.0)},
+            equals=lambda q, k, v: jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype),
+        ),
+    ),
+)

@@ -1,0 +1,48 @@
+"""Oracles of attnjax.ops.local_structured: each paper's formula in float64 loops."""
+
+import numpy as np
+
+from tests.oracles.plain import blend, both, weights
+
+
+def neighbors(x, extent, window, stride, dilation):
+    """The `window` positions on one axis that position x sees.
+
+    Positions of one dilation class (equal modulo `dilation`) are counted 0, 1, 2, ...; runs of
+    `stride` of them share the window of their leader, the middle one (right of the middle when
+    the run is even), and the window is shifted inward at the borders.
+    """
+    members = [p for p in range(extent) if p % dilation == x % dilation]
+    place = members.index(x)
+    leader = min(place // stride * stride + stride // 2, len(members) - 1)
+    start = min(max(leader - window // 2, 0), max(len(members) - window, 0))
+    return members[start : start + window]
+
+
+def neighborhood_attention(q, k, v, shape, window, stride=1, dilation=1, table=None, allowed=None):
+    axes = len(shape)
+    per_axis = lambda x: (x,) * axes if isinstance(x, int) else tuple(x)
+    window, stride, dilation = per_axis(window), per_axis(stride), per_axis(dilation)
+    cells = list(np.ndindex(*shape))
+    near = np.array(
+        [
+            [
+                all(
+                    b[a] in neighbors(c[a], shape[a], window[a], stride[a], dilation[a])
+                    for a in range(axes)
+                )
+                for b in cells
+            ]
+            for c in cells
+        ]
+    )
+    H, K, N = q.shape[-1], k.shape[2], q.shape[2]
+
+    def score(b, n, i, j):
+        s = q[b, i, n] @ k[b, j, n * K // N] / np.sqrt(H)
+        if table is None:
+            return s
+        steps = [(cells[j][a] - cells[i][a]) // dilation[a] + window[a] - 1 for a in range(axes)]
+        return s + table[(n, *steps)]
+
+    return blend(weights(q, k, both(allowed, near), logit=score), v)

@@ -1,0 +1,297 @@
+"""The catalogue is complete, papers.csv is true, imports run one way, the command line answers."""
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import attnjax
+import attnjax.ops
+from attnjax import cli
+from attnjax.catalogue import PAPERS, STATUSES, VARIANTS, load
+from tests.oracles import ORACLES
+
+ROOT = Path(attnjax.__file__).parent.parent
+LAWS = {"causal", "unequal", "grouped", "blockwise", "empty_rows", "padding", "bfloat16", "jvp"}
+COSTS = {"memory"}  # what an exemption may say besides the laws
+
+# --------------------------------------------------------------------------------- the records
+
+
+def leaf_files():
+    """Every module below ops/ that is no package, except the arithmetic that leaves share."""
+    found = pkgutil.walk_packages(attnjax.ops.__path__, "attnjax.ops.")
+    return {module.name for module in found if not module.ispkg} - {"attnjax.ops.numerics"}
+
+
+def test_every_leaf_is_listed_under_its_own_name():
+    assert {variant.fn.__module__ for variant in VARIANTS} == leaf_files()
+    names = Counter(variant.name for variant in VARIANTS)
+    assert not [name for name, count in names.items() if count > 1]
+    assert all(load(variant.dotted) is variant.fn for variant in VARIANTS)
+
+
+def test_every_variant_of_a_leaf_is_listed():
+    for name in leaf_files():
+        module = importlib.import_module(name)
+        declared = getattr(module, "VARIANTS", None) or (module.VARIANT,)
+        assert set(map(id, declared)) <= set(map(id, VARIANTS)), name
+
+
+def test_every_variant_has_an_oracle_of_the_same_arguments():
+    assert set(ORACLES) == {variant.name for variant in VARIANTS}
+    for variant in VARIANTS:
+        taken = set(inspect.signature(ORACLES[variant.name]).parameters)
+        offered = inspect.signature(variant.fn).parameters
+        drawn = {"q": True, "k": True, "v": True} | variant.inputs
+        assert {name for name, make in drawn.items() if make} <= taken, variant.name
+        assert taken <= set(offered) | {"allowed"}, variant.name
+        assert ("mask" not in offered) or ("allowed" in taken), variant.name
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_a_record_says_what_it_must(variant):
+    assert set(variant.exempt) <= LAWS | COSTS
+    assert all(len(reason.split()) > 3 for reason in variant.exempt.values())
+    doc = inspect.getdoc(sys.modules[variant.fn.__module__])
+    assert "\nPaper: " in doc and "\nLimits: " in doc and "    " in doc
+    assert "arXiv:" in variant.paper and inspect.getdoc(variant.fn)
+    assert variant.rows
+    source = inspect.getsource(sys.modules[variant.fn.__module__])
+    assert len(source.splitlines()) <= 120
+
+
+# -------------------------------------------------------------------------------------- papers
+
+
+def test_papers_are_all_there_and_well_formed():
+    assert [paper.id for paper in PAPERS] == list(range(405))
+    for paper in PAPERS:
+        assert paper.status in STATUSES and paper.title and paper.family, paper
+        assert bool(paper.why) == (paper.status == "out") or paper.status == "todo", paper
+        assert bool(paper.entries) if paper.status == "done" else True, paper
+        assert not (paper.status == "out" and paper.entries), paper
+        # work in part: what is there and what is missing are told together
+        assert paper.status != "todo" or bool(paper.entries) == bool(paper.why), paper
+
+
+@pytest.mark.parametrize("dotted", sorted({entry for paper in PAPERS for entry in paper.entries}))
+def test_an_entry_of_a_paper_exists(dotted):
+    assert load(dotted) is not None
+
+
+def test_papers_and_variants_name_each_other():
+    by_paper = {(row, variant.dotted) for variant in VARIANTS for row in variant.rows}
+    listed = {(paper.id, entry) for paper in PAPERS for entry in paper.entries}
+    assert by_paper <= listed
+    extra = {entry for _, entry in listed - by_paper if entry.startswith("attnjax.ops.")}
+    assert extra <= {"attnjax.ops.softmax_core.multi_head.sinusoidal_positions"}
+    families = {paper.id: paper.family.replace("-", "_") for paper in PAPERS}
+    assert all(f".{families[row]}." in dotted for row, dotted in by_paper)
+
+
+def test_load_tells_a_missing_name_from_a_broken_module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half_there.py").write_text("import surely_not_installed\n")
+    for missing in ("attnjax.ops.nothing", "attnjax.catalogue.nothing", "surely_not_installed"):
+        with pytest.raises((ImportError, AttributeError)):
+            load(missing)
+    with pytest.raises(ImportError, match="surely_not_installed"):
+        load("half_there")
+
+
+# ------------------------------------------------------------------------------------- imports
+
+# A package may import those of a smaller number, and itself.
+ORDER = {
+    "attnjax.typing": 0,
+    "attnjax.variant": 0,
+    "attnjax.core": 1,
+    "attnjax": 2,  # the public names
+    "attnjax.ops": 2,
+    "attnjax.catalogue": 3,
+    "attnjax.decode": 4,
+    "attnjax.probes": 4,
+    "attnjax.cli": 4,
+    "attnjax.nn": 5,
+    "attnjax.__main__": 5,
+    "attnjax.lab": 6,
+    "experiments": 7,
+}
+
+
+def place(module):
+    """The entry of ORDER that a module belongs to: the longest that begins its name."""
+    parts = module.split(".")
+    names = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((name for name in names if name in ORDER), None)
+
+
+def imported(tree, lazy):
+    """Names that a file imports; those inside functions only with `lazy`."""
+    hidden = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            hidden |= {id(inner) for inner in ast.walk(node)} - {id(node)}
+    for node in ast.walk(tree):
+        if id(node) in hidden and not lazy:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            submodule = lambda alias, of=node.module: is_module(f"{of}.{alias.name}")
+            yield from (
+                f"{node.module}.{alias.name}" if submodule(alias) else node.module
+                for alias in node.names
+            )
+
+
+def is_module(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists() or path.is_dir()
+
+
+def violations(module, source):
+    tree = ast.parse(source)
+    if module.split(".")[0] == "kernels":
+        return [name for name in imported(tree, lazy=True) if name.split(".")[0] == "attnjax"]
+    here = place(module)
+    assert here is not None, f"{module} has no place in ORDER"
+    bad = []
+    lazy_places = ("kernels", "attnjax.parallel")
+    for name in imported(tree, lazy=True):
+        there = place(name)
+        if there is not None and there != here and ORDER[there] >= ORDER[here]:
+            bad.append(name)
+    if here == "attnjax.core":
+        top = imported(tree, lazy=False)
+        bad += [name for name in top if name.startswith(lazy_places)]
+    return bad
+
+
+def sources():
+    for folder in ("attnjax", "kernels", "experiments"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield module.removesuffix(".__init__"), path.read_text(encoding="utf-8")
+
+
+def test_imports_run_one_way():
+    broken = {module: bad for module, text in sources() if (bad := violations(module, text))}
+    assert not broken
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("attnjax.core.masks", "from attnjax.ops import position"),
+        ("attnjax.core.masks", "import kernels.flash"),
+        ("attnjax.ops.position.shaw", "from attnjax.catalogue import VARIANTS"),
+        ("attnjax.ops.position.shaw", "def f():\n    from attnjax import nn"),
+        ("attnjax.nn.attention", "import attnjax.lab.train"),
+        ("attnjax.typing", "from attnjax.core import masks"),
+        ("kernels.flash", "def f():\n    from attnjax.core import masks"),
+    ],
+)
+def test_the_order_of_imports_is_enforced(module, source):
+    assert violations(module, source)
+
+
+def test_a_lazy_import_of_kernels_is_allowed_to_the_core():
+    assert not violations("attnjax.core.attend", "def f():\n    import kernels.flash")
+
+
+# -------------------------------------------------------------------------------- command line
+
+
+def run(capsys, *args):
+    code = cli.main(args)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_papers_prints_rows_and_counts(capsys):
+    code, out, err = run(capsys, "papers", "--family", "position")
+    assert (code, err) == (0, "")
+    assert "DeBERTa" in out and "disentangled_attention" in out and "Softpick" not in out
+    done = sum(p.status == "done" for p in PAPERS if p.family == "position")
+    every = sum(p.family == "position" for p in PAPERS)
+    totals = [line.split() for line in out.splitlines() if "position" in line][-1]
+    assert [x for x in totals if x.isdecimal()] == [str(done), str(every - done), "0", str(every)]
+
+
+def test_papers_as_json_and_markdown(capsys):
+    _, out, _ = run(capsys, "papers", "--json", "--todo")
+    rows = json.loads(out)
+    assert [row["id"] for row in rows] == [p.id for p in PAPERS if p.status == "todo"]
+    _, out, _ = run(capsys, "papers", "--markdown")
+    lines = out.splitlines()
+    assert len(lines) == 2 + len(PAPERS)
+    assert all(line.replace("\\|", "").count("|") == 7 for line in lines)
+
+
+def test_show_tells_formula_signature_limits_and_implementations(capsys):
+    code, out, _ = run(capsys, "show", "softpick_attention")
+    assert code == 0
+    for part in (
+        "A_ij = relu(exp(s_ij) - 1)",
+        "arXiv:2504.20966",
+        "q: Float[B T N H],",
+        "impl: str | Implementation | None = None,",
+        "q = 0: every score is zero",
+        "-> dense",
+        "blockwise",
+    ):
+        assert part in out, part
+
+
+def test_show_takes_the_id_of_a_paper(capsys):
+    _, out, _ = run(capsys, "show", "141")
+    assert "Quantizable Transformers" in out
+    assert "clipped_softmax_attention(" in out and "gated_attention(" in out
+    assert out.count("Two ways to let a head do nothing") == 1
+
+
+def test_explain_names_the_implementation_that_runs(capsys):
+    code, out, _ = run(capsys, "explain", "forgetting_attention")
+    assert code == 0 and "-> dense" in out and "mods add_difference" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("show", "sofpick"), "NAME: 'sofpick' is unknown; did you mean 'softpick_attention'?"),
+        (("explain", "shaw"), "did you mean 'shaw_relative_attention'?"),
+        (
+            ("papers", "--family", "positon"),
+            "family: 'positon' is unknown; did you mean 'position'?",
+        ),
+        (("show", "999"), "NAME: no paper 999; expected an id 0 .. 404"),
+        (("papers", "--json", "--markdown"), "given together; expected one of them"),
+    ],
+)
+def test_a_mistake_is_one_line_with_a_suggestion(capsys, args, told):
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+
+
+def test_a_pipe_that_closes_early_is_no_error():
+    command = [sys.executable, "-m", "attnjax", "papers"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait()
