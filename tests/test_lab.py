@@ -396,7 +396,7 @@ def test_report_says_the_same_three_times(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert r"| up \| down | 2 | 2.5 +- 0.7 | > 1 | yes |" in text
     assert "| never | 0 | nan +- nan | < 1 | no |" in text
-    assert "| y |  | 0.6 +- 0.1 |" in text
+    assert "| rate |  | 0.6 +- 0.1 |" in text
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["claims"][0] | {"sd": None} == {
         "claim": "up | down", "paper": "2", "criterion": "> 1", "values": [2.0, 3.0],

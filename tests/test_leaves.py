@@ -100,6 +100,8 @@ def test_local_predictive_sees_its_window_only_and_moves_its_center():
     step = 1e-2 * jax.random.normal(jax.random.key(4), center.shape)
     slope = jnp.vdot(jax.grad(loss)(center), step)
     close(loss(center + step / 2) - loss(center - step / 2), slope, 2e-3)
+    with pytest.raises(ValueError, match="radius: 0; expected at least 1"):
+        luong_local_predictive(q, k, v, center, radius=0)
 
 
 def test_pointers_follow_their_inputs_and_avoid_used_ones():
@@ -149,11 +151,13 @@ def test_a_closed_gate_closes_its_own_head_and_token_only():
     close(out, multi_head_attention(q, k, v).at[1, 3, 2].set(0.0))
 
 
-def test_selection_grows_and_spares_the_first_token_and_the_query_itself():
+def test_selection_grows_and_spares_the_first_token_and_the_asking_one():
     q, k, v = qkv()
     F = np.asarray(selection(q, k))
     assert (np.diff(F, axis=1) >= 0).all() and F.max() > 0
-    assert (F[:, :, 0] == 0).all() and (np.diagonal(F, axis1=1, axis2=2) == 0).all()
+    assert (F[:, :, 0] == 0).all()
+    for later in (0, 1):  # neither the query now nor the one before asks to forget itself
+        assert (np.diagonal(F, offset=-later, axis1=1, axis2=2) == 0).all()
     modest = q.at[:, :, 0].set(0.0)  # head 0 asks for nothing
     close(
         selective_attention(modest, k, v),
@@ -239,6 +243,13 @@ GRIDS = {
     "1-D dilated and strided": {"shape": (13,), "window": 3, "stride": 3, "dilation": 4},
     "2-D": {"shape": (5, 7), "window": (3, 5), "stride": (1, 2), "dilation": (1, 1)},
     "2-D dilated": {"shape": (6, 7), "window": (3, 2), "dilation": (2, 3)},
+    "2-D causal in time": {
+        "shape": (7, 5),
+        "window": (3, 3),
+        "stride": (2, 1),
+        "dilation": (2, 1),
+        "causal": (True, False),
+    },
     "3-D": {"shape": (2, 3, 4), "window": (1, 3, 2), "stride": (1, 2, 1), "dilation": (2, 1, 2)},
 }
 
@@ -254,8 +265,26 @@ def test_neighborhoods_on_grids_with_a_relative_bias(grid):
             *exact, **grid, **{name: np.asarray(x, np.float64) for name, x in extra.items()}
         )
         close(neighborhood_attention(q, k, v, **grid, **extra), wanted)
+    if "causal" in grid:  # at its beginning there are fewer keys
+        return
     weights = weights_of(neighborhood_attention, q, k, **grid)
     assert ((weights > 0).sum(-1) == windows.prod()).all()
+
+
+def test_dilation_is_attention_on_interleaved_sub_grids():
+    q, k, v = qkv(24)
+    out = neighborhood_attention(q, k, v, shape=(4, 6), window=2, dilation=2)
+    grid = lambda x: x.reshape(B, 4, 6, N, H)
+    for row, column in np.ndindex(2, 2):
+        cut = lambda x, at=np.s_[:, row::2, column::2]: grid(x)[at].reshape(B, 6, N, H)
+        close(cut(out), neighborhood_attention(cut(q), cut(k), cut(v), shape=(2, 3), window=2))
+
+
+def test_a_bias_of_another_window_is_refused():
+    q, k, v = qkv(12)
+    with pytest.raises(ValueError, match=r"table: shape \(4, 3, 3\); expected \(4, 5, 3\)"):
+        table = jnp.zeros((N, 3, 3))
+        neighborhood_attention(q, k, v, shape=(4, 3), window=(3, 2), table=table)
 
 
 def test_the_bias_of_a_neighborhood_learns():

@@ -407,7 +407,8 @@ def _backward(residuals, d_out: Array):
             )
 
         def nothing():
-            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(visit, FULL))
+            shapes = jax.eval_shape(functools.partial(visit, FULL))
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
         new = _by_kind(schedule, entry[2], visit, nothing)
         d_operands = tuple(

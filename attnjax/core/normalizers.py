@@ -189,6 +189,11 @@ def weights(normalizer: Normalizer, s: Array, allowed: Array | None) -> Array:
     return divide(w, mass)
 
 
+def _number(x: float | Array) -> Array:
+    """A parameter; a Python number keeps float64 precision until the call's dtype is known."""
+    return np.asarray(x, np.float64) if isinstance(x, (int, float)) else x  # type: ignore[return-value]
+
+
 # ------------------------------------------------------------------------------------ one-pass
 
 
@@ -235,7 +240,7 @@ def sigmoid(bias: float | Array = 0.0) -> Normalizer:
 
     Ramapuram et al. 2024, arXiv:2409.04431.
     """
-    return Normalizer("sigmoid", _sigmoid, params=(jnp.asarray(bias, float),))
+    return Normalizer("sigmoid", _sigmoid, params=(_number(bias),))
 
 
 @functools.cache
@@ -270,7 +275,7 @@ def softpick(eps: float = 1e-6) -> Normalizer:
         _softpick_mass,
         peak=_softpick_peak,
         extra=_softpick_extra,
-        params=(jnp.asarray(eps),),
+        params=(_number(eps),),
     )
 
 
@@ -356,7 +361,7 @@ def softplus(power: int = 1, offset: float | Array = 0.0) -> Normalizer:
         raise ValueError(f"softplus: power is {power!r}, expected an integer of at least 1")
     if power == 1 and isinstance(offset, (int, float)) and offset == 0:
         return Normalizer("softplus", _softplus, _softplus)
-    return replace(_reweighted(power), params=(jnp.asarray(offset, float),))
+    return replace(_reweighted(power), params=(_number(offset),))
 
 
 def _exp_term(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
@@ -382,7 +387,7 @@ def clipped_softmax(low: float | Array, high: float | Array = 1.0) -> Normalizer
         if isinstance(x, (int, float)) and (x > 0 if name == "low" else x < 1):
             raise ValueError(f"clipped_softmax: {name} is {x}, expected {good}")
     stage = Stage(_exp_term, _log_sum_exp, peak=_identity)
-    params = (jnp.asarray(low, float), jnp.asarray(high, float))
+    params = (_number(low), _number(high))
     return Normalizer("clipped_softmax", _clipped, stages=(stage,), params=params)
 
 

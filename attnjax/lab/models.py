@@ -22,6 +22,8 @@ from attnjax.nn.attention import Attend, Attention
 Edit = Callable[[str, jax.Array], jax.Array]
 Gate = Callable[..., Callable[[jax.Array], jax.Array]]
 
+_small = nnx.initializers.normal(0.1)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -70,10 +72,9 @@ class Stack(nnx.Module):
     """Position embedding, blocks, and the last norm."""
 
     def __init__(self, shape: Shape, attend: Attend, gate: Gate | None, rngs: nnx.Rngs):
-        scale = nnx.initializers.normal(0.02)
         learned = shape.positions == "learned"
         size = (1, shape.length, shape.width)
-        self.positions = nnx.Param(scale(rngs.params(), size)) if learned else None
+        self.positions = nnx.Param(_small(rngs.params(), size)) if learned else None
         self.blocks = nnx.List(
             [Block(shape.width, shape.heads, attend, gate, rngs) for _ in range(shape.depth)]
         )
@@ -108,10 +109,9 @@ class TinyLM(nnx.Module):
         gate: Gate | None = None,
         vocab: int = 256,
     ):
-        scale = nnx.initializers.normal(0.02)
-        self.embed = nnx.Embed(vocab, shape.width, embedding_init=scale, rngs=rngs)
+        self.embed = nnx.Embed(vocab, shape.width, embedding_init=_small, rngs=rngs)
         self.stack = Stack(shape, attend, gate, rngs)
-        self.head = nnx.Linear(shape.width, vocab, use_bias=False, kernel_init=scale, rngs=rngs)
+        self.head = nnx.Linear(shape.width, vocab, use_bias=False, kernel_init=_small, rngs=rngs)
 
     def __call__(
         self, tokens: jax.Array, edit: Edit = unedited

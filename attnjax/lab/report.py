@@ -20,7 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from attnjax.lab.claims import Claim, Metrics, Verdict, mean_and_sd, plus_minus
 from attnjax.lab.errors import UserError
@@ -110,15 +110,15 @@ def report(
 
 
 def measures(seeds: Sequence[Metrics]) -> list[tuple[str, ...]]:
-    """One row a variant and one column a measure, mean +- sd over seeds; a header row first."""
+    """One row a measure and one column a variant, mean +- sd over seeds; a header row first."""
     names = list(dict.fromkeys(name for values in seeds[0].values() for name in values))
-    rows = [("variant", *names)]
-    for variant, values in seeds[0].items():
+    rows = [("", *seeds[0])]
+    for name in names:
         cells = []
-        for name in names:
+        for variant, values in seeds[0].items():
             found = [metrics[variant][name] for metrics in seeds] if name in values else []
             cells.append(plus_minus(*mean_and_sd(found), len(found)) if found else "")
-        rows.append((variant, *cells))
+        rows.append((name, *cells))
     return rows
 
 
@@ -135,7 +135,7 @@ def versions() -> dict[str, str]:
 
 
 def _table(rows: Sequence[Sequence[str]], verdict: str | None) -> Table:
-    table = Table(*(Column(name, overflow="fold") for name in rows[0]), box=SIMPLE_HEAD)
+    table = Table(*rows[0], box=SIMPLE_HEAD)
     for row in rows[1:]:
         style = None if verdict is None else "green" if row[-1] == "yes" else "red"
         cells = list(row)

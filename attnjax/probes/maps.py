@@ -12,6 +12,7 @@ import jax.numpy as jnp
 def attention_map(op: Callable[..., jax.Array], q: jax.Array, k: jax.Array) -> jax.Array:
     """The weights (B,N,T,S) of any `op(q, k, v)` that is linear in v, in the dtype of q.
 
+    Every column of v must be weighed alike: not so for an op that splits the heads of v.
     The identity matrix stands in for the values: v_j = e_j, so out_i = sum_j w_ij e_j = w_i.
     q (B,T,N,H), k (B,S,K,H).  Costs one call of the op with D = S; forms T x S.
     """

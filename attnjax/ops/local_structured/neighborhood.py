@@ -33,70 +33,52 @@ def neighborhood_attention(
     window: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
+    causal: bool | Sequence[bool] = False,
     table: Float[Array, "N ..."] | None = None,
     impl: Impl = None,
 ) -> Out:
     """Softmax attention on a grid given as a row-major sequence, T = S = prod(shape).
 
-    `window`, `stride` and `dilation` are one number for all axes or one each. `table`, one row per
-    head of shape (2 window - 1 for each axis), is the learned bias of relative places in steps of
-    the dilation, index 0 the most negative; with it a bias for each pair is formed, O(T^2) memory.
+    `window`, `stride`, `dilation` and `causal` are one value for all axes or one each. `table`, of
+    shape (N, 2 window - 1 for each axis), is the learned bias of relative places in steps of the
+    dilation, index 0 the most negative; with it a bias for each pair is formed, O(T^2) memory.
     """
-    near = masks.neighborhood(shape, window, stride, dilation)
+    near = masks.neighborhood(shape, window, stride, dilation, causal)
     if table is None:
         return attend(q, k, v, mask=near, impl=impl)
-    per_axis = lambda x: np.broadcast_to(x, len(shape))
+    widths = tuple(int(2 * w - 1) for w in np.broadcast_to(window, len(shape)))
+    if table.shape != (q.shape[2], *widths):
+        raise ValueError(f"table: shape {table.shape}; expected {(q.shape[2], *widths)}")
     cells = np.indices(shape).reshape(len(shape), -1)
-    steps = (cells[:, None, :] - cells[:, :, None]) // per_axis(dilation)[:, None, None]
-    reach = per_axis(window)[:, None, None] - 1  # pairs beyond it are masked
-    bias = table[:, *(np.clip(steps, -reach, reach) + reach)]
+    w, g = (np.broadcast_to(x, len(shape))[:, None, None] for x in (window, dilation))
+    steps = (cells[:, None, :] - cells[:, :, None]) // g
+    bias = table[:, *(np.clip(steps, 1 - w, w - 1) + w - 1)]  # pairs beyond are masked
     return attend(q, k, v, mods=(mods.pair_bias(bias[None]),), mask=near, impl=impl)
 
 
 def _grid(key: Array, z: Sizes) -> tuple[int, int]:
-    """The most square grid of T cells."""
     rows = next(r for r in range(int(z.T**0.5), 0, -1) if z.T % r == 0)
-    return rows, z.T // rows
-
-
-def _window(key: Array, z: Sizes) -> tuple[int, ...]:
-    return tuple(min(3, extent) for extent in _grid(key, z))
-
-
-def _sub_grids(q: Q, k: K, v: V, shape: tuple[int, int], window: tuple[int, int]) -> Out:
-    """Undilated attention, window 2 x 2, on the four interleaved halves of a grid, as a batch."""
-    rows, columns = shape[0] // 2, shape[1] // 2
-    B, T, N = q.shape[:3]
-    cut = lambda x: x.reshape(B, rows, 2, columns, 2, *x.shape[2:]).transpose(0, 2, 4, 1, 3, 5, 6)
-    parts = [cut(x).reshape(4 * B, -1, *x.shape[2:]) for x in (q, k, v)]
-    out = neighborhood_attention(*parts, shape=(rows, columns), window=2)
-    grid = out.reshape(B, 2, 2, rows, columns, N, -1).transpose(0, 3, 1, 4, 2, 5, 6)
-    return grid.reshape(B, T, N, -1)
+    return rows, z.T // rows  # the most square grid of T cells
 
 
 def _blocks(q: Q, k: K, v: V, shape: tuple[int, int], window: tuple[int, int]) -> Out:
     """Attention inside blocks of 2 x 3 cells."""
     cells = np.indices(shape).reshape(2, -1) // np.array([[2], [3]])
-    together = (cells[:, :, None] == cells[:, None, :]).all(0)
-    return multi_head_attention(q, k, v, mask=masks.array(together))
+    together = masks.array((cells[:, :, None] == cells[:, None, :]).all(0))
+    return multi_head_attention(q, k, v, mask=together)
 
 
 VARIANT = Variant(
     neighborhood_attention,
     rows=(240, 212, 1, 56),
     paper="Hassani et al., 2022 to 2025, arXiv:2204.07143, 2209.15001, 2403.04690, 2504.16922",
-    inputs={"shape": _grid, "window": _window},
+    inputs={"shape": _grid, "window": lambda key, z: tuple(min(3, n) for n in _grid(key, z))},
     sizes={"T": 24, "S": 24},
     limits=(
         Limit(
             "a window as large as the grid is softmax attention",
             given={"window": _grid},
             equals=lambda q, k, v, shape, window: multi_head_attention(q, k, v),
-        ),
-        Limit(
-            "dilation 2 is undilated attention on each interleaved sub-grid",
-            given={"window": constant(2), "dilation": constant(2)},
-            equals=_sub_grids,
         ),
         Limit(
             "stride = window is attention inside separate blocks",
@@ -107,7 +89,5 @@ VARIANT = Variant(
     exempt={
         "causal": "a neighborhood reaches to both sides",
         "unequal": "queries and keys are the cells of one grid",
-        "empty_rows": "every neighborhood holds at least one cell",
-        "padding": "a grid has no padding: its shape is its length",
     },
 )

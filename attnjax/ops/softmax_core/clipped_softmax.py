@@ -44,7 +44,10 @@ def gated_attention(
 ) -> Out:
     """Softmax attention times the sigmoid of `gate`, one number for each token and head."""
     out = wide(attend(q, k, v, mask=mask, impl=impl))
-    return (out * jax.nn.sigmoid(wide(gate))[..., None]).astype(q.dtype)
+    gate = wide(gate)[..., None]
+    gated = out * jax.nn.sigmoid(jnp.where(jnp.isnan(gate), 0.0, gate))
+    # a NaN gate spoils its row, but not in padding, where the row is zero
+    return jnp.where(jnp.isnan(gate) & (out != 0), jnp.nan, gated).astype(q.dtype)
 
 
 _PAPER = "Bondarenko, Nagel and Blankevoort, 2023, arXiv:2306.12929"

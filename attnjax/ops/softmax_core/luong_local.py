@@ -42,17 +42,19 @@ def luong_local_predictive(
     """Local-p: dot scores around `center`, real places in [0, S]; gradients reach them.
 
     The Gaussian acts after the softmax, so weights do not sum to one, and they are formed: O(T S)
-    memory under every `impl`.
+    memory under every `impl`. A center that is NaN, as in padding, sees nothing.
     """
+    if radius < 1:
+        raise ValueError(
+            f"radius: {radius}; expected at least 1, the Gaussian's width is half of it"
+        )
     center = jnp.moveaxis(wide(center), 2, 1)[..., None]
     off = jnp.arange(k.shape[1], dtype=center.dtype)[None, None, None] - center  # (B,N,T,S)
-    near = masks.array(jnp.abs(off) <= radius)
-    seen = near if mask is None else mask & near
+    near = jnp.abs(off) <= radius
+    seen = masks.array(near) if mask is None else mask & masks.array(near)
     weights = attention_weights(wide(q), wide(k), mask=seen, scale=1.0)
-    given = mods.mod(
-        _instead,
-        pair=weights * jnp.exp(-jnp.square(off) / (2 * (radius / 2) ** 2)),
-    )
+    bell = jnp.exp(-2 * jnp.square(jnp.where(near, off, 0.0) / radius))  # sigma = radius / 2
+    given = mods.mod(_instead, pair=weights * bell)
     return attend(q, k, v, mods=(given,), mask=seen, normalizer=normalizers.relu(), impl=impl)
 
 

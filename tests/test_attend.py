@@ -1,0 +1,411 @@
+"""Engine 1: mods, positions, the drop-in for jax.nn, explain, and what bad input is told."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnjax import (
+    Blockwise,
+    attend,
+    attention_weights,
+    dot_product_attention,
+    explain,
+    masks,
+    mods,
+    normalizers,
+)
+from attnjax.core.cudnn import CuDNN
+
+B, T, S, N, K, H, D = 2, 9, 11, 4, 2, 8, 6
+
+
+def draw(*shapes, seed=0, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return [jax.random.normal(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def qkv(T=T, S=S, seed=0, D=D):
+    return draw((B, T, N, H), (B, S, K, H), (B, S, K, D), seed=seed)
+
+
+def close(got, want, tolerance=2e-6):
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+# ----------------------------------------------------------------------------------- mods
+
+
+def np_scores(q, k):
+    q, k = np.float64(q), np.float64(k)
+    return np.einsum("btnh,bsnh->bnts", q, np.repeat(k, N // K, 2)) / np.sqrt(H)
+
+
+def np_attend(s, v):
+    e = np.exp(s - s.max(-1, keepdims=True))
+    w = e / e.sum(-1, keepdims=True)
+    return np.einsum("bnts,bsnd->btnd", w, np.repeat(np.float64(v), N // K, 2))
+
+
+def np_distance(radius, q_pos=None, k_pos=None):
+    q_pos = np.arange(T) if q_pos is None else q_pos
+    k_pos = np.arange(S) if k_pos is None else k_pos
+    return radius + np.clip(k_pos[None] - q_pos[:, None], -radius, radius)
+
+
+def mod_cases():
+    """name -> (mod, NumPy: scores -> scores, given the (T,S) index into tables of radius 2)."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    table, head_table, q_table, k_table = draw(5), draw(N, 5), draw(B, T, N, 5), draw(B, S, K, 5)
+    slopes, bias, per_q, per_k = draw(N), draw(1, N, T, 1), draw(B, T, N), draw(B, S, K)
+    a, b, w = draw(B, T, N, 3), draw(B, S, K, 3), draw(N, 3)
+    heads = lambda x: np.repeat(x, N // K, 2).transpose(0, 2, *range(1, 2), *range(3, x.ndim))
+    rows, columns = np.arange(T)[:, None], np.arange(S)[None]
+    custom = mods.mod(
+        lambda s, x, y, z: s * jnp.tanh(x) + y * z, query=per_q, key=per_k, head=slopes
+    )
+    return {
+        "alibi": (mods.alibi(slopes), lambda s, at: s - slopes[:, None, None] * np.abs(rows - columns)),
+        "soft_cap": (mods.soft_cap(0.8), lambda s, at: 0.8 * np.tanh(s / 0.8)),
+        "relative_bias": (mods.relative_bias(table), lambda s, at: s + table[at]),
+        "relative_bias per head": (mods.relative_bias(head_table), lambda s, at: s + head_table[:, at]),
+        "pair_bias": (mods.pair_bias(bias), lambda s, at: s + bias),
+        "per_head_scale": (mods.per_head_scale(slopes), lambda s, at: s * slopes[:, None, None]),
+        "query_relative": (
+            mods.query_relative(q_table),
+            lambda s, at: s + q_table.transpose(0, 2, 1, 3)[:, :, rows, at],
+        ),
+        "key_relative": (
+            mods.key_relative(k_table),
+            lambda s, at: s + heads(k_table)[:, :, columns, at],
+        ),
+        "additive": (
+            mods.additive(a, b, w),
+            lambda s, at: np.einsum(
+                "nr,bntsr->bnts",
+                w,
+                np.tanh(a.transpose(0, 2, 1, 3)[:, :, :, None] + heads(b)[:, :, None]),
+            ),
+        ),
+        "custom": (
+            custom,
+            lambda s, at: s * np.tanh(per_q.transpose(0, 2, 1)[..., None])
+            + heads(per_k)[:, :, None] * slopes[:, None, None],
+        ),
+    }
+
+
+MODS = mod_cases()
+
+
+@pytest.mark.parametrize("name", MODS)
+@pytest.mark.parametrize("impl", ["dense", Blockwise(4, 3)], ids=["dense", "blockwise"])
+def test_mods_do_what_they_say(name, impl):
+    q, k, v = qkv()
+    mod, truth = MODS[name]
+    want = np_attend(truth(np_scores(q, k), np_distance(2)), v)
+    close(attend(q, k, v, mods=(mod,), impl=impl), want)
+
+
+@pytest.mark.parametrize("impl", ["dense", Blockwise(4, 3)], ids=["dense", "blockwise"])
+@pytest.mark.parametrize("name", ["relative_bias per head", "query_relative", "key_relative"])
+def test_tables_follow_explicit_positions(name, impl):
+    q, k, v = qkv()
+    rng = np.random.default_rng(3)
+    q_pos, k_pos = rng.permutation(20)[:T], rng.permutation(20)[:S]
+    mod, truth = MODS[name]
+    want = np_attend(truth(np_scores(q, k), np_distance(2, q_pos, k_pos)), v)
+    got = attend(q, k, v, mods=(mod,), q_positions=q_pos, k_positions=k_pos, impl=impl)
+    close(got, want)
+
+
+def test_permuted_tokens_with_their_positions_give_the_permuted_result_and_gradient():
+    """Everything that depends on position at once: mask, tables, relative values, alibi."""
+    q, k, v = qkv(T=T, S=T)
+    (table, values), order = draw((N, 5), (5, D), seed=4), np.random.default_rng(1).permutation(T)
+    terms = (mods.alibi(mods.alibi_slopes(N)), mods.relative_bias(table))
+    mask = masks.causal & masks.window(5)
+
+    def loss(inputs, positions, impl):
+        q, k, v, values = inputs
+        out = attend(
+            q, k, mods.relative_values(v, values), mods=terms, mask=mask,
+            q_positions=positions, k_positions=positions, impl=impl,
+        )  # fmt: skip
+        return jnp.sum(jnp.sin(out)), out
+
+    run = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+    want_grads, want = run((q, k, v, values), None, "dense")
+    moved = tuple(x[:, order] for x in (q, k, v))
+    for impl in ("dense", Blockwise(4, 3)):
+        grads, got = run((*moved, values), jnp.asarray(order), impl)
+        close(got, want[:, order])
+        for g, w in zip(grads[:3], want_grads[:3], strict=True):
+            close(g, w[:, order])
+        close(grads[3], want_grads[3], 1e-5)
+
+
+def test_t5_buckets_are_those_of_the_paper():
+    """Exact distances below half of the buckets, then logarithmic, the last bucket for the rest."""
+    at = mods.t5_buckets(32, bidirectional=True, max_distance=128)
+    distance = np.arange(-128, 129)
+    bucket = dict(zip(distance, at, strict=True))
+    assert [bucket[-d] for d in range(8)] == list(range(8))
+    assert [bucket[d] for d in range(1, 8)] == list(range(17, 24))
+    assert bucket[-8] == 8 and bucket[-12] == 9 and bucket[-64] == 14 and bucket[-128] == 15
+    assert bucket[128] == 31 and (np.diff(at[:129]) <= 0).all()
+    one_way = mods.t5_buckets(32, bidirectional=False, max_distance=128)
+    assert (one_way[129:] == 0).all() and one_way[128 - 15] == 15 and one_way[0] == 31
+
+
+def test_mods_apply_in_order():
+    q, k, v = qkv()
+    cap, bias = mods.soft_cap(0.5), mods.pair_bias(5.0 * draw((N, T, S))[0])
+    s = np_scores(q, k)
+    b = np.float64(bias.operands[0])
+    close(attend(q, k, v, mods=(cap, bias)), np_attend(0.5 * np.tanh(s / 0.5) + b, v), 1e-5)
+    close(attend(q, k, v, mods=(bias, cap)), np_attend(0.5 * np.tanh((s + b) / 0.5), v), 1e-5)
+
+
+# ------------------------------------------------------------------- all together, at random
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_composition_runs_the_same_on_dense_and_blockwise(data):
+    """Value and every gradient, in float64, of random mods, mask, normalizer, shape and tiles."""
+    with jax.enable_x64():
+        T, S = data.draw(st.integers(1, 13)), data.draw(st.integers(1, 13))
+        K, G, D = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2)), 3
+        N, f64 = K * G, jnp.float64
+        q, k, v, table, bias, head = draw(
+            (2, T, N, 4), (2, S, K, 4), (2, S, K, D), (N, 5), (1, N, 1, S), (N,), dtype=f64
+        )
+        pool = [
+            masks.causal, masks.causal_to_end, masks.window(3, 1), masks.sinks(2),
+            masks.dilated(3, 2), masks.lengths(k=np.array([S, max(1, S // 2)])),
+            masks.array(np.random.default_rng(0).random((1, N, T, S)) < 0.5),
+        ]  # fmt: skip
+        chosen = data.draw(st.lists(st.sampled_from(range(len(pool))), max_size=2))
+        mask = None
+        for i in chosen:
+            both = data.draw(st.booleans())
+            mask = pool[i] if mask is None else mask & pool[i] if both else mask | ~pool[i]
+        names = ["softmax", "softpick", "signed", "sigmoid", "softplus", "clipped", "sink"]
+        normalizer = {
+            "softmax": normalizers.softmax,
+            "softpick": normalizers.softpick(),
+            "signed": normalizers.signed,
+            "sigmoid": normalizers.sigmoid(-1.0),
+            "softplus": normalizers.softplus(2, 0.3),
+            "clipped": normalizers.clipped_softmax(-0.05, 1.05),
+            "sink": normalizers.softmax_sink(head),
+        }[data.draw(st.sampled_from(names))]
+        terms = {
+            0: mods.soft_cap(3.0), 1: mods.relative_bias(table), 2: mods.pair_bias(bias),
+            3: mods.alibi(head),
+        }  # fmt: skip
+        picked = tuple(terms[i] for i in data.draw(st.lists(st.sampled_from(range(4)), max_size=3)))
+        tiles = Blockwise(data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6)))
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def value_and_grads(impl, *args):
+            f = lambda q, k, v, m, n: attend(q, k, v, mods=m, mask=mask, normalizer=n, impl=impl)
+            out, pull = jax.vjp(f, *args)
+            return out, pull(jnp.cos(out))
+
+        args = (q, k, v, picked, normalizer)
+        want, got = value_and_grads("dense", *args), value_and_grads(tiles, *args)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), got, want)
+
+
+def test_a_traced_document_mask_skips_at_run_time_and_stays_right():
+    q, k, v = qkv(S=T)
+    ids = jnp.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
+
+    def run(impl):
+        f = lambda q, ids: attend(q, k, v, mask=masks.causal & masks.document(ids), impl=impl)
+        grad = jax.grad(lambda q, ids: jnp.sum(jnp.sin(f(q, ids))))
+        return jax.jit(lambda q, ids: (f(q, ids), grad(q, ids)))(q, ids)
+
+    jax.tree.map(close, run(Blockwise(2, 2)), run("dense"))
+
+
+def test_a_bad_key_spoils_exactly_the_rows_that_see_it():
+    q, k, v = qkv(S=T)
+    for name, bad in (("v", (q, k, v.at[1, 5, 0, 2].set(jnp.inf))), ("k", (q, k.at[1, 5, 0, 2].set(jnp.nan), v))):
+        for impl in ("dense", Blockwise(4, 3), Blockwise(2, 2)):
+            out = np.asarray(attend(*bad, mask=masks.causal, impl=impl))
+            seen = np.zeros(out.shape[:3], bool)
+            seen[1, 5:, :2] = True
+            assert np.isnan(out[seen]).all() and np.isfinite(out[~seen]).all(), (name, impl)
+
+
+def test_attention_weights_are_those_attend_applies():
+    q, k, v = qkv()
+    w = attention_weights(q, k, mask=masks.causal_to_end, normalizer=normalizers.softpick())
+    out = np.einsum("bnts,bsnd->btnd", w, np.repeat(v, N // K, 2))
+    close(attend(q, k, v, mask=masks.causal_to_end, normalizer=normalizers.softpick()), out)
+
+
+# -------------------------------------------------------------------------- jax.nn's drop-in
+
+
+def jax_nn_cases():
+    q, k, v = qkv(D=H)
+    bias, mask = draw((1, N, T, S))[0], np.random.default_rng(0).random((B, 1, T, S)) < 0.7
+    mask[..., 0] = True  # jax.nn gives rows without keys the mean of v, attnjax gives zeros
+    lengths = jnp.array([S, 6], jnp.int32)
+    return {
+        "plain": ((q, k, v), {}),
+        "bias": ((q, k, v, bias), {}),
+        "mask": ((q, k, v, None, mask), {}),
+        "mask by key": ((q, k, v, bias, mask[:, :, :1]), {"scale": 0.3}),
+        "causal": ((q, k, v), {"is_causal": True}),
+        "key lengths": ((q, k, v), {"key_value_seq_lengths": lengths}),
+        "window": ((q, k, v), {"local_window_size": 2}),
+        "window, causal": ((q, k, v), {"local_window_size": (3, 1), "is_causal": True}),
+        "no batch": ((q[0], k[0], v[0], bias[0]), {"is_causal": True}),
+        "half": (tuple(x.astype(jnp.bfloat16) for x in (q, k, v)), {}),
+    }
+
+
+@pytest.mark.parametrize("case", jax_nn_cases())
+@pytest.mark.parametrize("impl", [None, "blockwise"])
+def test_dot_product_attention_is_a_drop_in_for_jax_nn(case, impl):
+    args, options = jax_nn_cases()[case]
+    want = jax.nn.dot_product_attention(*args, **options)
+    got = dot_product_attention(*args, **options, implementation=impl)
+    assert got.dtype == want.dtype and got.shape == want.shape
+    tolerance = 2e-2 if case == "half" else 2e-6
+    close(got.astype(jnp.float32), want.astype(jnp.float32), tolerance)
+
+
+def test_dot_product_attention_gives_zeros_for_rows_beyond_the_query_lengths():
+    q, k, v = qkv(D=H)
+    lengths = jnp.array([T, 4], jnp.int32)
+    want = jax.nn.dot_product_attention(q, k, v, query_seq_lengths=lengths)
+    got = dot_product_attention(q, k, v, query_seq_lengths=lengths)
+    close(got, want)
+    assert not np.any(got[1, 4:])
+
+
+@pytest.mark.parametrize(
+    "mask", [None, masks.causal, masks.window(3, 1), masks.window(None, 2), masks.causal_to_end],
+    ids=repr,
+)  # fmt: skip
+def test_the_translation_to_cudnn_keeps_the_meaning(mask):
+    """Through jax.nn's "xla": the arguments are the same, only the executor is not cuDNN's."""
+    q, k, v = qkv(D=H)
+    (bias,) = draw((1, N, T, S))
+    for terms in ((), (mods.pair_bias(bias),)):
+        want = attend(q, k, v, mods=terms, mask=mask, scale=0.4, impl="dense")
+        close(attend(q, k, v, mods=terms, mask=mask, scale=0.4, impl=CuDNN(inner="xla")), want)
+
+
+def test_cudnn_says_why_it_does_not_run():
+    q, k, v = qkv(D=H)
+    with pytest.raises(ValueError, match="'cudnn' does not run this call: needs an NVIDIA GPU"):
+        attend(q, k, v, impl="cudnn")
+    anywhere = CuDNN(inner="xla")
+    for options, reason in (
+        ({"normalizer": normalizers.softpick()}, "normalizer softpick: only softmax"),
+        ({"mods": (mods.soft_cap(3.0),)}, "mods: only one pair_bias"),
+        ({"mask": masks.sinks(2)}, "mask sinks"),
+        ({"q_positions": jnp.arange(T)}, "explicit positions"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            attend(q, k, v, impl=anywhere, **options)
+
+
+# ------------------------------------------------------------------------------------ explain
+
+
+def test_explain_tells_what_runs_and_why_the_others_do_not():
+    q, k, v = qkv()
+    small = explain(attend, q, k, v, mask=masks.causal, mods=(mods.soft_cap(5.0),))
+    [(headline, choices)] = small.calls
+    assert "mask causal" in headline and "mods soft_cap" in headline
+    by_name = {c.implementation: c for c in choices}
+    assert by_name["dense"].runs and not by_name["blockwise"].runs
+    assert "needs an NVIDIA GPU" in by_name["cudnn"].reason
+    assert "-> dense" in str(small)
+    big = jax.ShapeDtypeStruct((1, 4096, 2, 8), jnp.float32)
+    x = jnp.zeros(big.shape)
+    [(_, choices)] = explain(attend, x, x, x).calls
+    assert {c.implementation: c.runs for c in choices}["blockwise"]
+    [(_, choices)] = explain(attend, q, k, v, impl=Blockwise(2, 2)).calls
+    assert "runs: asked for" in {c.implementation: c.reason for c in choices}[repr(Blockwise(2, 2))]
+
+
+# ---------------------------------------------------------------------------------- bad input
+
+
+def bad_inputs():
+    q, k, v = qkv()
+    i = lambda x: x.astype(jnp.int32)
+    arr = lambda *shape: jnp.zeros(shape)
+    return [
+        (ValueError, "q has shape (9, 4, 8), expected rank 4, (B,T,N,H)", (q[0], k, v), {}),
+        (ValueError, "q has N = 3 heads, expected a multiple of k's K = 2", (q[:, :, :3], k, v), {}),
+        (ValueError, "k has head width H = 7, expected q's H = 8", (q, k[..., :7], v), {}),
+        (ValueError, "v has length S = 10, expected k's S = 11", (q, k, v[:, :10]), {}),
+        (ValueError, "v has K = 1 heads, expected k's K = 2", (q, k, v[:, :, :1]), {}),
+        (ValueError, "batch sizes B = 2, 1, 2, expected one", (q, k[:1], v), {}),
+        (TypeError, "k has dtype int32, expected a floating-point dtype", (q, i(k), v), {}),
+        (TypeError, "dtypes float32, bfloat16, float32, expected one dtype", (q, k.astype(jnp.bfloat16), v), {}),
+        (ValueError, "T = 0 and S = 11, expected both to be at least 1", (q[:, :0], k, v), {}),
+        (ValueError, "T = 9 and S = 0, expected both", (q, k[:, :0], v[:, :0]), {}),
+        (ValueError, "q_positions has shape (8,), expected (T,) = (9,)", (q, k, v), {"q_positions": jnp.arange(8)}),
+        (TypeError, "k_positions has dtype float32, expected integers", (q, k, v), {"k_positions": jnp.zeros(11)}),
+        (TypeError, "mask is ndarray, expected a Mask; an array is masks.array(x)", (q, k, v), {"mask": np.ones((T, S), bool)}),
+        (ValueError, "expected", (q, k, v), {"mask": masks.array(np.ones((T, S + 1), bool))}),
+        (TypeError, "mods[0] is function, expected a Mod", (q, k, v), {"mods": (lambda s: s,)}),
+        (TypeError, "normalizer is 'softmax', expected a Normalizer", (q, k, v), {"normalizer": "softmax"}),
+        (ValueError, "impl is 'blokwise', expected None, an Implementation or one of 'dense', 'blockwise', 'cudnn'; did you mean 'blockwise'?", (q, k, v), {"impl": "blokwise"}),
+        (TypeError, "impl is 3, expected None, a name or an object", (q, k, v), {"impl": 3}),
+        (ValueError, "a head operand has shape (3,), expected () = () or (N) = (4,)", (q, k, v), {"mods": (mods.alibi(arr(3)),)}),
+        (ValueError, "a query operand has shape (2, 8, 4), expected (T) = (9,) or (B,T,N) = (2, 9, 4)", (q, k, v), {"mods": (mods.mod(jnp.add, query=arr(2, 8, 4)),)}),
+        (ValueError, "a pair operand has shape (3, 9, 11), expected one broadcastable to (B,N,T,S) = (2, 4, 9, 11)", (q, k, v), {"mods": (mods.pair_bias(arr(3, 9, 11)),)}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "args", "options"), bad_inputs(), ids=lambda x: str(x)[:40] if isinstance(x, str) else "")  # fmt: skip
+def test_bad_input_is_told_what_was_given_and_expected(error, message, args, options):
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        attend(*args, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mod_that_closes_over_a_traced_array_is_refused():
+    q, k, v = qkv()
+    with pytest.raises(ValueError, match="closes over a traced array float32"):
+        jax.jit(lambda c: attend(q, k, v, mods=(mods.mod(lambda s: s + c),)))(jnp.float32(1))
+
+
+def test_tables_have_an_odd_number_of_entries():
+    with pytest.raises(ValueError, match="table has 4 entries, expected an odd number"):
+        mods.relative_bias(jnp.zeros(4))
+    with pytest.raises(ValueError, match="expected \\(R,D\\) with odd R"):
+        mods.relative_values(jnp.zeros((1, 3, 1, 2)), jnp.zeros((4, 2)))
+
+
+@pytest.mark.parametrize("options", [{"block_q": 0}, {"block_k": 1.5}, {"derivative": "both"}])
+def test_blockwise_refuses_nonsense(options):
+    with pytest.raises(ValueError, match="Blockwise: .* expected"):
+        Blockwise(**options)
+
+
+def test_reverse_blockwise_refuses_jvp_and_its_switch_allows_it():
+    q, k, v = qkv()
+    f = lambda impl: lambda q: attend(q, k, v, impl=impl)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(f(Blockwise(4, 4)), (q,), (q,))
+    got = jax.jvp(f(Blockwise(4, 4, derivative="forward")), (q,), (q,))
+    jax.tree.map(close, got, jax.jvp(f("dense"), (q,), (q,)))
