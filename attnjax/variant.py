@@ -62,8 +62,8 @@ def constant(value: Any) -> Maker:
 class Limit:
     """A setting under which the variant must equal a simpler function.
 
-    The law calls `variant.fn(**arguments | given)` and `equals(**arguments)`, where `arguments` are a
-    sample of the variant's inputs and `given` maps names to makers.
+    The law calls `variant.fn(**arguments | given)` and `equals(**arguments)`, where `arguments` are
+    a sample of the variant's inputs and `given` maps names to makers.
     """
 
     says: str

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from attnjax import lab
 from attnjax.nn import HeadGate
@@ -34,7 +35,7 @@ def text(tmp_path_factory):
 
 def micro(text, results):
     return replace(
-        attention_sinks.QUICK, variants=("softmax", "softpick", "clipped_gated"), seeds=2,
+        attention_sinks.QUICK, variants=("softmax", "softpick"), seeds=2,
         steps=12, batch=2, width=16, depth=2, heads=2, length=16, judged=4, text=text,
         results=results,
     )  # fmt: skip
@@ -94,13 +95,15 @@ def test_the_command_line_reads_a_config(monkeypatch, capsys):
 
 
 def test_all_variants_start_from_the_same_parameters_and_differ_in_attention(text):
-    config = replace(micro(text, Path("unused")), variants=tuple(attention_sinks.MECHANISMS))
+    config = replace(micro(text, Path("unused")), depth=1)
     tokens = jnp.asarray(lab.evenly(lab.read_text(text).validation, config.length, 2))
     losses = {}
     for name, mechanism in attention_sinks.MECHANISMS.items():
         op = mechanism.attend(config.length)
         graph, params = attention_sinks.model(config, op, mechanism.gate, 0)
-        losses[name] = float(attention_sinks.loss_of(graph, params, tokens))
+        losses[name] = float(
+            jax.jit(attention_sinks.loss_of, static_argnums=0)(graph, params, tokens)
+        )
         if mechanism.gate is None:
             plain = attention_sinks.model(config, attention_sinks.softmax(0), None, 0)[1]
             jax.tree.map(np.testing.assert_array_equal, params, plain)
@@ -155,6 +158,8 @@ def counted(*arguments):
     return puzzle(*arguments)
 
 experiment.puzzle = counted
+experiment.PROBED.pop("full")
+experiment.FILLED = {"dual, none": experiment.FILLED["dual, none"]}
 config = replace(
     experiment.QUICK, width=16, depth=1, heads=2, places=4, values=8, probe_steps=8,
     probe_batch=4, length=8, text_steps=4, text_batch=2, judged=2, text=Path(text),
@@ -175,12 +180,12 @@ def test_an_interrupted_experiment_ends_with_the_same_numbers(text, tmp_path):
     last_line = lambda done: json.loads(done.stdout.splitlines()[-1])
     whole = victim("whole")
     assert whole.returncode == 0, whole.stderr
-    assert victim("killed", fatal=21).returncode == -signal.SIGKILL
+    assert victim("killed", fatal=13).returncode == -signal.SIGKILL
     again = victim("killed")
     assert again.returncode == 0, again.stderr
     (want, all_draws), (got, fewer_draws) = last_line(whole), last_line(again)
     assert got == want
-    assert fewer_draws == all_draws - 16  # two finished models were read and not trained again
+    assert fewer_draws == all_draws - 8  # one finished model was read and not trained again
 
 
 def test_the_probe_asks_for_the_place_of_the_largest_token():
@@ -208,14 +213,11 @@ def test_hidden_bytes_are_a_seventh_and_only_they_count():
 
 
 def test_full_attention_without_codes_cannot_pass_the_probe():
-    config = replace(dual_triangle.QUICK, depth=1)
+    config = replace(dual_triangle.QUICK, depth=2)  # one causal layer sees a bag of tokens too
     tokens, _ = dual_triangle.puzzle(config, 4, 0, 0)
     turned = np.concatenate([tokens[:, :-1][:, ::-1], tokens[:, -1:]], axis=1)
     runs = dual_triangle.Runs(config, Path(), None)
-    last = lambda op, x: jax.jit(lambda m, x: m(x)[0][:, -1])(op, x)
     for name, op in dual_triangle.PROBED.items():
-        from flax import nnx
-
         model = nnx.merge(*runs.model(op, "none", 0))
-        same = np.allclose(last(model, tokens), last(model, turned), atol=1e-5)
-        assert same == (name == "full")
+        last = jax.jit(lambda tokens, model=model: model(tokens)[0][:, -1])
+        assert np.allclose(last(tokens), last(turned), atol=1e-5) == (name == "full")

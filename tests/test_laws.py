@@ -57,7 +57,9 @@ def cast(tree, dtype):
 
 
 def as_numpy(args):
-    return {k: np.asarray(x, np.float64) if isinstance(x, jax.Array) else x for k, x in args.items()}
+    return {
+        k: np.asarray(x, np.float64) if isinstance(x, jax.Array) else x for k, x in args.items()
+    }
 
 
 def close(got, want, tolerance):

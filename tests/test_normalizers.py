@@ -73,7 +73,11 @@ CASES = {
     "taylor 4": (n.taylor(4), lambda s: np_taylor(s, 4), "one-pass"),
     "softplus": (n.softplus(), np_softplus, "one-pass"),
     "softplus sharpened": (n.softplus(3, 0.8), lambda s: np_softplus(s, 3, 0.8), "two-pass"),
-    "clipped_softmax": (n.clipped_softmax(-0.1, 1.1), lambda s: np_clipped(s, -0.1, 1.1), "two-pass"),
+    "clipped_softmax": (
+        n.clipped_softmax(-0.1, 1.1),
+        lambda s: np_clipped(s, -0.1, 1.1),
+        "two-pass",
+    ),
     "entmax 1.5": (n.entmax(1.5), lambda s: np_entmax(s, 1.5), "17-pass"),
     "entmax 1.2": (n.entmax(1.2), lambda s: np_entmax(s, 1.2), "17-pass"),
     "sparsemax": (n.sparsemax, lambda s: np_entmax(s, 2.0), "17-pass"),
@@ -180,7 +184,11 @@ def state_of(normalizer, s):
     """The one-pass state of some keys, straight from the definition (values: the terms f)."""
     s = jnp.asarray(s, jnp.float64)[None, None, None, None]
     peak = normalizer.peak
-    m = jnp.full((1, 1, 1, 1, 1), lowest(s.dtype)) if peak is None else peak(s).max(-1, keepdims=True)
+    m = (
+        jnp.full((1, 1, 1, 1, 1), lowest(s.dtype))
+        if peak is None
+        else peak(s).max(-1, keepdims=True)
+    )
     at = jnp.where(m <= lowest(s.dtype), 0.0, m)
     f = normalizer.numerator(s, at, (), normalizer.params)
     g = normalizer.denominator(s, at, (), normalizer.params) if normalizer.denominator else f
@@ -188,14 +196,20 @@ def state_of(normalizer, s):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(a=scores, b=scores, c=scores, name=st.sampled_from(["softmax", "softpick", "signed", "hard"]))
+@given(
+    a=scores, b=scores, c=scores, name=st.sampled_from(["softmax", "softpick", "signed", "hard"])
+)
 def test_merge_is_the_state_of_the_union_in_any_grouping(a, b, c, name):
     with jax.enable_x64():
         normalizer = CASES[name][0]
         x, y, z = (state_of(normalizer, s) for s in (a, b, c))
         whole = state_of(normalizer, a + b + c)
         r = normalizer.rescale
-        for got in (merge(merge(x, y, r), z, r), merge(x, merge(y, z, r), r), merge(merge(z, x, r), y, r)):
+        for got in (
+            merge(merge(x, y, r), z, r),
+            merge(x, merge(y, z, r), r),
+            merge(merge(z, x, r), y, r),
+        ):
             jax.tree.map(
                 lambda p, w: np.testing.assert_allclose(p, w, rtol=1e-9, atol=1e-9), got, whole
             )

@@ -265,9 +265,13 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
 def _explain_call(call: Call, impl: Impl) -> tuple[str, tuple[Choice, ...]]:
     z = call.shape
     letters = ", ".join(f"{x}={getattr(z, x)}" for x in "BTSNKHD")
-    headline = f"attend: {letters}, {jnp.dtype(call.dtype).name}, mask {call.mask}, {call.normalizer}"
+    headline = (
+        f"attend: {letters}, {jnp.dtype(call.dtype).name}, mask {call.mask}, {call.normalizer}"
+    )
     if call.mods:
-        headline += ", mods " + ", ".join(getattr(m.fn, "__name__", "?").strip("_") for m in call.mods)
+        headline += ", mods " + ", ".join(
+            getattr(m.fn, "__name__", "?").strip("_") for m in call.mods
+        )
     chosen = _resolve(impl, call)
     why = "fastest for this shape here" if impl is None else "asked for"
     choices = []

@@ -24,10 +24,10 @@ from attnjax.core.call import (
     product,
     weighted_values,
 )
-from attnjax.core.masks import EMPTY, FULL, PARTIAL
+from attnjax.core.masks import EMPTY, FULL
 from attnjax.core.normalizers import Rows, Stage, State, keep, lowest, new_reference
 from attnjax.core.schedule import Schedule, choose_blocks, plan
-from attnjax.core.tiles import Shape, Tile
+from attnjax.core.tiles import Tile
 from attnjax.typing import Array
 
 
@@ -88,7 +88,8 @@ class Saved(NamedTuple):
     """What the backward pass needs of the forward one: O(T) numbers and the output."""
 
     out: Array
-    state: State  # of the last pass, without values
+    m: Array  # of the last pass
+    sums: Rows
     stats: Rows
     last_stage: tuple[Array, Rows, Rows]  # reference, sums, stats before it
 
@@ -204,10 +205,9 @@ def _put_rows(tree: Any, part: Any, tile: Tile) -> Any:
 # ------------------------------------------------------------------------------------- forward
 
 
-def _empty_state(q: Array, terms: int, D: int | None) -> State:
+def _empty_state(q: Array, terms: int, D: int) -> State:
     rows = lambda fill, width=1: jnp.full((*q.shape[:-1], width), fill, q.dtype)
-    values = () if D is None else rows(0.0, D)
-    return State(rows(lowest(q.dtype)), tuple(rows(0.0) for _ in range(terms)), values)
+    return State(rows(lowest(q.dtype)), tuple(rows(0.0) for _ in range(terms)), rows(0.0, D))
 
 
 def _accumulate(x, rest, schedule, state, stats, peak, rescale, terms, weighs: bool) -> State:
@@ -231,7 +231,7 @@ def _accumulate(x, rest, schedule, state, stats, peak, rescale, terms, weighs: b
                 for o, t in zip(old.sums, sums, strict=True)
             )
             if not weighs:
-                return State(top, sums, ())
+                return State(top, sums, old.values)
             new = weighted_values(parts[0], cut.v, x.v_table, tile)
             return State(top, sums, old.values * fade + new + poison)
 
@@ -246,7 +246,7 @@ def _stage(x: Inputs, rest: Call, schedule: Schedule, stage: Stage, stats: Rows)
     count = len(jax.eval_shape(lambda s: stage.terms(s, s, stats, x.params), x.q[..., :1]))
     terms = lambda s, m, here: stage.terms(s, m, here, x.params)
     state = _accumulate(
-        x, rest, schedule, _empty_state(x.q, count, None), stats,
+        x, rest, schedule, _empty_state(x.q, count, 0), stats,
         stage.peak, stage.rescale, terms, weighs=False,
     )  # fmt: skip
     return normalizers.reference(state.m), state.sums
@@ -291,13 +291,11 @@ def _forward(x: Inputs, rest: Call, schedule: Schedule) -> tuple[Array, Saved]:
         w = n.numerator(s, m, here, x.params)
         return (w,) if n.denominator is None else (w, n.denominator(s, m, here, x.params))
 
-    state = _accumulate(
-        x, rest, schedule, state, stats, n.peak, n.rescale, terms, weighs=True
-    )
+    state = _accumulate(x, rest, schedule, state, stats, n.peak, n.rescale, terms, weighs=True)
     out = state.values
     if n.denominator is not None:
         out = normalizers.divide(out, _total(n, state.sums, state.m, x.params))
-    return out, Saved(out, state._replace(values=()), stats, last)
+    return out, Saved(out, state.m, state.sums, stats, last)
 
 
 def _forward_only(x: Inputs, rest: Call, schedule: Schedule) -> Array:
@@ -316,10 +314,10 @@ def _backward(residuals, d_out: Array):
     """
     x, rest, schedule, saved = residuals
     n, params = rest.normalizer, x.params
-    m = normalizers.reference(saved.state.m)
+    m = normalizers.reference(saved.m)
     dA, dL, d_params = d_out, None, jax.tree.map(jnp.zeros_like, params)
     if n.denominator is not None:
-        total, pull = jax.vjp(lambda p: _total(n, saved.state.sums, saved.state.m, p), params)
+        total, pull = jax.vjp(lambda p: _total(n, saved.sums, saved.m, p), params)
         dA = normalizers.divide(d_out, total)
         dL = -jnp.sum(dA * saved.out, axis=-1, keepdims=True)
         (d_params,) = pull(dL)

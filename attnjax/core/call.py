@@ -180,7 +180,9 @@ def prepare(
         mods = (mods,)
     for i, m in enumerate(mods):
         if not isinstance(m, Mod):
-            raise TypeError(f"attend: mods[{i}] is {type(m).__name__}, expected a Mod, see mods.mod")
+            raise TypeError(
+                f"attend: mods[{i}] is {type(m).__name__}, expected a Mod, see mods.mod"
+            )
     if mask is not None and not isinstance(mask, Mask):
         raise TypeError(
             f"attend: mask is {type(mask).__name__}, expected a Mask; an array is masks.array(x)"

@@ -34,7 +34,9 @@ class CuDNN:
         if call.q_positions is not None or call.k_positions is not None:
             return "explicit positions"
         if not isinstance(call.mask, (type(None), masks.Window)):
-            return f"mask {call.mask!r}: only causal and window; other masks would need T x S memory"
+            return (
+                f"mask {call.mask!r}: only causal and window; other masks would need T x S memory"
+            )
         if self.inner == "cudnn" and call.dtype not in (jnp.float16, jnp.bfloat16):
             return f"dtype {jnp.dtype(call.dtype).name}: only float16 and bfloat16"
         if z.H != z.D or z.H % 8 or z.H > 256:
@@ -54,11 +56,12 @@ class CuDNN:
         causal = limits[1] == 0
         window = None
         if limits not in ((None, None), (None, 0)):
-            window = (z.S if limits[0] is None else limits[0], z.T if limits[1] is None else limits[1])
+            window = (
+                z.S if limits[0] is None else limits[0],
+                z.T if limits[1] is None else limits[1],
+            )
         out = jax.nn.dot_product_attention(
             rows(call.q.reshape(z.B, z.N, z.T, z.H)), rows(call.k), rows(call.v), bias,
             scale=1.0, is_causal=causal, local_window_size=window, implementation=self.inner,  # type: ignore[arg-type]
         )  # fmt: skip
         return out.transpose(0, 2, 1, 3).reshape(z.B, z.K, z.G, z.T, z.D)
-
-

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from attnjax.core.tiles import Shape, Tile, lay_out, look_up
 from attnjax.typing import Array, Float, PerHead, PerQuery, V
@@ -73,7 +74,7 @@ def _refuse_traced_closure(fn: Fn) -> None:
     held = [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
     held += [*fn.args, *fn.keywords.values()] if isinstance(fn, functools.partial) else []
     for leaf in jax.tree.leaves(held):
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             name = getattr(inner, "__name__", repr(inner))
             raise ValueError(
                 f"mods: {name} closes over a traced array {leaf.aval.str_short()}, expected it as "
@@ -159,7 +160,7 @@ def alibi(slopes: PerHead) -> Mod:
 
 
 def alibi_slopes(N: int) -> PerHead:
-    """The paper's slopes 2^(-8 n / N), n = 1..N; for N no power of two, every second one of 2N's."""
+    """The paper's slopes 2^(-8 n / N), n = 1..N; other N borrow every second one of 2N's."""
     whole = 2 ** int(np.log2(N))
     geometric = lambda n: 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
     return jnp.asarray(np.concatenate([geometric(whole), geometric(2 * whole)[::2][: N - whole]]))
@@ -204,12 +205,12 @@ def t5_bias(
 
 
 def query_relative(table: Float[Array, "B T N R"]) -> Mod:
-    """score + table[b, i, n, radius + clip(j - i, -radius, radius)]: each query has its own table."""
+    """score + table[b, i, n, radius + clip(j - i, -radius, radius)]: a table for each query."""
     return mod(_add, query_table=table)
 
 
 def key_relative(table: Float[Array, "B S N R"]) -> Mod:
-    """score + table[b, j, n, radius + clip(j - i, -radius, radius)]: each key has its own table."""
+    """score + table[b, j, n, radius + clip(j - i, -radius, radius)]: a table for each key."""
     return mod(_add, key_table=table)
 
 
@@ -269,7 +270,7 @@ def relative_values(v: V, table: Float[Array, "R D"]) -> RelativeValues:
     """
     if table.ndim != 2 or table.shape[0] % 2 == 0 or table.shape[1] != v.shape[-1]:
         raise ValueError(
-            f"relative_values: table has shape {table.shape}, expected (R,D) with odd R = 2*radius+1 "
-            f"and D = {v.shape[-1]}"
+            f"relative_values: table has shape {table.shape}, expected (R,D) with odd R = "
+            f"2*radius+1 and D = {v.shape[-1]}"
         )
     return RelativeValues(v, table)

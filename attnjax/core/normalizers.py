@@ -113,12 +113,12 @@ class Normalizer:
 class State(NamedTuple):
     """What a set of keys leaves behind, per row: reference, sums of terms, weighted values.
 
-    m (B,K,G,t,1); sums, each (B,K,G,t,1); values (B,K,G,t,D), or () where none are wanted.
+    m (B,K,G,t,1); sums, each (B,K,G,t,1); values (B,K,G,t,D), D = 0 where none are wanted.
     """
 
     m: Array
     sums: Rows
-    values: Array | tuple[()]
+    values: Array
 
 
 def reference(m: Array) -> Array:
@@ -288,7 +288,7 @@ def _unsigned(s: Array, m: Array, stats: Rows, params: Params) -> Array:
 
 
 signed = Normalizer("signed", _signed, _unsigned, peak=jnp.abs)
-"""sign(s_j) exp|s_j| / sum exp|s|: weights in [-1, 1].  Lv et al. 2024, arXiv:2411.07176 ("cog")."""
+"""sign(s_j) exp|s_j| / sum exp|s|: weights in [-1, 1].  Lv et al. 2024, arXiv:2411.07176."""
 
 
 @functools.cache
@@ -302,7 +302,9 @@ def taylor(order: int = 2) -> Normalizer:
     coefficients = [1.0 / math.factorial(k) for k in range(order, -1, -1)]
 
     def series(s: Array, m: Array, stats: Rows, params: Params) -> Array:
-        return functools.reduce(lambda p, c: p * s + c, coefficients[1:], coefficients[0])
+        return functools.reduce(
+            lambda p, c: p * s + c, coefficients[1:], jnp.full_like(s, coefficients[0])
+        )
 
     return Normalizer(f"taylor({order})", series, series)
 
@@ -399,7 +401,7 @@ _NEWTON = 15
 
 @functools.cache
 def entmax(alpha: float = 1.5) -> Normalizer:
-    """relu((alpha-1) s_j - tau)^(1/(alpha-1)), tau chosen so that a row sums to one; 1 < alpha <= 2.
+    """relu((alpha-1) s_j - tau)^(1/(alpha-1)), tau such that a row sums to one; 1 < alpha <= 2.
 
     Exact zeros; alpha -> 1 is softmax, alpha = 2 sparsemax.  tau by a fixed number of Newton steps,
     each one pass over the scores.  Peters et al. 2019, arXiv:1905.05702.

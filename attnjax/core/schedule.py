@@ -64,18 +64,21 @@ def plan(mask: Mask | None, z: Shape, block_q: int, block_k: int, q_positions, k
 # charge that stands for the fixed time of a tile and the slower small products.
 _CANDIDATES = (64, 128, 256, 512)
 _CHARGE = 25_000
+_MOST_TILES = 1 << 22  # looked at while tracing, a byte each
 _MOST_SCORES = 1 << 22  # of one tile over all batch entries and heads: 16 MiB in float32
 
 
 def choose_blocks(mask: Mask | None, z: Shape, q_positions, k_positions) -> tuple[int, int]:
     """The tile sizes with the least estimated time for the mask, T, S and number of heads."""
-    best = (np.inf, (1, 1))
+    costs = {}
     for block in _CANDIDATES:
         block_q, block_k = min(block, z.T), min(block, z.S)
-        if best[0] < np.inf and z.B * z.N * block_q * block_k > _MOST_SCORES:
+        count = -(-z.T // block_q) * -(-z.S // block_k)
+        if costs and z.B * z.N * block_q * block_k > _MOST_SCORES:
             break
-        schedule = plan(mask, z, block_q, block_k, q_positions, k_positions)
-        visits = len(schedule.entries)
+        if count > _MOST_TILES and block != _CANDIDATES[-1]:
+            continue
+        visits = len(plan(mask, z, block_q, block_k, q_positions, k_positions).entries)
         charge = _CHARGE / max(1, z.B * z.N / 8)
-        best = min(best, (visits * (block_q * block_k + charge), (block_q, block_k)))
-    return best[1]
+        costs[block_q, block_k] = visits * (block_q * block_k + charge)
+    return min(costs, key=costs.__getitem__)

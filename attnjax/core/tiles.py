@@ -228,9 +228,7 @@ def look_up(kind: str, table: Array, tile: Tile) -> Array:
     first = radius + k.start - q.start - (q.size - 1)
     strip = _strip(table, first, q.size + k.size)
     if kind == "table":
-        strip = jnp.broadcast_to(
-            strip[..., None, :], (*strip.shape[:-1], q.size, strip.shape[-1])
-        )
+        strip = jnp.broadcast_to(strip[..., None, :], (*strip.shape[:-1], q.size, strip.shape[-1]))
     return _diagonals_to_tile(strip, k.size)
 
 

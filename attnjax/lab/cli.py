@@ -17,7 +17,7 @@ C = TypeVar("C")
 Choice = TypeVar("Choice")
 
 
-def run_cli(main: Callable[[C], object], doc: str, full: C, quick: C) -> None:
+def run_cli(main: Callable[[C], object], doc: str | None, full: C, quick: C) -> None:
     """Reads a config from the command line and calls `main` with it.
 
     Defaults are those of `full`, or of `quick` where `--quick` is given; any other option
@@ -26,7 +26,7 @@ def run_cli(main: Callable[[C], object], doc: str, full: C, quick: C) -> None:
     """
     arguments = [a for a in sys.argv[1:] if a != "--quick"]
     default = quick if len(arguments) < len(sys.argv) - 1 else full
-    about = f"{doc.strip()}\n\n--quick: smaller defaults for all of the options below."
+    about = f"{(doc or '').strip()}\n\n--quick: smaller defaults for all of the options below."
     try:
         main(tyro.cli(type(default), default=default, args=arguments, description=about))
     except UserError as error:

@@ -29,7 +29,7 @@ class Text:
     @property
     def digest(self) -> int:
         """A checksum of both parts, to tell one text from another."""
-        return zlib.crc32(self.validation, zlib.crc32(self.train))
+        return zlib.crc32(self.validation.tobytes(), zlib.crc32(self.train.tobytes()))
 
 
 def read_text(path: str | Path | None = None) -> Text:

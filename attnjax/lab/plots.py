@@ -59,12 +59,11 @@ def attention_maps(maps: Mapping[str, np.ndarray], *, title: str = "") -> Figure
         row = grid[place]
         weights = np.sqrt(np.maximum(np.asarray(weights, np.float32), 0))
         top = max(float(weights.max()), 1e-6)
-        drawn = None
         for head, axes in enumerate(row):
             axes.set_xticks([])
             axes.set_yticks([])
             if head < len(weights):
-                drawn = axes.imshow(weights[head], cmap="magma", vmin=0, vmax=top, aspect="equal")
+                axes.imshow(weights[head], cmap="magma", vmin=0, vmax=top, aspect="equal")
             else:
                 axes.set_axis_off()
             if place == 0:
@@ -72,7 +71,7 @@ def attention_maps(maps: Mapping[str, np.ndarray], *, title: str = "") -> Figure
             if place == len(maps) - 1:
                 axes.set_xlabel("key", fontsize=8)
         row[0].set_ylabel(f"{name}\nquery", fontsize=9)
-        bar = figure.colorbar(drawn, ax=list(row), shrink=0.85, pad=0.01, aspect=14)
+        bar = figure.colorbar(row[0].images[0], ax=list(row), shrink=0.85, pad=0.01, aspect=14)
         ticks = np.linspace(0, top, 3)
         bar.set_ticks(ticks.tolist(), labels=[f"{tick**2:.2g}" for tick in ticks])
         bar.ax.tick_params(labelsize=7)
@@ -104,13 +103,14 @@ def bars(seeds: Sequence[Metrics], panels: Mapping[str, str]) -> Figure:
         axes.barh(places, means, xerr=sds if len(seeds) > 1 else None, color=_cycle(len(names)),
                   height=0.68, error_kw={"elinewidth": 1, "ecolor": "#444444"})  # fmt: skip
         axes.set_yticks(places, names if axes in firsts else [""] * len(names), fontsize=9)
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
         ends = np.maximum(means + sds, 0)
         for place in np.flatnonzero(np.isfinite(means)):
             axes.annotate(f"{means[place]:.3g}", (ends[place], place), xytext=(4, 0),
                           textcoords="offset points", va="center", fontsize=8)  # fmt: skip
         axes.set_xlim(min(0, 1.2 * np.nanmin(means)), 1.25 * np.nanmax(ends) or 1)
         axes.set_xlabel(label, fontsize=9)
+        axes.locator_params(axis="x", nbins=4)
         axes.tick_params(labelsize=8)
         _tidy(axes)
         axes.grid(False, axis="y")

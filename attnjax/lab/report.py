@@ -63,7 +63,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def report(
-    title: str,
+    title: str | None,
     claims: Sequence[Claim],
     seeds: Sequence[Metrics],
     *,
@@ -78,6 +78,7 @@ def report(
     `title` is the experiment's docstring, whose first line is its name.  `figures` maps the name
     of a PNG file, without the ending, to its figure.  Whatever does not hold is said not to hold.
     """
+    title = title or folder.name
     verdicts = tuple(claim.judge(seeds) for claim in claims)
     rows = [verdict.row() for verdict in verdicts]
     console = Console() if console is None else console
@@ -110,16 +111,22 @@ def report(
 
 
 def measures(seeds: Sequence[Metrics]) -> list[tuple[str, ...]]:
-    """One row a measure and one column a variant, mean +- sd over seeds; a header row first."""
+    """The table of measures and variants, mean +- sd over seeds; a header row first.
+
+    The more numerous of the two are the rows.
+    """
     names = list(dict.fromkeys(name for values in seeds[0].values() for name in values))
-    rows = [("", *seeds[0])]
-    for name in names:
-        cells = []
-        for variant, values in seeds[0].items():
-            found = [metrics[variant][name] for metrics in seeds] if name in values else []
-            cells.append(plus_minus(*mean_and_sd(found), len(found)) if found else "")
-        rows.append((name, *cells))
-    return rows
+    variants = list(seeds[0])
+
+    def cell(name: str, variant: str) -> str:
+        if name not in seeds[0][variant]:
+            return ""
+        found = [metrics[variant][name] for metrics in seeds]
+        return plus_minus(*mean_and_sd(found), len(found))
+
+    if len(variants) > len(names):
+        return [("", *names), *((v, *(cell(n, v) for n in names)) for v in variants)]
+    return [("", *variants), *((n, *(cell(n, v) for v in variants)) for n in names)]
 
 
 def command() -> str:

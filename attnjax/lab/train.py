@@ -87,26 +87,22 @@ def train(
         change, moments = transformation.update(gradient, moments, params)
         return optax.apply_updates(params, change), moments, losses.at[step].set(value)
 
-    tokens, seconds, looked = 0, 0.0, time.monotonic()
+    counted, looked, rate = None, 0.0, 0.0
     for step in range(first, optimizer.steps):
         batch = batches(step)
         state = update(state, np.int32(step), batch)
         done = step + 1
-        if step == first:
-            # Compilation is over when the first step is; speed is counted from here.
-            jax.block_until_ready(state)
-            started = looked = time.monotonic()
-            watch(done, float(state[2][step]), 0.0)
-            continue_from = done
-        due = folder is not None and (done % every == 0 or done == optimizer.steps)
-        if due or done == optimizer.steps or time.monotonic() - looked > _LOOK_EVERY:
-            value = float(state[2][step])
+        due = done % every == 0 or done == optimizer.steps
+        if counted is None or due or time.monotonic() - looked > _LOOK_EVERY:
+            value = float(state[2][step])  # waits for the device
             looked = time.monotonic()
-            seconds = looked - started
-            tokens = (done - continue_from) * jax.tree.leaves(batch)[0].size
-            watch(done, value, tokens / max(seconds, 1e-9))
-        if due:
+            # Speed is counted from the end of the first step, which compiles.
+            counted = counted or (done, looked)
+            tokens = (done - counted[0]) * jax.tree.leaves(batch)[0].size
+            rate = tokens / max(looked - counted[1], 1e-9)
+            watch(done, value, rate)
+        if due and folder is not None:
             checkpoint.save(folder, done, state)
     if first == optimizer.steps:
         watch(first, float(state[2][-1]), 0.0)
-    return Run(state[0], np.asarray(state[2]), tokens / seconds if tokens else 0.0)
+    return Run(state[0], np.asarray(state[2]), rate)

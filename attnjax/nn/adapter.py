@@ -66,7 +66,7 @@ def as_attention_fn(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _as_mask(mask, is_causal, T, S):
-    parts = [masks.causal] if is_causal else []
+    parts: list[masks.Mask] = [masks.causal] if is_causal else []
     if mask is not None:
         # Flax lets (B,1,1,S) stand for every query, and gives floats from its combine_masks.
         shape = (*mask.shape[:-2], T, S)

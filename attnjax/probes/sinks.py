@@ -46,7 +46,7 @@ class Sink(NamedTuple):
     score: float
 
 
-def secondary_sinks(maps: jax.Array, threshold: float = 0.1) -> list[Sink]:
+def secondary_sinks(maps: jax.Array | np.ndarray, threshold: float = 0.1) -> list[Sink]:
     """Keys other than the first that are sinks in one contiguous range of middle layers.
 
     maps (layers, N, T, S), of one sequence: the score of a key in a layer is its mean over heads.
@@ -55,7 +55,7 @@ def secondary_sinks(maps: jax.Array, threshold: float = 0.1) -> list[Sink]:
     separate ranges does not count.  The last eighth of the keys is left out: too few queries see
     them for a mean to say much.
     """
-    scores = np.asarray(sink_scores(maps).mean(1))
+    scores = np.asarray(sink_scores(jnp.asarray(maps)).mean(1))
     above = scores > threshold
     primary = int(above[:, 0].argmax())
     found = []
