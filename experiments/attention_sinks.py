@@ -1,6 +1,6 @@
 """Attention sinks: which ones a small language model grows, and which mechanisms avoid them.
 
-    python -m experiments.attention_sinks            # two CPU cores: about 15 minutes
+    python -m experiments.attention_sinks            # two CPU cores: 6 to 15 minutes
     python -m experiments.attention_sinks --quick    # two CPU cores: about 1 minute; what CI runs
 
 TinyLM on bytes of Python's standard library, once with each of: softmax; softmax_one, which adds
@@ -8,6 +8,9 @@ one to the denominator; softpick; sigmoid; and clipped softmax with a gate on ea
 
   Zuhri et al. 2025, "Softpick", arXiv:2504.20966v1: sink rate 0 %, kurtosis 340 against 33,510
       with softmax, 46.97 % of the attention map exactly zero, at parity of loss.
+  Gu et al. 2024, "When Attention Sink Emerges in Language Models", arXiv:2410.10781, and Ramapuram
+      et al. 2024, "Sigmoid Self-Attention", arXiv:2409.04431: sigmoids, not normalized, grow no
+      sink, and match softmax.
   Bondarenko et al. 2023, "Quantizable Transformers", arXiv:2306.12929: clipped softmax and gates
       give smaller outliers, so that int8 rounding of activations costs less.
   Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks", arXiv:2309.17453: a
@@ -15,7 +18,11 @@ one to the denominator; softpick; sigmoid; and clipped softmax with a gate on ea
   Wong et al. 2025, "On the Existence and Behaviour of Secondary Attention Sinks",
       arXiv:2512.22213v1: other keys become sinks too, from middle layers on, and draw less.
 
-The papers' models are a thousand times larger.  What does not hold at this size is said not to.
+Seen at this size: no head of the softmax model gives its first key more than 0.3, the threshold of
+a sink, and its residual stream has no outliers (kurtosis under 4; 3 is normal).  So what removes
+outliers has nothing to remove, and those claims fail; that takes models a thousand times larger.
+What softpick, sigmoid and the added one do to the first key's weight (a quarter, a twelfth and half
+of softmax's), and what evicting the first tokens costs, shows already.
 """
 
 import functools
@@ -74,7 +81,7 @@ class Config:
         lab.positive(self, "seeds steps batch width depth heads length judged")
 
 
-QUICK = replace(Config(), seeds=1, steps=600, depth=3, judged=32)
+QUICK = replace(Config(), seeds=1, steps=500, depth=3, judged=32)
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ MECHANISMS = {
     "clipped_gated": Mechanism(clipped, HeadGate),
 }
 MEASURES = ("loss", "int8 cost", "sink rate", "first key", "largest", "kurtosis", "zeros")
-EVICTED, RESTORED = "softmax, evicting", "softmax, 4 sinks"
+EVICTED, RESTORED = "softmax, window", "softmax, 4 sinks"
 
 
 @dataclass(eq=False)
@@ -246,8 +253,8 @@ def restored(m: lab.Metrics) -> float:
 
 
 def compared(name: str, words: str) -> tuple[Claim, ...]:
-    """Softmax's twin loses no more than 0.02 nats per byte; every replacement claims as much."""
-    return (Claim(f"{words}: loss - softmax's", "parity", difference("loss", name), below(0.02)),)
+    """Parity of loss: within 0.05 nats per byte, since two seeds of softmax differ by as much."""
+    return (Claim(f"{words}: loss - softmax's", "parity", difference("loss", name), below(0.05)),)
 
 
 CLAIMS = {

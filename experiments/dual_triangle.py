@@ -66,7 +66,7 @@ class Config:
             )
 
 
-QUICK = replace(Config(), seeds=1, probe_steps=500, text_steps=400, judged=32)
+QUICK = replace(Config(), seeds=1, probe_steps=400, text_steps=300, judged=64)
 
 full = multi_head_attention
 causal = functools.partial(multi_head_attention, mask=masks.causal)

@@ -136,7 +136,7 @@ def test_a_micro_run_says_the_same_in_every_file(text, tmp_path):
     assert record["config"]["steps"] == 12 and record["config"]["text"] == str(text)
     for metrics in record["metrics"]:
         assert 3 < metrics["softmax"]["loss"] < 6
-        assert metrics["softpick"]["sink rate"] == 0 and metrics["softpick"]["zeros"] > 0
+        assert metrics["softpick"]["zeros"] > 0.2 and metrics["softmax"]["zeros"] == 0
     assert record["metrics"][0] != record["metrics"][1]  # seeds differ
 
 

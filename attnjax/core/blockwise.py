@@ -22,6 +22,8 @@ from attnjax.core.call import (
     cut_operands,
     modify,
     product,
+    transposed_product,
+    weighted_sum,
     weighted_values,
 )
 from attnjax.core.masks import EMPTY, FULL
@@ -328,7 +330,7 @@ def _backward(residuals, d_out: Array):
 
     def from_weights(cut: Cut, dA: Array, dL: Array | None):
         """Cotangents of the terms of the last pass."""
-        df = jnp.einsum("BKGtd,BKsd->BKGts", dA, cut.v, precision=lax.Precision.HIGHEST)
+        df = product(dA, cut.v)
         if x.v_table is not None:
             by_distance = lambda w: tiles.sum_by_distance(w, x.v_table, cut.tile)
             df = df + jax.linear_transpose(by_distance, df)(dA)[0]
@@ -371,7 +373,6 @@ def _backward(residuals, d_out: Array):
     flip = lambda a: jnp.swapaxes(a, -1, -2)
     qT, dAT = flip(x.q), flip(dA)
     columns = lambda a, at: lax.dynamic_slice_in_dim(a, at.start, at.size, a.ndim - 1)
-    transposed = "BKGht,BKGts->BKhs"
 
     def visit_tile(grads, entry: Array):
         tile = _tile(rest, schedule, entry[0], entry[1])
@@ -394,11 +395,10 @@ def _backward(residuals, d_out: Array):
             if cut.ok is not None:
                 ds = jnp.where(cut.ok, ds, 0.0)
             d_raw, d_ops = mods_pull(ds)
-            high = lax.Precision.HIGHEST
             return (
-                jnp.einsum("BKGts,BKsh->BKGth", d_raw, cut.k, precision=high),
-                jnp.einsum(transposed, columns(qT, tile.q), d_raw, precision=high),
-                jnp.einsum(transposed, columns(dAT, tile.q), weights[0], precision=high),
+                weighted_sum(d_raw, cut.k),
+                transposed_product(columns(qT, tile.q), d_raw),
+                transposed_product(columns(dAT, tile.q), weights[0]),
                 _table_cotangent(x.v_table, weights[0], hA, tile),
                 d_ops,
                 dp,

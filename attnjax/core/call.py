@@ -67,9 +67,34 @@ def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+# Products of a tile.  The query heads of a group are rows of one matrix product with their shared
+# keys; spelled with reshapes, since an einsum over five axes makes XLA copy the scores.
+
+
+def _rows(x: Array) -> Array:
+    """(B,K,G,t,s) -> (B,K,G*t,s)."""
+    B, K, G, t, s = x.shape
+    return x.reshape(B, K, G * t, s)
+
+
 def product(q: Array, k: Array) -> Array:
     """q.k for a tile: (B,K,G,t,H), (B,K,s,H) -> (B,K,G,t,s)."""
-    return jnp.einsum("BKGth,BKsh->BKGts", q, k, precision=lax.Precision.HIGHEST)
+    out = jnp.einsum("BKtH,BKsH->BKts", _rows(q), k, precision=lax.Precision.HIGHEST)
+    return out.reshape(*q.shape[:-1], k.shape[-2])
+
+
+def weighted_sum(w: Array, v: Array) -> Array:
+    """sum_s w v for a tile: (B,K,G,t,s), (B,K,s,D) -> (B,K,G,t,D)."""
+    out = jnp.einsum("BKts,BKsD->BKtD", _rows(w), v, precision=lax.Precision.HIGHEST)
+    return out.reshape(*w.shape[:-1], v.shape[-1])
+
+
+def transposed_product(xT: Array, w: Array) -> Array:
+    """sum over G and t of x w: (B,K,G,H,t), (B,K,G,t,s) -> (B,K,H,s)."""
+    B, K, G, H, t = xT.shape
+    heads = lambda a: a.reshape(B, K * G, *a.shape[3:])
+    out = jnp.einsum("BNHt,BNts->BNHs", heads(xT), heads(w), precision=lax.Precision.HIGHEST)
+    return out.reshape(B, K, G, H, -1).sum(axis=2)
 
 
 def modify(mods: tuple[Mod, ...], s: Array, operands: Sequence[tuple[Array, ...]], tile: Tile):
@@ -88,7 +113,7 @@ def cut_operands(mods: tuple[Mod, ...], tile: Tile) -> tuple[tuple[Array, ...], 
 
 def weighted_values(w: Array, v: Array, v_table: Array | None, tile: Tile) -> Array:
     """sum_s w v (plus the relative part): (B,K,G,t,s), (B,K,s,D) -> (B,K,G,t,D)."""
-    out = jnp.einsum("BKGts,BKsd->BKGtd", w, v, precision=lax.Precision.HIGHEST)
+    out = weighted_sum(w, v)
     return out if v_table is None else out + tiles.sum_by_distance(w, v_table, tile)
 
 

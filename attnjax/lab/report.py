@@ -142,7 +142,10 @@ def versions() -> dict[str, str]:
 
 
 def _table(rows: Sequence[Sequence[str]], verdict: str | None) -> Table:
-    table = Table(*rows[0], box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, name in enumerate(rows[0]):
+        # Names of variants break at their underscores; whole numbers and names fit 80 columns.
+        table.add_column(name.replace("_", " "), no_wrap=place == 0 and verdict is None)
     for row in rows[1:]:
         style = None if verdict is None else "green" if row[-1] == "yes" else "red"
         cells = list(row)
