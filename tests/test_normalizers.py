@@ -137,8 +137,8 @@ def test_gradients_are_those_of_finite_differences(name):
         rng = np.random.default_rng(1)
         s = rng.normal(size=(1, 6)) * 1.7
         u = rng.normal(size=6)
-        weigh = lambda s: dense_weights(normalizer_laid(normalizer), s[None, None, None], None)
-        grad = jax.grad(lambda s: jnp.sum(weigh(s)[0, 0, 0, 0] * u))(jnp.asarray(s))[0]
+        weigh = lambda s: dense_weights(normalizer_laid(normalizer), s[None, None], None)
+        grad = jax.grad(lambda s: jnp.sum(weigh(s)[0, 0, 0] * u))(jnp.asarray(s))[0]
     e = 1e-6
     for j in range(6):
         step = e * (np.arange(6) == j)
@@ -182,13 +182,9 @@ scores = st.lists(finite, min_size=1, max_size=8)
 
 def state_of(normalizer, s):
     """The one-pass state of some keys, straight from the definition (values: the terms f)."""
-    s = jnp.asarray(s, jnp.float64)[None, None, None, None]
+    s = jnp.asarray(s, jnp.float64)[None, None, None]
     peak = normalizer.peak
-    m = (
-        jnp.full((1, 1, 1, 1, 1), lowest(s.dtype))
-        if peak is None
-        else peak(s).max(-1, keepdims=True)
-    )
+    m = jnp.full((1, 1, 1, 1), lowest(s.dtype)) if peak is None else peak(s).max(-1, keepdims=True)
     at = jnp.where(m <= lowest(s.dtype), 0.0, m)
     f = normalizer.numerator(s, at, (), normalizer.params)
     g = normalizer.denominator(s, at, (), normalizer.params) if normalizer.denominator else f

@@ -30,7 +30,7 @@ class Implementation(Protocol):
         ...
 
     def run(self, call: Call) -> Array:
-        """The weighted sum of values, (B,K,G,T,D), in the working dtype."""
+        """The weighted sum of values, (B,N,T,D), in the working dtype."""
         ...
 
 
@@ -95,8 +95,7 @@ def attention_weights(
     """The weights that `attend` would give the values, (B,N,T,S), dense; arguments as there."""
     v = jnp.zeros((*jnp.shape(k)[:3], 0), jnp.asarray(k).dtype)
     call = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions)
-    z = call.shape
-    return dense.weights(call).reshape(z.B, z.N, z.T, z.S).astype(call.dtype)
+    return dense.weights(call).astype(call.dtype)
 
 
 def dot_product_attention(

@@ -61,7 +61,7 @@ class Blockwise:
         return None
 
     def run(self, call: Call) -> Array:
-        """The weighted sum of values, (B,K,G,T,D)."""
+        """The weighted sum of values, (B,N,T,D)."""
         z, at = call.shape, (call.q_positions, call.k_positions)
         block_q, block_k = choose_blocks(call.mask, z, *at)
         block_q, block_k = min(self.block_q or block_q, z.T), min(self.block_k or block_k, z.S)
@@ -159,7 +159,7 @@ class Cut(NamedTuple):
     raw: Array  # scaled products, before mods
     operands: tuple[tuple[Array, ...], ...]
     ok: Array | None  # None in FULL tiles
-    poison: Array  # NaN where a FULL tile holds a bad query or key: (B,K,G|1,t,1)
+    poison: Array  # NaN where a FULL tile holds a bad query or key: (B,N,t,1)
 
 
 def _cut(x: Inputs, rest: Call, tile: Tile, kind: int) -> Cut:
@@ -173,8 +173,8 @@ def _cut(x: Inputs, rest: Call, tile: Tile, kind: int) -> Cut:
         poison = q_bad + jnp.sum(k_bad, axis=-1, keepdims=True)
         return Cut(tile, q, k, v, product(q, k), operands, None, poison)
     ok = tile.k.start + jnp.arange(tile.k.size) < rest.shape.S
-    masked = allowed(rest.mask, tile, rest.shape)
-    ok = ok[None, None, None, None, :] if masked is None else masked & ok
+    masked = allowed(rest.mask, tile)
+    ok = ok[None, None, None, :] if masked is None else masked & ok
     raw = product(q, k)
     return Cut(tile, q, k, v, raw, operands, jnp.broadcast_to(ok, raw.shape), q_bad + k_bad)
 
@@ -315,7 +315,7 @@ def _backward(residuals, d_out: Array):
     and ds into the rest.  A stage first needs the cotangent of its statistics: one more pass.
     """
     x, rest, schedule, saved = residuals
-    n, params = rest.normalizer, x.params
+    n, params, K = rest.normalizer, x.params, rest.shape.K
     m = normalizers.reference(saved.m)
     dA, dL, d_params = d_out, None, jax.tree.map(jnp.zeros_like, params)
     if n.denominator is not None:
@@ -397,8 +397,8 @@ def _backward(residuals, d_out: Array):
             d_raw, d_ops = mods_pull(ds)
             return (
                 weighted_sum(d_raw, cut.k),
-                transposed_product(columns(qT, tile.q), d_raw),
-                transposed_product(columns(dAT, tile.q), weights[0]),
+                transposed_product(columns(qT, tile.q), d_raw, K),
+                transposed_product(columns(dAT, tile.q), weights[0], K),
                 _table_cotangent(x.v_table, weights[0], hA, tile),
                 d_ops,
                 dp,

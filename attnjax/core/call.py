@@ -29,10 +29,10 @@ from attnjax.typing import Array
 class Call:
     """Arguments of `attend` in the layout of the tiles, in the working dtype.
 
-    q          (B,K,G,T,H), times scale       k (B,K,S,H)       v (B,K,S,D)
+    q          (B,N,T,H), times scale       k (B,K,S,H)       v (B,K,S,D)
     v_table    (R,D), the relative part of the values, or None
     dtype      that of the caller's q, k and v, and of the result
-    q_poison   (B,K,G,T,1), k_poison (B,K,1,1,S): zero, or NaN where q, k or v held a NaN or an
+    q_poison   (B,N,T,1), k_poison (B,N,1,S): zero, or NaN where q, k or v held a NaN or an
                infinity.  The arrays themselves hold zeros there.  Poison is added to scores before
                the mask, so that a bad key spoils exactly the rows that may see it: 0 * NaN in a
                matrix product would spoil the others, too.
@@ -67,34 +67,34 @@ def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-# Products of a tile.  The query heads of a group are rows of one matrix product with their shared
-# keys; spelled with reshapes, since an einsum over five axes makes XLA copy the scores.
+# Products of a tile.  The query heads that share a key/value head become rows of one product.
 
 
-def _rows(x: Array) -> Array:
-    """(B,K,G,t,s) -> (B,K,G*t,s)."""
-    B, K, G, t, s = x.shape
-    return x.reshape(B, K, G * t, s)
+def _by_group(x: Array, K: int) -> Array:
+    """(B,N,t,...) -> (B,K,G*t,...)."""
+    B, N, t, width = x.shape
+    return x.reshape(B, K, N // K * t, width)
 
 
 def product(q: Array, k: Array) -> Array:
-    """q.k for a tile: (B,K,G,t,H), (B,K,s,H) -> (B,K,G,t,s)."""
-    out = jnp.einsum("BKtH,BKsH->BKts", _rows(q), k, precision=lax.Precision.HIGHEST)
+    """q.k for a tile: (B,N,t,H), (B,K,s,H) -> (B,N,t,s)."""
+    rows = _by_group(q, k.shape[1])
+    out = jnp.einsum("BKtH,BKsH->BKts", rows, k, precision=lax.Precision.HIGHEST)
     return out.reshape(*q.shape[:-1], k.shape[-2])
 
 
 def weighted_sum(w: Array, v: Array) -> Array:
-    """sum_s w v for a tile: (B,K,G,t,s), (B,K,s,D) -> (B,K,G,t,D)."""
-    out = jnp.einsum("BKts,BKsD->BKtD", _rows(w), v, precision=lax.Precision.HIGHEST)
+    """sum_s w v for a tile: (B,N,t,s), (B,K,s,D) -> (B,N,t,D)."""
+    rows = _by_group(w, v.shape[1])
+    out = jnp.einsum("BKts,BKsD->BKtD", rows, v, precision=lax.Precision.HIGHEST)
     return out.reshape(*w.shape[:-1], v.shape[-1])
 
 
-def transposed_product(xT: Array, w: Array) -> Array:
-    """sum over G and t of x w: (B,K,G,H,t), (B,K,G,t,s) -> (B,K,H,s)."""
-    B, K, G, H, t = xT.shape
-    heads = lambda a: a.reshape(B, K * G, *a.shape[3:])
-    out = jnp.einsum("BNHt,BNts->BNHs", heads(xT), heads(w), precision=lax.Precision.HIGHEST)
-    return out.reshape(B, K, G, H, -1).sum(axis=2)
+def transposed_product(xT: Array, w: Array, K: int) -> Array:
+    """sum over t and a group's heads of x w: (B,N,H,t), (B,N,t,s) -> (B,K,H,s)."""
+    out = jnp.einsum("BNHt,BNts->BNHs", xT, w, precision=lax.Precision.HIGHEST)
+    B, N, H, s = out.shape
+    return out if N == K else out.reshape(B, K, N // K, H, s).sum(axis=2)
 
 
 def modify(mods: tuple[Mod, ...], s: Array, operands: Sequence[tuple[Array, ...]], tile: Tile):
@@ -112,20 +112,17 @@ def cut_operands(mods: tuple[Mod, ...], tile: Tile) -> tuple[tuple[Array, ...], 
 
 
 def weighted_values(w: Array, v: Array, v_table: Array | None, tile: Tile) -> Array:
-    """sum_s w v (plus the relative part): (B,K,G,t,s), (B,K,s,D) -> (B,K,G,t,D)."""
+    """sum_s w v (plus the relative part): (B,N,t,s), (B,K,s,D) -> (B,N,t,D)."""
     out = weighted_sum(w, v)
     return out if v_table is None else out + tiles.sum_by_distance(w, v_table, tile)
 
 
-def allowed(mask: Mask | None, tile: Tile, z: Shape) -> Array | None:
-    """The mask on a tile, broadcastable to (B,K,G,t,s); None allows everything."""
+def allowed(mask: Mask | None, tile: Tile) -> Array | None:
+    """The mask on a tile, broadcastable to (B,N,t,s); None allows everything."""
     if mask is None:
         return None
     m = jnp.asarray(mask.allowed(tile.q.positions[:, None], tile.k.positions[None, :]))
-    if m.ndim == 2:
-        return m[None, None, None]
-    heads = (z.K, z.G) if m.shape[1] == z.N else (1, 1)
-    return m.reshape(m.shape[0], *heads, *m.shape[2:])
+    return m if m.ndim == 4 else m[None, None]
 
 
 # ------------------------------------------------------------------------------------- checks
@@ -178,9 +175,9 @@ def _positions(name: str, letter: str, x: Array | None, length: int) -> Array | 
 
 def _clean(x: Array) -> tuple[Array, Array]:
     """x with zeros for NaN and infinities, and NaN for the rows that had one, zero for others."""
-    finite = jnp.isfinite(x)
-    bad = jnp.where(jnp.all(finite, axis=-1), 0.0, jnp.nan).astype(x.dtype)
-    return jnp.where(finite, x, jnp.zeros((), x.dtype)), lax.stop_gradient(bad)
+    # inf * 0 is NaN, and a sum keeps it; as a matrix product this costs next to nothing.
+    bad = lax.stop_gradient(x) @ jnp.zeros(x.shape[-1], x.dtype)
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros((), x.dtype)), bad
 
 
 def prepare(
@@ -221,10 +218,8 @@ def prepare(
         scale = z.H**-0.5 if z.H else 1.0
     (q, q_bad), (k, k_bad), (v, v_bad) = _clean(q), _clean(k), _clean(v)
     q = (q.astype(dtype) * jnp.asarray(scale, dtype)).transpose(0, 2, 1, 3)
-    heads = lambda x: x.transpose(0, 2, 1)
-    k_poison = heads(k_bad + v_bad).astype(dtype)
     return Call(
-        q=q.reshape(z.B, z.K, z.G, z.T, z.H),
+        q=q,
         k=k.astype(dtype).transpose(0, 2, 1, 3),
         v=v.astype(dtype).transpose(0, 2, 1, 3),
         v_table=None if v_table is None else v_table.astype(dtype),
@@ -233,14 +228,13 @@ def prepare(
         mask=None if mask is None else mask.resolve(z.T, z.S),
         q_positions=_positions("q_positions", "T", q_positions, z.T),
         k_positions=_positions("k_positions", "S", k_positions, z.S),
-        q_poison=heads(q_bad).astype(dtype).reshape(z.B, z.K, z.G, z.T, 1),
-        k_poison=k_poison[:, :, None, None, :],
+        q_poison=tiles.lay_out("query", q_bad.astype(dtype), z),
+        k_poison=tiles.lay_out("key", (k_bad + v_bad).astype(dtype), z),
         shape=z,
         dtype=given,
     )
 
 
 def finish(call: Call, out: Array) -> Array:
-    """(B,K,G,T,D) in the working dtype -> (B,T,N,D) in the caller's."""
-    z = call.shape
-    return out.reshape(z.B, z.N, z.T, z.D).transpose(0, 2, 1, 3).astype(call.dtype)
+    """(B,N,T,D) in the working dtype -> (B,T,N,D) in the caller's."""
+    return out.transpose(0, 2, 1, 3).astype(call.dtype)

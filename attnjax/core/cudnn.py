@@ -44,13 +44,13 @@ class CuDNN:
         return None
 
     def run(self, call: Call) -> Array:
-        """The weighted sum of values, (B,K,G,T,D)."""
+        """The weighted sum of values, (B,N,T,D)."""
         z = call.shape
         rows = lambda x: x.transpose(0, 2, 1, 3).astype(call.dtype)
         bias = None
         if call.mods:
             bias = call.mods[0].operands[0]
-            bias = bias.reshape(bias.shape[0], -1, *bias.shape[3:]).astype(call.dtype)
+            bias = bias.astype(call.dtype)
         mask = call.mask
         limits = (None, None) if mask is None else (mask.left, mask.right)  # type: ignore[union-attr]
         causal = limits[1] == 0
@@ -61,7 +61,7 @@ class CuDNN:
                 z.T if limits[1] is None else limits[1],
             )
         out = jax.nn.dot_product_attention(
-            rows(call.q.reshape(z.B, z.N, z.T, z.H)), rows(call.k), rows(call.v), bias,
+            rows(call.q), rows(call.k), rows(call.v), bias,
             scale=1.0, is_causal=causal, local_window_size=window, implementation=self.inner,  # type: ignore[arg-type]
         )  # fmt: skip
-        return out.transpose(0, 2, 1, 3).reshape(z.B, z.K, z.G, z.T, z.D)
+        return out.transpose(0, 2, 1, 3)

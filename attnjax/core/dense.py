@@ -13,12 +13,12 @@ from attnjax.typing import Array
 
 
 def weights(call: Call) -> Array:
-    """The matrix of attention weights, (B,K,G,T,S)."""
+    """The matrix of attention weights, (B,N,T,S)."""
     tile = call.whole
     s = product(call.q, call.k)
     s = modify(call.mods, s, cut_operands(call.mods, tile), tile)
     s = s + call.q_poison + call.k_poison
-    ok = allowed(call.mask, tile, call.shape)
+    ok = allowed(call.mask, tile)
     if ok is not None:
         ok = jnp.broadcast_to(ok, s.shape)
     return normalizers.weights(call.normalizer, s, ok)
@@ -33,5 +33,5 @@ class Dense:
         return None
 
     def run(self, call: Call) -> Array:
-        """The weighted sum of values, (B,K,G,T,D)."""
+        """The weighted sum of values, (B,N,T,D)."""
         return weighted_values(weights(call), call.v, call.v_table, call.whole)

@@ -13,7 +13,7 @@ A normalizer that needs a number of the whole row before it can weigh a score (a
 needs the softmax's denominator) asks for it with a `Stage`: the same kind of sums, without values.
 One stage makes it two-pass, entmax iterates one a fixed number of times.
 
-Functions get scores (B,K,G,t,s) and rows (B,K,G,t,1); params are () or (1,K,G,1,1).
+Functions get scores (B,N,t,s) and rows (B,N,t,1); params are (1,N,1,1) or (1,1,1,1).
 """
 
 import functools
@@ -113,7 +113,7 @@ class Normalizer:
 class State(NamedTuple):
     """What a set of keys leaves behind, per row: reference, sums of terms, weighted values.
 
-    m (B,K,G,t,1); sums, each (B,K,G,t,1); values (B,K,G,t,D), D = 0 where none are wanted.
+    m (B,N,t,1); sums, each (B,N,t,1); values (B,N,t,D), D = 0 where none are wanted.
     """
 
     m: Array

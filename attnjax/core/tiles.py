@@ -1,20 +1,21 @@
 """Tiles of the score matrix, and the arrays that ride along with queries, keys or both.
 
-A tile is a range of queries times a range of keys.  Scores live as (B,K,G,t,s).  Every operand of a
+A tile is a range of queries times a range of keys.  Scores live as (B,N,t,s).  Every operand of a
 mod is brought to a layout that broadcasts against that, once, and is then cut tile by tile:
 
     kind            given as                      laid out as
-    query           (T,) or (B,T,N)               (B,K,G,T,1)
-    key             (S,) or (B,S,K) or (B,S,N)    (B,K,G,1,S)
-    head            () or (N,)                    (1,K,G,1,1)
-    pair            broadcastable to (B,N,T,S)    (B,K,G,T,S), broadcast axes stay 1
-    table           (R,) or (N,R)                 (1,K,G,R)
-    query_table     (B,T,N,R)                     (B,K,G,T,R)
-    key_table       (B,S,K) or (B,S,N), R         (B,K,G,S,R)
-    query_features  (B,T,N,R)                     (R,B,K,G,T,1)
-    key_features    (B,S,K) or (B,S,N), R         (R,B,K,G,1,S)
-    head_features   (R,) or (N,R)                 (R,1,K,G,1,1)
+    query           (T,) or (B,T,N)               (B,N,T,1)
+    key             (S,) or (B,S,K) or (B,S,N)    (B,N,1,S)
+    head            () or (N,)                    (1,N,1,1)
+    pair            broadcastable to (B,N,T,S)    (B,N,T,S), broadcast axes stay 1
+    table           (R,) or (N,R)                 (1,N,R)
+    query_table     (B,T,N,R)                     (B,N,T,R)
+    key_table       (B,S,K) or (B,S,N), R         (B,N,S,R)
+    query_features  (B,T,N,R)                     (R,B,N,T,1)
+    key_features    (B,S,K) or (B,S,N), R         (R,B,N,1,S)
+    head_features   (R,) or (N,R)                 (R,1,N,1,1)
 
+What belongs to a key/value head is repeated for the query heads that share it.
 The same cut serves the whole matrix (one tile: the dense form), a tile, a step around a ring and a
 decoding step.  Tables hold one entry per relative position and are looked up here.
 """
@@ -54,10 +55,6 @@ class Shape:
     K: int
     H: int
     D: int
-
-    @property
-    def G(self) -> int:
-        return self.N // self.K
 
 
 @dataclass(frozen=True)
@@ -99,24 +96,20 @@ def lay_out(kind: str, x: Array, z: Shape) -> Array:
             expected = " or ".join(f"({letters}) = {shape}" for letters, shape in accepted)
             raise ValueError(f"mods: a {kind} operand has shape {given}, expected {expected}")
 
-    def heads(x: Array, axis: int) -> Array:  # N -> K, G, or K -> K, 1
-        n = x.shape[axis]
-        split = (z.K, n // z.K)
-        return x.reshape(*x.shape[:axis], *split, *x.shape[axis + 1 :])
+    def per_head(x: Array, axis: int) -> Array:
+        return x if x.shape[axis] == z.N else jnp.repeat(x, z.N // z.K, axis)
 
     if kind == "query":
         fit(("T", (z.T,)), ("B,T,N", (z.B, z.T, z.N)))
-        if x.ndim == 1:
-            return x[None, None, None, :, None]
-        return heads(x.transpose(0, 2, 1), 1)[..., None]
+        return x[None, None, :, None] if x.ndim == 1 else x.transpose(0, 2, 1)[..., None]
     if kind == "key":
         fit(("S", (z.S,)), ("B,S,K", (z.B, z.S, z.K)), ("B,S,N", (z.B, z.S, z.N)))
         if x.ndim == 1:
-            return x[None, None, None, None, :]
-        return heads(x.transpose(0, 2, 1), 1)[..., None, :]
+            return x[None, None, None, :]
+        return per_head(x.transpose(0, 2, 1), 1)[:, :, None, :]
     if kind == "head":
         fit(("", ()), ("N", (z.N,)))
-        return heads(x, 0)[None, :, :, None, None] if x.ndim else x.reshape(1, 1, 1, 1, 1)
+        return x.reshape(1, -1, 1, 1)
     if kind == "pair":
         full = (z.B, z.N, z.T, z.S)
         if x.ndim > 4 or any(
@@ -126,19 +119,17 @@ def lay_out(kind: str, x: Array, z: Shape) -> Array:
                 f"mods: a pair operand has shape {given}, expected one broadcastable to "
                 f"(B,N,T,S) = {full}"
             )
-        x = x.reshape((1,) * (4 - x.ndim) + given)
-        return heads(x, 1) if x.shape[1] == z.N else x[:, :, None]
-    if kind in ("table", "head_features"):
-        R = given[-1] if given else 0
-        fit(("R", (R,)), ("N,R", (z.N, R)))
-        x = heads(x, 0) if x.ndim == 2 else x[None, None]
-        return x[None] if kind == "table" else jnp.moveaxis(x, -1, 0)[:, None, ..., None, None]
+        return x.reshape((1,) * (4 - x.ndim) + given)
     R = given[-1] if given else 0
+    if kind in ("table", "head_features"):
+        fit(("R", (R,)), ("N,R", (z.N, R)))
+        x = x.reshape(1, -1, R)
+        return x if kind == "table" else x.transpose(2, 0, 1)[..., None, None]
     if kind.startswith("query"):
         fit(("B,T,N,R", (z.B, z.T, z.N, R)))
     else:
         fit(("B,S,K,R", (z.B, z.S, z.K, R)), ("B,S,N,R", (z.B, z.S, z.N, R)))
-    x = heads(x.transpose(0, 2, 1, 3), 1)
+    x = per_head(x.transpose(0, 2, 1, 3), 1)
     if kind.endswith("table"):
         return x
     x = jnp.moveaxis(x, -1, 0)
