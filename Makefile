@@ -31,6 +31,10 @@ quick: $(VENV)/.installed
 	    $(BIN)/python -m experiments.$$(basename $$file .py) --quick; \
 	done
 
+# The table of papers that the README links to.
+papers: $(VENV)/.installed
+	$(BIN)/python -m attnjax papers --markdown > attnjax/PAPERS.md
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -1,10 +1,9 @@
-"""Blockwise execution in XLA: one scan over the tiles that hold anything.
+"""Blockwise execution in XLA: a loop over the tiles that hold anything.
 
 O(T + S) memory.  A row of tiles keeps a `normalizers.State`, so any order of tiles gives the same
 result; EMPTY tiles are not visited, FULL ones are not masked.  Reverse mode recomputes each tile
-from the row statistics (a custom VJP); `Blockwise(derivative="forward")` leaves differentiation to
-JAX instead: forward mode and everything built on it, at the price of O(T S) memory if it is then
-reversed.
+from the row statistics (a custom VJP), in one scan; `Blockwise(derivative="forward")` leaves
+differentiation to JAX instead, which can do forward mode alone.
 """
 
 import functools
@@ -39,7 +38,7 @@ class Blockwise:
 
     block_q, block_k   sizes of the tiles; None chooses them by mask, T, S and number of heads
     derivative         "reverse": gradients in O(T + S) memory, jvp raises (jvp of grad works);
-                       "forward": jvp and linearize work
+                       "forward": jvp and what is built on it; grad raises
     """
 
     block_q: int | None = None
@@ -215,9 +214,9 @@ def _empty_state(q: Array, terms: int, D: int) -> State:
 def _accumulate(x, rest, schedule, state, stats, peak, rescale, terms, weighs: bool) -> State:
     """One pass over the tiles; terms(s, m, stats) are summed, the first times v if `weighs`."""
 
-    def visit_tile(state: State, entry: Array) -> tuple[State, None]:
+    def visit_tile(here: Rows, number: Array, old: State) -> State:
+        entry = jnp.asarray(schedule.entries)[number]
         tile = _tile(rest, schedule, entry[0], entry[1])
-        old, here = _take_rows((state, stats), tile)
 
         def visit(kind: int) -> State:
             cut = _cut(x, rest, tile, kind)
@@ -237,10 +236,18 @@ def _accumulate(x, rest, schedule, state, stats, peak, rescale, terms, weighs: b
             new = weighted_values(parts[0], cut.v, x.v_table, tile)
             return State(top, sums, old.values * fade + new + poison)
 
-        new = _by_kind(schedule, entry[2], visit, lambda: old)
+        return _by_kind(schedule, entry[2], visit, lambda: old)
+
+    def visit_row(state: State, at: tuple[Array, Array, Array]) -> tuple[State, None]:
+        row, first, last = at
+        tile = _tile(rest, schedule, row, jnp.zeros_like(row))
+        old, here = _take_rows((state, stats), tile)
+        new = lax.fori_loop(first, last, functools.partial(visit_tile, here), old)
         return _put_rows(state, new, tile), None
 
-    return lax.scan(visit_tile, state, schedule.entries)[0]
+    ends = jnp.asarray(schedule.row_ends)
+    rows = jnp.arange(len(ends) - 1, dtype=jnp.int32)
+    return lax.scan(visit_row, state, (rows, ends[:-1], ends[1:]))[0]
 
 
 def _stage(x: Inputs, rest: Call, schedule: Schedule, stage: Stage, stats: Rows):

@@ -1,7 +1,7 @@
 """Which tiles to visit, and how large they are."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -11,32 +11,28 @@ from attnjax.core.masks import EMPTY, FULL, PARTIAL, Mask
 from attnjax.core.tiles import Shape
 from attnjax.typing import Array
 
-ROW_OF, COLUMN_OF, KIND_OF = range(3)
+ROW_OF, KIND_OF = 0, 2
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["entries"],
+    data_fields=["entries", "row_ends"],
     meta_fields=["block_q", "block_k", "kinds"],
 )
 @dataclass(frozen=True)
 class Schedule:
     """A flat list of tiles: entries (tiles, 3) int32 of row, column and kind, row by row.
 
+    `row_ends` (rows + 1,): the tiles of row r are entries row_ends[r] to row_ends[r + 1] - 1.
     `kinds` are the kinds that may occur, known when tracing; EMPTY is among them only where a mask
     is traced, so that the list could not be shortened.
     """
 
     entries: Array | np.ndarray
+    row_ends: np.ndarray
     block_q: int
     block_k: int
     kinds: tuple[int, ...]
-
-    def by_column(self) -> "Schedule":
-        """The same tiles, column by column."""
-        order = jnp if isinstance(self.entries, jax.Array) else np
-        key = self.entries[:, COLUMN_OF]
-        return replace(self, entries=self.entries[order.argsort(key, stable=True)])
 
 
 def plan(mask: Mask | None, z: Shape, block_q: int, block_k: int, q_positions, k_positions):
@@ -52,18 +48,22 @@ def plan(mask: Mask | None, z: Shape, block_q: int, block_k: int, q_positions, k
     if isinstance(kind, jax.Array):
         kind = jnp.where(tail & (kind == FULL), PARTIAL, kind).ravel().astype(jnp.int32)
         entries = jnp.stack([row, column, kind], axis=1)
-        return Schedule(entries, block_q, block_k, (EMPTY, PARTIAL, FULL))
+        ends = np.arange(rows + 1, dtype=np.int32) * columns
+        return Schedule(entries, ends, block_q, block_k, (EMPTY, PARTIAL, FULL))
     kind = np.where(tail & (kind == FULL), PARTIAL, kind).ravel().astype(np.int32)
     entries = np.stack([row, column, kind], axis=1)[kind != EMPTY]
     kinds = tuple(int(x) for x in np.unique(entries[:, KIND_OF]))
-    return Schedule(entries, block_q, block_k, kinds)
+    ends = np.searchsorted(entries[:, ROW_OF], np.arange(rows + 1)).astype(np.int32)
+    return Schedule(entries, ends, block_q, block_k, kinds)
 
 
-# XLA's products on a CPU run at full speed, on all cores, from about 512 x 512 x 64 on; smaller
-# tiles waste less on the mask's edge.  Cost of a visit, in units of one score: its scores, plus a
-# charge that stands for the fixed time of a tile and the slower small products.
-_CANDIDATES = (64, 128, 256, 512)
-_CHARGE = 25_000
+# The estimated time of a visit, in units of one score of one head: its scores, times a penalty if
+# its matrix products are too small for XLA to share among the cores of a CPU, plus what a visit
+# costs however small it is.  Measured with N = 8, H = 64 on two cores.
+_CANDIDATES = ((64, 64), (128, 128), (256, 256), (256, 512), (512, 512))
+_VISIT = 20_000
+_SHARED_PRODUCT = 256 * 512 * 64
+_PENALTY = 1.8
 _MOST_TILES = 1 << 22  # looked at while tracing, a byte each
 _MOST_SCORES = 1 << 22  # of one tile over all batch entries and heads: 16 MiB in float32
 
@@ -71,14 +71,15 @@ _MOST_SCORES = 1 << 22  # of one tile over all batch entries and heads: 16 MiB i
 def choose_blocks(mask: Mask | None, z: Shape, q_positions, k_positions) -> tuple[int, int]:
     """The tile sizes with the least estimated time for the mask, T, S and number of heads."""
     costs = {}
-    for block in _CANDIDATES:
-        block_q, block_k = min(block, z.T), min(block, z.S)
-        count = -(-z.T // block_q) * -(-z.S // block_k)
-        if costs and z.B * z.N * block_q * block_k > _MOST_SCORES:
+    for candidate in _CANDIDATES:
+        block_q, block_k = min(candidate[0], z.T), min(candidate[1], z.S)
+        scores = z.B * z.N * block_q * block_k
+        if costs and scores > _MOST_SCORES:
             break
-        if count > _MOST_TILES and block != _CANDIDATES[-1]:
+        count = -(-z.T // block_q) * -(-z.S // block_k)
+        if count > _MOST_TILES and candidate != _CANDIDATES[-1]:
             continue
         visits = len(plan(mask, z, block_q, block_k, q_positions, k_positions).entries)
-        charge = _CHARGE / max(1, z.B * z.N / 8)
-        costs[block_q, block_k] = visits * (block_q * block_k + charge)
+        shared = z.N // z.K * block_q * block_k * max(z.H, z.D) >= _SHARED_PRODUCT
+        costs[block_q, block_k] = visits * (_VISIT + scores * (1 if shared else _PENALTY))
     return min(costs, key=costs.__getitem__)

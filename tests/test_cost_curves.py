@@ -1,0 +1,92 @@
+"""The benchmark's arithmetic, and that what it times computes what it says."""
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from attnjax import lab
+from experiments import cost_curves as cc
+
+TINY = replace(
+    cc.QUICK, lengths=(8, 16), window_lengths=(16, 32), window=3, heads=2, width=4, rounds=1,
+    variants=("cog_attention",),
+)  # fmt: skip
+
+
+def test_the_exponent_is_the_slope_of_the_longer_half():
+    assert cc.exponent({T: 3.0 * T**2 for T in (64, 128, 256)}) == pytest.approx(2)
+    mixed = {1: 100.0, 2: 100.0, 4: 1.0, 8: 2.0, 16: 4.0}
+    assert cc.exponent(mixed) == pytest.approx(1)
+
+
+def test_turns_are_taken_and_the_first_does_not_count():
+    order = []
+
+    def sleeper(name, naps):
+        def run():
+            order.append(name)
+            time.sleep(naps.pop(0))
+
+        return run
+
+    runs = {"a": sleeper("a", [0.2, 0.0, 0.01, 0.0]), "b": sleeper("b", [0.0, 0.05, 0.05, 0.05])}
+    medians = cc.take_turns(runs, 3)
+    assert order == list("abababab")
+    assert medians["a"] < 0.02 and 0.05 <= medians["b"] < 0.1
+
+
+def test_all_subjects_of_one_kind_compute_the_same():
+    for found in (cc.subjects(replace(TINY, variants=())), cc.window_subjects(TINY)):
+        results = []
+        for subject in found:
+            fn, args = subject.make(16)
+            results.append(fn(*args))
+        for other in results[1:]:
+            np.testing.assert_allclose(other, results[0], atol=1e-5)
+
+
+def test_claims_compare_what_was_measured():
+    config = replace(cc.Config(), memory_length=32768)
+    seconds = {
+        ("blockwise", cc.FORWARD): {8192: 0.3}, ("jax.nn", cc.FORWARD): {8192: 2.4},
+        ("blockwise", cc.BOTH): {8192: 1.0}, ("jax.nn", cc.BOTH): {8192: 8.0},
+        ("window, blockwise", cc.FORWARD): {8192: 0.1, 16384: 0.21},
+        ("window, blockwise", cc.BOTH): {8192: 0.2, 16384: 0.5},
+        ("window, jax.nn", cc.FORWARD): {8192: 3.0},
+    }  # fmt: skip
+    rates = {(mode, T): 4e11 for mode in (cc.FORWARD, cc.BOTH) for T in (8192, 16384)}
+    result = cc.Result(seconds, rates, {"blockwise": 1_400_000_000})
+    metrics = cc.metrics(config, result)
+    verdicts = {c.what: c.judge([metrics]) for c in cc.claims(config, result)}
+    held = {what: (round(v.mean, 3), v.holds) for what, v in verdicts.items()}
+    useful = 4 * 64 * 8 * 8192 * 8193 / 2
+    assert held == {
+        "blockwise fwd at T=8192: times as fast as jax.nn": (8.0, True),
+        "blockwise fwd+bwd at T=8192: times as fast as jax.nn": (8.0, False),
+        "blockwise fwd at T=8192: share of product rate": (round(useful / 0.3 / 4e11, 3), False),
+        "blockwise fwd+bwd at T=8192: share of product rate": (
+            round(3.5 * useful / 1.0 / 4e11, 3), True
+        ),
+        "window, blockwise fwd at T=8192: times as fast as window, jax.nn": (30.0, True),
+        "window fwd: time at T=16384 over T=8192": (2.1, True),
+        "window fwd+bwd: time at T=16384 over T=8192": (2.5, False),
+        "blockwise fwd+bwd at T=32768, N=4: peak MB": (1400.0, True),
+    }  # fmt: skip
+
+
+def test_a_tiny_run_writes_table_and_plot(tmp_path):
+    cc.main(replace(TINY, results=tmp_path))
+    [metrics] = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    for name in ("blockwise fwd", "cog_attention fwd+bwd", "jax.nn fwd"):
+        assert metrics[name]["T=8"] > 0 and metrics[name]["T=16"] > 0
+    assert (tmp_path / "time.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_unknown_variants_and_lengths_are_refused():
+    with pytest.raises(lab.UserError, match="variants: got 'cog_atention', did you mean cog"):
+        cc.subjects(replace(TINY, variants=("cog_atention",)))
+    with pytest.raises(lab.UserError, match="lengths: got \\(0,\\), expected lengths above 0"):
+        replace(TINY, lengths=(0,))

@@ -1,0 +1,51 @@
+"""What the README says runs, and what it links to is up to date."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs():
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    told = subprocess.run(
+        [sys.executable, "-c", code + "\nassert all(float(abs(g).max()) > 0 for g in grads)"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert "-> blockwise" in told.stdout
+
+
+def test_the_table_of_papers_is_the_catalogues():
+    told = subprocess.run(
+        [sys.executable, "-m", "attnjax", "papers", "--markdown"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert told.stdout == (ROOT / "attnjax" / "PAPERS.md").read_text(), "run `make papers`"
+
+
+def test_every_command_and_path_it_names_exists():
+    for module in re.findall(r"python -m (experiments\.\w+)", README):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+    for name in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE), name
+    for path in re.findall(r"\]\((\S+)\)", README):
+        assert (ROOT / path).exists(), path
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_leaf_it_shows_is_the_leaf():
+    """Every added line of the README's diff stands in the tree, white space aside."""
+    squeeze = lambda text: re.sub(r"\s+", "", text).replace(",)", ")")
+    leaf, oracle = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    for diff, file in (
+        (leaf, "attnjax/ops/softmax_core/cog.py"),
+        (oracle, "tests/oracles/softmax_core.py"),
+    ):
+        source = squeeze((ROOT / file).read_text())
+        function = diff.replace("\n+", "\n").lstrip("+").split("VARIANT")[0]
+        function = function[function.index("def ") :]
+        assert squeeze(function) in source, file
