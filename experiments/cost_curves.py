@@ -8,7 +8,8 @@ Causal float32 attention, forward and forward + backward, for attnjax's implemen
 variants asked for, jax.nn.dot_product_attention and (where installed) PyTorch's
 scaled_dot_product_attention; then a causal window, where time should grow linearly.
 
-Times are medians of rounds in which all take turns, so that ratios hold on a noisy machine. The
+Times are medians of rounds in which all take turns, so that ratios hold on a noisy machine; in each
+turn a run that is not counted goes first, since memory that another has just freed is slow. The
 matrix product rate is that of a 2048 x 2048 float32 product in the same rounds; useful operations
 are 4 H per allowed pair forward, 14 H forward + backward. Peak memory is what one forward +
 backward at T = memory_length adds to a fresh process. The criteria are this project's own targets.
@@ -125,9 +126,9 @@ def window_subjects(config: Config) -> list[Subject]:
     made = lambda fn: lambda T: (fn, inputs(config, T, config.heads))
     mask = masks.causal & masks.window(config.window)
     return [
-        Subject("window, blockwise", made(functools.partial(attend, mask=mask, impl="blockwise"))),
+        Subject("window", made(functools.partial(attend, mask=mask, impl="blockwise"))),
         Subject(
-            "window, jax.nn",
+            "window jax.nn",
             made(jax_nn(is_causal=True, local_window_size=(config.window, 0))),
             longest=max(config.lengths),
         ),
@@ -166,14 +167,14 @@ def torch_timed(config: Config, T: int, mode: str) -> Timed:
 
 
 def take_turns(runs: dict[str, Timed], rounds: int) -> dict[str, float]:
-    """Median seconds of each, over rounds in which each runs once, after one to warm up."""
+    """Median seconds of each; in every round each runs in turn, once to warm up and once timed."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in runs.items():
+            run()
             began = time.perf_counter()
             run()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
@@ -233,13 +234,21 @@ def peak_memory(config: Config) -> int:
 
 
 def _measure_memory(config: Config) -> int:
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024
     jnp.zeros(()).block_until_ready()
-    before = peak()
+    before = _peak_bytes()
     fn = functools.partial(attend, mask=masks.causal, impl="blockwise")
     timed(fn, inputs(config, config.memory_length, config.memory_heads), BOTH)()
-    return (peak() - before) * unit
+    return _peak_bytes() - before
+
+
+def _peak_bytes() -> int:
+    """The most memory this process has held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage counts what the parent held before exec
+        [line] = [x for x in status.read_text().splitlines() if x.startswith("VmHWM")]
+        return 1024 * int(line.split()[1])
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else 1024 * held
 
 
 # ------------------------------------------------------------------------------- what it says
@@ -266,9 +275,13 @@ def metrics(config: Config, result: Result) -> lab.Metrics:
             useful = (4 if mode == FORWARD else 14) * config.width * pairs
             row["share"] = useful / seconds[T] / result.rates[mode, T]
         table[f"{name} {mode}"] = row
-    for name, size in result.memory.items():
-        table[f"{name} {BOTH}"]["peak MB"] = size / 1e6
-    return table
+    names = sorted({key for row in table.values() for key in row}, key=_column)
+    return {who: {key: row[key] for key in names if key in row} for who, row in table.items()}
+
+
+def _column(name: str) -> tuple[bool, int]:
+    """Lengths in their order, then the rest."""
+    return (True, 0) if "=" not in name else (False, int(name.split("=")[1]))
 
 
 def claims(config: Config, result: Result) -> list[Claim]:
@@ -291,10 +304,10 @@ def claims(config: Config, result: Result) -> list[Claim]:
             what = f"blockwise {mode} at T={T}: share of product rate"
             told.append(Claim(what, "target", lambda m, r=row, k=key: m[r][k], above(share)))
     if full and config.window == 256:
-        faster("window, blockwise", "window, jax.nn", T, FORWARD, above(20))
+        faster("window", "window jax.nn", T, FORWARD, above(20))
         if {8192, 16384} <= set(config.window_lengths):
             for mode in (FORWARD, BOTH):
-                times = result.seconds["window, blockwise", mode]
+                times = result.seconds["window", mode]
                 ratio = times[16384] / times[8192]
                 what = f"window {mode}: time at T=16384 over T=8192"
                 told.append(Claim(what, "target", lambda m, r=ratio: r, below(2.2)))

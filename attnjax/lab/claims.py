@@ -104,4 +104,5 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
 
 def plus_minus(mean: float, sd: float, count: int) -> str:
     """'1.23 +- 0.04', or the mean alone when there is one value."""
-    return f"{mean:.3g}" if count == 1 else f"{mean:.3g} +- {sd:.1g}"
+    text = f"{mean:.0f}" if 1000 <= abs(mean) < 1e6 else f"{mean:.3g}"
+    return text if count == 1 else f"{text} +- {sd:.1g}"
