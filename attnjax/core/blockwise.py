@@ -96,7 +96,7 @@ class Saved(NamedTuple):
 
 
 def _split(call: Call) -> tuple[Inputs, Call]:
-    """A call as (differentiable arrays, the rest); `_operands` and `_params` see to the union."""
+    """A call as (differentiable arrays, the rest): what a custom VJP has to tell apart."""
     inputs = Inputs(
         call.q, call.k, call.v, call.v_table,
         tuple(mod.operands for mod in call.mods), call.normalizer.params,

@@ -65,7 +65,7 @@ _VISIT = 20_000
 _SHARED_PRODUCT = 256 * 512 * 64
 _PENALTY = 1.8
 _MOST_TILES = 1 << 22  # looked at while tracing, a byte each
-_MOST_SCORES = 1 << 22  # of one tile over all batch entries and heads: 16 MiB in float32
+_MOST_SCORES = 1 << 20  # of one tile over all batch entries and heads: 4 MiB, near the caches
 
 
 def choose_blocks(mask: Mask | None, z: Shape, q_positions, k_positions) -> tuple[int, int]:
