@@ -328,7 +328,7 @@ def curves(result: Result) -> Figure:
             seconds = result.seconds.get((name, mode), {})
             color = lab.COLORS[names.index(name) % len(lab.COLORS)]
             style = "--" if name.startswith("window") else "-"
-            label = f"{name}  (T^{exponent(seconds):.2f})"
+            label = f"{name}  (T^{exponent(seconds):.2f})" if len(seconds) > 1 else name
             axes.plot(list(seconds), list(seconds.values()), style, color=color, marker="o",
                       markersize=4, linewidth=1.6, label=label)  # fmt: skip
         lengths = sorted({T for each in result.seconds.values() for T in each})
