@@ -21,7 +21,6 @@ from tests.oracles import ORACLES
 
 ROOT = Path(attnjax.__file__).parent.parent
 LAWS = {"causal", "unequal", "grouped", "blockwise", "empty_rows", "padding", "bfloat16", "jvp"}
-COSTS = {"memory"}  # what an exemption may say besides the laws
 
 # --------------------------------------------------------------------------------- the records
 
@@ -59,7 +58,7 @@ def test_every_variant_has_an_oracle_of_the_same_arguments():
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_a_record_says_what_it_must(variant):
-    assert set(variant.exempt) <= LAWS | COSTS
+    assert set(variant.exempt) <= LAWS
     assert all(len(reason.split()) > 3 for reason in variant.exempt.values())
     doc = inspect.getdoc(sys.modules[variant.fn.__module__])
     assert "\nPaper: " in doc and "\nLimits: " in doc and "    " in doc

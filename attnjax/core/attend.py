@@ -240,22 +240,16 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
 
     The op is traced, not executed; print the result for a table.
     """
-    static: dict[str, Any] = {}
+    leaves, tree = jax.tree.flatten((args, kwargs))
 
-    def traced(leaves: list[Any]) -> Any:
-        given, named = jax.tree.unflatten(tree, static["merge"](leaves))
+    def traced(arrays: list[Any]) -> Any:
+        rest = iter(arrays)  # arrays are traced; everything else stays the Python value it is
+        merged = [next(rest) if isinstance(x, jax.Array) else x for x in leaves]
+        given, named = jax.tree.unflatten(tree, merged)
         return op(*given, **named)
 
-    flat, tree = jax.tree.flatten((args, kwargs))
-    arrays = [x for x in flat if isinstance(x, jax.Array)]
-
-    def put_back(leaves: list[Any]) -> list[Any]:
-        rest = iter(leaves)
-        return [next(rest) if isinstance(x, jax.Array) else x for x in flat]
-
-    static["merge"] = put_back
     with _recording() as calls:
-        jax.eval_shape(traced, arrays)
+        jax.eval_shape(traced, [x for x in leaves if isinstance(x, jax.Array)])
     return Explanation(
         getattr(op, "__name__", repr(op)), tuple(_explain_call(*entry) for entry in calls)
     )

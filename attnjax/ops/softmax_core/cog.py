@@ -30,8 +30,4 @@ VARIANT = Variant(
             equals=lambda q, k, v: -cog_attention(-q, k, v),
         ),
     ),
-    exempt={
-        "bfloat16": "a weight jumps where its score changes sign, so rounding a score near zero "
-        "moves the output at once"
-    },
 )

@@ -62,6 +62,5 @@ VARIANT = Variant(
     exempt={
         "causal": "a step may point to any input",
         "blockwise": "the T x S weights are the output",
-        "memory": "the T x S weights are the output",
     },
 )
