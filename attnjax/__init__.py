@@ -1,10 +1,13 @@
 """Attention mechanisms in JAX: each a short pure function over a few engines."""
 
+from attnjax.core import features as features
 from attnjax.core import masks as masks
 from attnjax.core import mods as mods
 from attnjax.core import normalizers as normalizers
 from attnjax.core.attend import attend as attend
 from attnjax.core.attend import attention_weights as attention_weights
 from attnjax.core.attend import dot_product_attention as dot_product_attention
-from attnjax.core.attend import explain as explain
 from attnjax.core.blockwise import Blockwise as Blockwise
+from attnjax.core.choice import explain as explain
+from attnjax.core.chunked import Chunked as Chunked
+from attnjax.core.linear import linear_attend as linear_attend

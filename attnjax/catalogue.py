@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from attnjax.ops import kv_decode, local_structured, position, softmax_core
+from attnjax.ops import kv_decode, local_structured, position, recurrent, softmax_core
 from attnjax.variant import Variant
 
 VARIANTS: tuple[Variant, ...] = (
@@ -18,6 +18,7 @@ VARIANTS: tuple[Variant, ...] = (
     *position.VARIANTS,
     *local_structured.VARIANTS,
     *kv_decode.VARIANTS,
+    *recurrent.VARIANTS,
 )
 
 STATUSES = ("done", "todo", "out")

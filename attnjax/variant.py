@@ -6,7 +6,7 @@ these records; nothing else has to be written by hand for a mechanism to be test
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,7 @@ class Variant:
     paper    where the formula stands: authors, year, arXiv number
     inputs   argument name -> maker; q, k, v are drawn when not given here, None leaves one out
     sizes    letters that differ from the default sample
+    engine   what its `impl` goes to, where it takes one: "attend" or "linear_attend"
     limits   degenerate settings and what they must equal; executed as a law
     exempt   law -> the written reason why it does not apply
     """
@@ -89,6 +90,7 @@ class Variant:
     paper: str
     inputs: Mapping[str, Maker | None] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    engine: Literal["attend", "linear_attend"] = "attend"
     limits: tuple[Limit, ...] = ()
     exempt: Mapping[str, str] = field(default_factory=dict)
 

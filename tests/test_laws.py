@@ -14,12 +14,29 @@ import numpy as np
 import pytest
 
 import attnjax.core.call
+import attnjax.core.linear
 import attnjax.ops.numerics
-from attnjax import Blockwise, masks
+from attnjax import Blockwise, Chunked, masks
 from attnjax.catalogue import VARIANTS
 from tests.oracles import ORACLES
 
-SMALL = Blockwise(4, 3)  # tiles that do not divide T and S
+# For each engine: the readable form, tiles that do not divide T and S, tiles in forward mode, and
+# the tiles that a user gets.
+FORMS = {
+    "attend": {
+        "truth": "dense",
+        "tiles": Blockwise(4, 3),
+        "forward": Blockwise(4, 3, derivative="forward"),
+        "default": "blockwise",
+    },
+    "linear_attend": {
+        "truth": "recurrent",
+        "tiles": Chunked(4),
+        "forward": Chunked(4),
+        "default": "chunked",
+    },
+}
+either = pytest.mark.parametrize("form", ["truth", "tiles"])
 every = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 
 
@@ -41,13 +58,25 @@ def default_mask(variant):
     return inspect.signature(variant.fn).parameters["mask"].default
 
 
+def is_array(x):
+    """An array, or a tree of nothing else."""
+    leaves = jax.tree.leaves(x)
+    return bool(leaves) and all(isinstance(leaf, jax.Array) for leaf in leaves)
+
+
 def arrays(args):
-    return {name: x for name, x in args.items() if isinstance(x, jax.Array)}
+    return {name: x for name, x in args.items() if is_array(x)}
 
 
-def bound(variant, args, **options):
+def others(args):
+    return {name: x for name, x in args.items() if not is_array(x)}
+
+
+def bound(variant, args, form=None, **options):
     """The variant as a jitted function of its array arguments alone, by name."""
-    rest = {name: x for name, x in args.items() if not isinstance(x, jax.Array)}
+    if form is not None:
+        options["impl"] = FORMS[variant.engine][form]
+    rest = others(args)
     options = {name: x for name, x in options.items() if accepts(variant, name)}
     return jax.jit(lambda given: variant.fn(**given, **rest, **options))
 
@@ -57,9 +86,8 @@ def cast(tree, dtype):
 
 
 def as_numpy(args):
-    return {
-        k: np.asarray(x, np.float64) if isinstance(x, jax.Array) else x for k, x in args.items()
-    }
+    exact = lambda x: jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), x)
+    return {name: exact(x) if is_array(x) else x for name, x in args.items()}
 
 
 def close(got, want, tolerance):
@@ -73,33 +101,52 @@ def close_trees(got, want, tolerance):
     jax.tree.map(functools.partial(close, tolerance=tolerance), got, want)
 
 
-def sequences(variant, args):
+def lengths(args):
+    """B and T, which the first argument begins with: q, or x where there is no q."""
+    return next(iter(arrays(args).values())).shape[:2]
+
+
+def sequences(args):
     """The arguments that have one entry per token, (B, T, ...): what past and future mean for."""
-    B, T = args["q"].shape[:2]
-    return [name for name, x in arrays(args).items() if x.ndim > 1 and x.shape[:2] == (B, T)]
+    B, T = lengths(args)
+    return [
+        name for name, x in arrays(args).items() if hasattr(x, "ndim") and x.shape[:2] == (B, T)
+    ]
+
+
+def direction(given, seed):
+    """A random tree like `given`."""
+    leaves, tree = jax.tree.flatten(given)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    drawn = [jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def moved(given, step, length):
+    return jax.tree.map(lambda x, dx: x + length * dx, given, step)
 
 
 # ------------------------------------------------------------------------------- the formula
 
 
 @every
-@pytest.mark.parametrize("impl", ["dense", "blockwise"])
-def test_equals_the_papers_formula(variant, impl):
-    if impl == "blockwise":
+@either
+def test_equals_the_papers_formula(variant, form):
+    if form == "tiles":
         needs(variant, "impl")
-        obeys(variant, "blockwise")
+        obeys(variant, "tiles")
     oracle = ORACLES[variant.name]
     with jax.enable_x64():
         args = variant.sample(seed=1)
         given = cast(arrays(args), jnp.float64)
-        got = bound(variant, args, impl=SMALL if impl == "blockwise" else impl)(given)
+        got = bound(variant, args, form)(given)
         close(got, oracle(**as_numpy(args)), 1e-10)
-        if impl == "dense" and accepts(variant, "mask"):
+        if form == "truth" and accepts(variant, "mask"):
             z = args["q"].shape
             S = (args.get("k", args.get("v"))).shape[1]
             ok = np.random.default_rng(0).random((z[0], 1, z[1], S)) < 0.6
             ok[0, 0, 2] = False
-            got = bound(variant, args, impl=impl, mask=masks.array(ok))(given)
+            got = bound(variant, args, form, mask=masks.array(ok))(given)
             close(got, oracle(**as_numpy(args), allowed=ok), 1e-10)
 
 
@@ -110,7 +157,7 @@ def test_other_lengths_equal_the_formula(variant):
         if sizes["T"] != sizes["S"] and "unequal" in variant.exempt:
             continue
         args = variant.sample(seed=2, **sizes)
-        got = bound(variant, args, impl="blockwise")(arrays(args))
+        got = bound(variant, args, "default")(arrays(args))
         close(got, ORACLES[variant.name](**as_numpy(args)), 2e-5)
 
 
@@ -119,7 +166,7 @@ def test_declared_limits_hold(variant):
     for limit in variant.limits:
         args = replace(variant, inputs={**variant.inputs, **limit.given}).sample(seed=3)
         usual = {name: x for name, x in args.items() if name in variant.sample(seed=3)}
-        rest = {name: x for name, x in usual.items() if not isinstance(x, jax.Array)}
+        rest = others(usual)
         want = jax.jit(lambda given, rest=rest, limit=limit: limit.equals(**given, **rest))
         close(bound(variant, args)(arrays(args)), want(arrays(usual)), 2e-5)
     if not variant.limits:
@@ -132,16 +179,16 @@ def test_declared_limits_hold(variant):
 @every
 def test_implementations_agree_in_value_and_gradient(variant):
     needs(variant, "impl")
-    obeys(variant, "blockwise")
+    obeys(variant, "tiles")
     with jax.enable_x64():
         args = variant.sample(seed=4)
         given = cast(arrays(args), jnp.float64)
-        value_and_pull = lambda impl: jax.jit(
+        value_and_pull = lambda form: jax.jit(
             lambda x: (lambda out, pull: (out, pull(jnp.sin(3 * out))))(
-                *jax.vjp(bound(variant, args, impl=impl), x)
+                *jax.vjp(bound(variant, args, form), x)
             )
         )
-        close_trees(value_and_pull(SMALL)(given), value_and_pull("dense")(given), 1e-10)
+        close_trees(value_and_pull("tiles")(given), value_and_pull("truth")(given), 1e-10)
 
 
 @every
@@ -150,14 +197,12 @@ def test_gradients_are_those_of_finite_differences(variant):
     with jax.enable_x64():
         args = variant.sample(seed=5)
         given = cast(arrays(args), jnp.float64)
-        loss = jax.jit(lambda x: jnp.sum(jnp.sin(bound(variant, args, impl="dense")(x))))
-        keys = jax.random.split(jax.random.key(1), len(given))
-        step = {k: jax.random.normal(key, x.shape) for key, (k, x) in zip(keys, given.items())}  # noqa: B905
-        moved = lambda e: {k: given[k] + e * step[k] for k in given}
+        loss = jax.jit(lambda x: jnp.sum(jnp.sin(bound(variant, args, "truth")(x))))
+        step = direction(given, seed=1)
         e = 1e-6
-        slope = (loss(moved(e)) - loss(moved(-e))) / (2 * e)
+        slope = (loss(moved(given, step, e)) - loss(moved(given, step, -e))) / (2 * e)
         grad = jax.jit(jax.grad(loss))(given)
-        got = sum(jnp.vdot(grad[k], step[k]) for k in given)
+        got = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grad, step)))
         close(got, slope, 1e-6)
 
 
@@ -168,31 +213,30 @@ def test_forward_mode_and_second_order(variant):
     with jax.enable_x64():
         args = variant.sample(seed=6)
         given = cast(arrays(args), jnp.float64)
-        keys = jax.random.split(jax.random.key(2), len(given))
-        step = {k: jax.random.normal(key, x.shape) for key, (k, x) in zip(keys, given.items())}  # noqa: B905
-        dense = bound(variant, args, impl="dense")
+        step = direction(given, seed=2)
+        dense = bound(variant, args, "truth")
         jvp = lambda f: jax.jit(lambda x, dx: jax.jvp(f, (x,), (dx,)))(given, step)
         out, tangent = jvp(dense)
         e = 1e-6
-        moved = lambda s: {k: given[k] + s * e * step[k] for k in given}
-        close(tangent, (dense(moved(1)) - dense(moved(-1))) / (2 * e), 1e-5)
+        ahead, behind = moved(given, step, e), moved(given, step, -e)
+        close(tangent, (dense(ahead) - dense(behind)) / (2 * e), 1e-5)
         grad = lambda f: jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(f(x)))))
         hvp = jvp(grad(dense))[1]
-        if accepts(variant, "impl") and "blockwise" not in variant.exempt:
-            forward = bound(variant, args, impl=Blockwise(4, 3, derivative="forward"))
+        if accepts(variant, "impl") and "tiles" not in variant.exempt:
+            forward = bound(variant, args, "forward")
             close_trees(jvp(forward), (out, tangent), 1e-10)
-            blockwise = bound(variant, args, impl=SMALL)
+            blockwise = bound(variant, args, "tiles")
             close_trees(jvp(grad(blockwise))[1], hvp, 1e-9)
         slope = grad(dense)
-        want = jax.tree.map(lambda a, b: (a - b) / (2 * e), slope(moved(1)), slope(moved(-1)))
+        want = jax.tree.map(lambda a, b: (a - b) / (2 * e), slope(ahead), slope(behind))
         close_trees(hvp, want, 1e-5)
 
 
 @every
 def test_jit_equals_eager_without_a_second_compilation(variant):
     first, second = variant.sample(seed=7), variant.sample(seed=8)
-    rest = {name: x for name, x in first.items() if name not in arrays(first)}
-    rest |= {"impl": "blockwise"} if accepts(variant, "impl") else {}
+    rest = others(first)
+    rest |= {"impl": FORMS[variant.engine]["default"]} if accepts(variant, "impl") else {}
     traced = 0
 
     def eager(given):
@@ -209,29 +253,69 @@ def test_jit_equals_eager_without_a_second_compilation(variant):
 @every
 def test_vmap_over_the_batch_and_equal_bits_twice(variant):
     args = variant.sample(seed=9)
-    B = args["q"].shape[0]
-    axes = {k: 0 if x.ndim > 1 and x.shape[0] == B else None for k, x in arrays(args).items()}
-    fn = bound(variant, args, impl="blockwise")
+    B = lengths(args)[0]
+    batched = lambda x: hasattr(x, "ndim") and x.ndim > 1 and x.shape[0] == B
+    axes = {k: 0 if batched(x) else None for k, x in arrays(args).items()}
+    fn = bound(variant, args, "default")
     one = lambda given: fn({k: x[None] if axes[k] == 0 else x for k, x in given.items()})[0]
     want = np.asarray(fn(arrays(args)))
     close(jax.jit(jax.vmap(one, in_axes=(axes,)))(arrays(args)), want, 2e-6)
     assert np.array_equal(np.asarray(fn(arrays(args))), want)
 
 
+# ---------------------------------------------------------------------------- runs in segments
+
+
+def in_segments(variant, args, form, cuts):
+    """The variant run from cut to cut, each segment from the state that the one before left."""
+    rest = others(args)
+    if accepts(variant, "impl"):
+        rest["impl"] = FORMS[variant.engine][form]
+    tokens, T = sequences(args), lengths(args)[1]
+
+    def run(given):
+        state, outs = None, []
+        for start, stop in zip((0, *cuts), (*cuts, T), strict=True):
+            segment = {n: x[:, start:stop] if n in tokens else x for n, x in given.items()}
+            out, state = variant.fn(**segment, **rest, state=state, return_state=True)
+            outs.append(out)
+        return jnp.concatenate(outs, axis=1)
+
+    return run
+
+
+@every
+@either
+def test_a_run_split_anywhere_equals_the_whole(variant, form):
+    """In value and gradient, which flows back through the states; and one token at a time."""
+    needs(variant, "state")
+    obeys(variant, "split")
+    with jax.enable_x64():
+        args = variant.sample(seed=16)
+        given = cast(arrays(args), jnp.float64)
+        both = lambda f: jax.jit(jax.value_and_grad(lambda x: (f(x) ** 2).sum()))(given)
+        whole = bound(variant, args, form)
+        want = both(whole)
+        for cuts in ((4,), (1, 6)):
+            close_trees(both(in_segments(variant, args, form, cuts)), want, 1e-9)
+        each = jax.jit(in_segments(variant, args, form, tuple(range(1, lengths(args)[1]))))
+        close(each(given), whole(given), 1e-10)
+
+
 # ------------------------------------------------------------------------- what must not leak
 
 
 @every
-@pytest.mark.parametrize("impl", ["dense", "blockwise"])
-def test_the_future_does_not_leak(variant, impl):
+@either
+def test_the_future_does_not_leak(variant, form):
     """By perturbation, bit by bit, and by gradient."""
     obeys(variant, "causal")
     past, other = variant.sample(seed=10), variant.sample(seed=11)
-    now, parts = 5, sequences(variant, past)
+    now, parts = 5, sequences(past)
     mixed = dict(arrays(past))
     for name in parts:
         mixed[name] = jnp.concatenate([past[name][:, :now], other[name][:, now:]], axis=1)
-    fn = bound(variant, past, impl=SMALL if impl == "blockwise" else impl)
+    fn = bound(variant, past, form)
     a, b = fn(arrays(past)), fn(mixed)
     close(b[:, :now], a[:, :now], 1e-6)
     assert not np.allclose(b[:, now:], a[:, now:], atol=1e-3)
@@ -242,8 +326,8 @@ def test_the_future_does_not_leak(variant, impl):
 
 
 @every
-@pytest.mark.parametrize("impl", ["dense", "blockwise"])
-def test_padding_does_not_leak_even_as_nan(variant, impl):
+@either
+def test_padding_does_not_leak_even_as_nan(variant, form):
     needs(variant, "mask")
     obeys(variant, "padding")
     args = variant.sample(seed=12)
@@ -251,8 +335,8 @@ def test_padding_does_not_leak_even_as_nan(variant, impl):
     mask = masks.lengths(lengths, lengths)
     if default_mask(variant) is not None:
         mask = mask & default_mask(variant)
-    fn = bound(variant, args, impl=SMALL if impl == "blockwise" else impl, mask=mask)
-    parts = sequences(variant, args)
+    fn = bound(variant, args, form, mask=mask)
+    parts = sequences(args)
     clean, spoiled = dict(arrays(args)), dict(arrays(args))
     for name in parts:
         clean[name] = args[name].at[1, 6:].set(0.0)
@@ -262,15 +346,15 @@ def test_padding_does_not_leak_even_as_nan(variant, impl):
 
 
 @every
-@pytest.mark.parametrize("impl", ["dense", "blockwise"])
-def test_rows_with_nothing_allowed_give_zeros_and_no_gradient(variant, impl):
+@either
+def test_rows_with_nothing_allowed_give_zeros_and_no_gradient(variant, form):
     needs(variant, "mask")
     obeys(variant, "empty_rows")
     args = variant.sample(seed=13)
     T, S = args["q"].shape[1], args.get("k", args["v"] if "v" in args else None).shape[1]
     ok = np.tril(np.ones((T, S), bool))
     ok[3] = False
-    fn = bound(variant, args, impl=SMALL if impl == "blockwise" else impl, mask=masks.array(ok))
+    fn = bound(variant, args, form, mask=masks.array(ok))
     out = fn(arrays(args))
     row = out[:, 3] if out.shape[1] == T else out[:, :, 3]
     assert not np.any(row)
@@ -283,13 +367,13 @@ def test_rows_with_nothing_allowed_give_zeros_and_no_gradient(variant, impl):
 
 
 @every
-@pytest.mark.parametrize("impl", ["dense", "blockwise"])
-def test_grouped_heads_equal_repeated_heads(variant, impl):
+@either
+def test_grouped_heads_equal_repeated_heads(variant, form):
     obeys(variant, "grouped")
     args = variant.sample(seed=14)
     G = args["q"].shape[2] // args.get("k", args.get("v")).shape[2]
     assert G > 1
-    fn = bound(variant, args, impl=SMALL if impl == "blockwise" else impl)
+    fn = bound(variant, args, form)
     repeated = dict(arrays(args))
     for name in {"k", "v"} & set(repeated):
         repeated[name] = jnp.repeat(args[name], G, axis=2)
@@ -297,18 +381,18 @@ def test_grouped_heads_equal_repeated_heads(variant, impl):
 
 
 @every
-@pytest.mark.parametrize("impl", ["dense", "blockwise"])
-def test_bfloat16_error_is_at_most_twice_the_naive_formulas(variant, impl, monkeypatch):
+@either
+def test_bfloat16_error_is_at_most_twice_the_naive_formulas(variant, form, monkeypatch):
     obeys(variant, "bfloat16")
     args = variant.sample(seed=15, T=24, S=24)
     half = cast(arrays(args), jnp.bfloat16)
-    fn = bound(variant, args, impl=SMALL if impl == "blockwise" else impl)
-    exact = {**args, **{name: x.astype(jnp.float32) for name, x in half.items()}}
+    fn = bound(variant, args, form)
+    exact = {**args, **cast(half, jnp.float32)}
     truth = ORACLES[variant.name](**as_numpy(exact))
     error = lambda out: np.abs(np.asarray(out, np.float64) - truth).max()
     got = fn(half)
     assert got.dtype == jnp.bfloat16
-    for module in (attnjax.core.call, attnjax.ops.numerics):
+    for module in (attnjax.core.call, attnjax.core.linear, attnjax.ops.numerics):
         monkeypatch.setattr(module, "working_dtype", lambda dtype: dtype)
-    naive = bound(variant, args, impl="dense")(half)
+    naive = bound(variant, args, "truth")(half)
     assert error(got) <= 2 * error(naive)

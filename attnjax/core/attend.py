@@ -1,45 +1,26 @@
-"""Engine 1: pairwise attention.  The signature, the choice of an implementation, and `explain`."""
+"""Engine 1: pairwise attention.  The signature, and the choice of an implementation.
 
-import contextlib
-import contextvars
-import difflib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+An implementation runs a `call.Call` and gives the weighted sum of values, (B,N,T,D).
+"""
 
-import jax
 import jax.numpy as jnp
 
 from attnjax.core import dense, masks, normalizers
 from attnjax.core import mods as mods_
 from attnjax.core.blockwise import Blockwise
 from attnjax.core.call import Call, finish, prepare
+from attnjax.core.choice import Impl, Implementation, resolve
 from attnjax.core.cudnn import CuDNN
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues
 from attnjax.core.normalizers import Normalizer
 from attnjax.typing import Array, Bool, Float, Int, K, Out, Positions, Q, V, Weights
 
-
-@runtime_checkable
-class Implementation(Protocol):
-    """A way to execute a call; any object with these two methods may be given as `impl`."""
-
-    def supported(self, call: Call) -> str | None:
-        """None if it can run the call, else the reason why not."""
-        ...
-
-    def run(self, call: Call) -> Array:
-        """The weighted sum of values, (B,N,T,D), in the working dtype."""
-        ...
-
-
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dense": dense.Dense(),
     "blockwise": Blockwise(),
     "cudnn": CuDNN(),
 }
-Impl = str | Implementation | None
 
 
 def attend(
@@ -77,8 +58,8 @@ def attend(
     TypeError for dtypes and values of the wrong kind.
     """
     call = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions)
-    _record(call, impl)
-    return finish(call, _resolve(impl, call).run(call))
+    chosen = resolve("attend", impl, call, IMPLEMENTATIONS, _choose, _headline)
+    return finish(call, chosen.run(call))
 
 
 def attention_weights(
@@ -162,117 +143,10 @@ def _choose(call: Call) -> Implementation:
     return IMPLEMENTATIONS["dense" if small else "blockwise"]
 
 
-def _resolve(impl: Impl, call: Call) -> Implementation:
-    if impl is None:
-        return _choose(call)
-    if isinstance(impl, str):
-        if impl not in IMPLEMENTATIONS:
-            near = difflib.get_close_matches(impl, IMPLEMENTATIONS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"attend: impl is {impl!r}, expected None, an Implementation or one of "
-                f"{', '.join(map(repr, IMPLEMENTATIONS))}{hint}"
-            )
-        name, impl = impl, IMPLEMENTATIONS[impl]
-    elif not isinstance(impl, Implementation) or isinstance(impl, type):
-        raise TypeError(
-            f"attend: impl is {impl!r}, expected None, a name or an object with supported and run"
-        )
-    else:
-        name = repr(impl)
-    if (reason := impl.supported(call)) is not None:
-        raise ValueError(f"attend: impl {name!r} does not run this call: {reason}")
-    return impl
-
-
-# ------------------------------------------------------------------------------------- explain
-
-_recorder: contextvars.ContextVar[list[tuple[Call, Impl]] | None] = contextvars.ContextVar(
-    "attnjax_recorder", default=None
-)
-
-
-def _record(call: Call, impl: Impl) -> None:
-    if (calls := _recorder.get()) is not None:
-        calls.append((call, impl))
-
-
-@contextlib.contextmanager
-def _recording() -> Iterator[list[tuple[Call, Impl]]]:
-    calls: list[tuple[Call, Impl]] = []
-    token = _recorder.set(calls)
-    try:
-        yield calls
-    finally:
-        _recorder.reset(token)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One implementation for one call: whether it runs, could, or why not."""
-
-    implementation: str
-    runs: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What `explain` found: for each call of `attend`, a headline and the choices."""
-
-    op: str
-    calls: tuple[tuple[str, tuple[Choice, ...]], ...]
-
-    def __str__(self) -> str:
-        lines = [self.op] if self.calls else [f"{self.op}: no call of attend"]
-        for headline, choices in self.calls:
-            lines += ["", headline]
-            width = max(len(c.implementation) for c in choices)
-            lines += [
-                f"  {'->' if c.runs else '  '} {c.implementation:{width}}  {c.reason}"
-                for c in choices
-            ]
-        return "\n".join(lines)
-
-
-def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """Which implementation `op(*args, **kwargs)` runs, and why each of the others does not.
-
-    The op is traced, not executed; print the result for a table.
-    """
-    leaves, tree = jax.tree.flatten((args, kwargs))
-
-    def traced(arrays: list[Any]) -> Any:
-        rest = iter(arrays)  # arrays are traced; everything else stays the Python value it is
-        merged = [next(rest) if isinstance(x, jax.Array) else x for x in leaves]
-        given, named = jax.tree.unflatten(tree, merged)
-        return op(*given, **named)
-
-    with _recording() as calls:
-        jax.eval_shape(traced, [x for x in leaves if isinstance(x, jax.Array)])
-    return Explanation(
-        getattr(op, "__name__", repr(op)), tuple(_explain_call(*entry) for entry in calls)
-    )
-
-
-def _explain_call(call: Call, impl: Impl) -> tuple[str, tuple[Choice, ...]]:
+def _headline(call: Call) -> str:
     z = call.shape
     letters = ", ".join(f"{x}={getattr(z, x)}" for x in "BTSNKHD")
-    headline = (
-        f"attend: {letters}, {jnp.dtype(call.dtype).name}, mask {call.mask}, {call.normalizer}"
-    )
+    told = f"attend: {letters}, {jnp.dtype(call.dtype).name}, mask {call.mask}, {call.normalizer}"
     if call.mods:
-        headline += ", mods " + ", ".join(
-            getattr(m.fn, "__name__", "?").strip("_") for m in call.mods
-        )
-    chosen = _resolve(impl, call)
-    why = "fastest for this shape here" if impl is None else "asked for"
-    choices = []
-    for name, candidate in IMPLEMENTATIONS.items():
-        runs = candidate == chosen
-        reason = candidate.supported(call)
-        text = f"runs: {why}" if runs else f"cannot: {reason}" if reason else "could run"
-        choices.append(Choice(name, runs, text))
-    if not any(c.runs for c in choices):
-        choices.append(Choice(repr(chosen), True, f"runs: {why}"))
-    return headline, tuple(choices)
+        told += ", mods " + ", ".join(getattr(m.fn, "__name__", "?").strip("_") for m in call.mods)
+    return told

@@ -128,36 +128,31 @@ def allowed(mask: Mask | None, tile: Tile) -> Array | None:
 # ------------------------------------------------------------------------------------- checks
 
 
-def _floating(name: str, x: Array) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"attend: {name} has dtype {x.dtype}, expected a floating-point dtype")
-
-
-def _check(q: Array, k: Array, v: Array) -> Shape:
+def check_qkv(engine: str, q: Array, k: Array, v: Array) -> Shape:
+    """The sizes of the letters; raises, in the engine's name, where they disagree."""
     for name, letters, x in (("q", "B,T,N,H", q), ("k", "B,S,K,H", k), ("v", "B,S,K,D", v)):
         if x.ndim != 4:
-            raise ValueError(f"attend: {name} has shape {x.shape}, expected rank 4, ({letters})")
-        _floating(name, x)
-    if not q.dtype == k.dtype == v.dtype:
-        raise TypeError(
-            f"attend: q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}, expected one dtype"
-        )
+            raise ValueError(f"{engine}: {name} has shape {x.shape}, expected rank 4, ({letters})")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"{engine}: {name} has dtype {x.dtype}, expected a floating-point dtype"
+            )
     B, T, N, H = q.shape
     _, S, K, _ = k.shape
     if k.shape[0] != B or v.shape[0] != B:
         raise ValueError(
-            f"attend: q, k, v have batch sizes B = {B}, {k.shape[0]}, {v.shape[0]}, expected one"
+            f"{engine}: q, k, v have batch sizes B = {B}, {k.shape[0]}, {v.shape[0]}, expected one"
         )
     if v.shape[1] != S:
-        raise ValueError(f"attend: v has length S = {v.shape[1]}, expected k's S = {S}")
+        raise ValueError(f"{engine}: v has length S = {v.shape[1]}, expected k's S = {S}")
     if v.shape[2] != K:
-        raise ValueError(f"attend: v has K = {v.shape[2]} heads, expected k's K = {K}")
+        raise ValueError(f"{engine}: v has K = {v.shape[2]} heads, expected k's K = {K}")
     if k.shape[3] != H:
-        raise ValueError(f"attend: k has head width H = {k.shape[3]}, expected q's H = {H}")
+        raise ValueError(f"{engine}: k has head width H = {k.shape[3]}, expected q's H = {H}")
     if T == 0 or S == 0:
-        raise ValueError(f"attend: T = {T} and S = {S}, expected both to be at least 1")
+        raise ValueError(f"{engine}: T = {T} and S = {S}, expected both to be at least 1")
     if K == 0 or N % K:
-        raise ValueError(f"attend: q has N = {N} heads, expected a multiple of k's K = {K}")
+        raise ValueError(f"{engine}: q has N = {N} heads, expected a multiple of k's K = {K}")
     return Shape(B, T, S, N, K, H, v.shape[3])
 
 
@@ -173,7 +168,7 @@ def _positions(name: str, letter: str, x: Array | None, length: int) -> Array | 
     return x
 
 
-def _clean(x: Array) -> tuple[Array, Array]:
+def clean(x: Array) -> tuple[Array, Array]:
     """x with zeros for NaN and infinities, and NaN for the rows that had one, zero for others."""
     # inf * 0 is NaN, and a sum keeps it; as a matrix product this costs next to nothing.
     bad = lax.stop_gradient(x) @ jnp.zeros(x.shape[-1], x.dtype)
@@ -196,7 +191,11 @@ def prepare(
     if isinstance(v, RelativeValues):
         v, v_table = v.v, v.table
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
-    z = _check(q, k, v)
+    z = check_qkv("attend", q, k, v)
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(
+            f"attend: q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}, expected one dtype"
+        )
     given, dtype = q.dtype, working_dtype(q.dtype)
     if isinstance(mods, Mod):
         mods = (mods,)
@@ -216,7 +215,7 @@ def prepare(
         )
     if scale is None:
         scale = z.H**-0.5 if z.H else 1.0
-    (q, q_bad), (k, k_bad), (v, v_bad) = _clean(q), _clean(k), _clean(v)
+    (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
     q = (q.astype(dtype) * jnp.asarray(scale, dtype)).transpose(0, 2, 1, 3)
     return Call(
         q=q,

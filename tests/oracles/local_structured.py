@@ -5,7 +5,7 @@ import numpy as np
 from tests.oracles.plain import blend, both, weights
 
 
-def neighbors(x, extent, window, stride, dilation, causal):
+def _neighbors(x, extent, window, stride, dilation, causal):
     """The `window` positions on one axis that position x sees.
 
     Positions of one dilation class (equal modulo `dilation`) are counted 0, 1, 2, ...; runs of
@@ -31,7 +31,7 @@ def neighborhood_attention(
     window, stride, dilation, causal = map(per_axis, (window, stride, dilation, causal))
     cells = list(np.ndindex(*shape))
     sees = lambda c, d, a: (
-        d[a] in neighbors(c[a], shape[a], window[a], stride[a], dilation[a], causal[a])
+        d[a] in _neighbors(c[a], shape[a], window[a], stride[a], dilation[a], causal[a])
     )
     near = np.array([[all(sees(c, d, a) for a in range(axes)) for d in cells] for c in cells])
     H, K, N = q.shape[-1], k.shape[2], q.shape[2]

@@ -61,6 +61,6 @@ VARIANT = Variant(
     ),
     exempt={
         "causal": "a step may point to any input",
-        "blockwise": "the T x S weights are the output",
+        "tiles": "the T x S weights are the output",
     },
 )

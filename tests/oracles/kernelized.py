@@ -1,0 +1,1 @@
+"""Oracles of attnjax.ops.recurrent: feature maps and sums over all tokens, as float64 loops."""

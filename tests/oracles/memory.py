@@ -1,0 +1,1 @@
+"""Oracles of attnjax.ops.recurrent: memories, convolutions and scans, as float64 loops."""
