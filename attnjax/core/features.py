@@ -18,6 +18,10 @@ from attnjax.typing import Array, Float
 FeatureMap = Callable[[Array], Array]
 
 
+def identity(x: Array) -> Array:
+    return x
+
+
 def elu1(x: Array) -> Array:
     """elu(x) + 1 > 0.  Katharopoulos et al. 2020, arXiv:2006.16236."""
     return jax.nn.elu(x) + 1.0
@@ -42,9 +46,20 @@ def log_normal(scale: float | Array) -> FeatureMap:
 
 
 def cosine(x: Array) -> Array:
-    """x / |x|: products are cosines; zero stays zero, with gradient zero."""
+    """x / |x|: products are cosines; zero stays zero, with gradient zero.
+
+    A token with a NaN or infinity gives NaN, but no gradient: a mask may still hide it.
+    """
+    fine = jnp.isfinite(x).all(axis=-1, keepdims=True)
+    x = jnp.where(fine, x, 0.0)
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return jnp.where(square > 0, x * lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    unit = jnp.where(square > 0, x * lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return jnp.where(fine, unit, jnp.nan)
+
+
+def standardize(x: Array) -> Array:
+    """(x - mean) / standard deviation over the features; a constant vector becomes zero."""
+    return math.sqrt(x.shape[-1]) * cosine(x - jnp.mean(x, axis=-1, keepdims=True))
 
 
 def softmax(x: Array) -> Array:
@@ -89,9 +104,34 @@ def log_favor(projection: Float[Array, "R H"]) -> FeatureMap:
 
     def log_phi(x: Array) -> Array:
         square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-        return x @ projection.T.astype(x.dtype) - square / 2 - math.log(R) / 2
+        return _project(x, projection) - square / 2 - math.log(R) / 2
 
     return log_phi
+
+
+def trigonometric(projection: Float[Array, "R H"]) -> FeatureMap:
+    """exp(|x|^2 / 2) [cos W x, sin W x] / sqrt(R): the mean is exp(q.k), too, but signs vary.
+
+    Rahimi and Recht's random Fourier features, the unstable baseline of FAVOR+: their error is
+    largest where exp(q.k) is small, which makes sums of weights come out near zero.
+    """
+    R = projection.shape[0]
+
+    def phi(x: Array) -> Array:
+        y = _project(x, projection)
+        length = jnp.exp(jnp.sum(jnp.square(x), axis=-1, keepdims=True) / 2) / math.sqrt(R)
+        return length * jnp.concatenate([jnp.cos(y), jnp.sin(y)], axis=-1)
+
+    return phi
+
+
+def random_relu(projection: Float[Array, "R H"], eps: float = 1e-3) -> FeatureMap:
+    """(max(W x, 0) + eps) / sqrt(R): the ReLU kernel of generalized attention, arXiv:2009.14794."""
+    return lambda x: (jax.nn.relu(_project(x, projection)) + eps) / math.sqrt(projection.shape[0])
+
+
+def _project(x: Array, projection: Array) -> Array:
+    return jnp.matmul(x, projection.T.astype(x.dtype), precision=lax.Precision.HIGHEST)
 
 
 def log_hedgehog(w: Float[Array, "N H R"]) -> FeatureMap:
@@ -101,7 +141,7 @@ def log_hedgehog(w: Float[Array, "N H R"]) -> FeatureMap:
     """
 
     def log_phi(x: Array) -> Array:
-        y = jnp.einsum("BTNH,NHR->BTNR", x, w.astype(x.dtype))
+        y = jnp.einsum("BTNH,NHR->BTNR", x, w.astype(x.dtype), precision=lax.Precision.HIGHEST)
         return jnp.concatenate([y, -y], axis=-1)
 
     return log_phi
@@ -117,8 +157,10 @@ def running_max(
     A state that adds exp(log_write_t) can be kept as exp(-m_t) S_t: write exp(log_write_t - m_t),
     which is at most 1, and decay by the second result, log_decay_t + m_{t-1} - m_t <= 0.  `before`
     is m_0, which a split run hands on: the last m of the segment before.  Neither has a gradient
-    where results do not depend on m; that is the caller's to say by `lax.stop_gradient`.
+    where results do not depend on m; that is the caller's to say by `lax.stop_gradient`.  m is
+    finite also where nothing has been written, log_write = -inf.
     """
+    log_write = jnp.maximum(log_write, jnp.finfo(log_write.dtype).min / 4)
     decay = jnp.zeros_like(log_write) if log_decay is None else log_decay
 
     def join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.core.call import check_qkv, clean, working_dtype
+from attnjax.core.call import check_qkv, working_dtype
 from attnjax.core.choice import Impl, Implementation, resolve
 from attnjax.core.chunked import Chunked, Parallel
 from attnjax.core.recurrent import Call, Recurrent
@@ -82,19 +82,17 @@ def linear_attend(
     Raises ValueError for shapes that do not fit, for a log_decay above 0 and a beta outside [0, 2]
     (where their values are known, outside jit), TypeError for dtypes and values of the wrong kind.
     """
-    call, poison = _prepare(q, k, v, log_decay, beta, normalize, block, state)
+    call, dtype = _prepare(q, k, v, log_decay, beta, normalize, block, state)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"linear_attend: chunk is {chunk!r}, expected an integer of at least 1")
     known = {**IMPLEMENTATIONS, "chunked": Chunked(chunk)}
     chosen = resolve("linear_attend", impl, call, known, lambda c: _choose(c, known), _headline)
     out, memory = chosen.run(call)
-    out = out.transpose(0, 2, 1, 3) + poison.read
-    memory = memory + poison.left
     last = State(memory)
     if normalize is not None:
         last = State(memory[..., :-1], memory[..., -1])
         out = normalize(out[..., :-1], out[..., -1:])
-    out = out.astype(call.dtype)
+    out = out.astype(dtype)
     return (out, last) if return_state else out
 
 
@@ -103,31 +101,20 @@ def linear_attend(
 
 def _choose(call: Call, known: dict[str, Implementation]) -> Implementation:
     """A single token needs no products of many; everything longer gains by them."""
-    return known["recurrent" if call.k.shape[2] == 1 else "chunked"]
+    return known["recurrent" if call.k.shape[1] == 1 else "chunked"]
 
 
 def _headline(call: Call) -> str:
-    (B, N, T, H), (S, D) = call.q.shape, call.v.shape[2:]
-    letters = ", ".join(f"{x}={n}" for x, n in zip("BTSNHD", (B, T, S, N, H, D), strict=True))
+    (B, T, N, H), (S, K, D) = call.q.shape, call.v.shape[1:]
+    letters = ", ".join(f"{x}={n}" for x, n in zip("BTSNKHD", (B, T, S, N, K, H, D), strict=True))
     decay = {None: "no decay", 1: "decay of tokens"}.get(
         None if call.log_decay is None else call.log_decay.shape[-1], "decay of channels"
     )
     rule = "sums" if call.beta is None else "delta rule"
-    return f"linear_attend: {letters}, {jnp.dtype(call.dtype).name}, {decay}, {rule}"
+    return f"linear_attend: {letters}, {jnp.dtype(call.v.dtype).name}, {decay}, {rule}"
 
 
 # ------------------------------------------------------------------------------------- the checks
-
-
-class _Poison(NamedTuple):
-    """NaN where the queries, (B,T,N,1), and the state, (B,N,1,1), must be spoiled, zero elsewhere.
-
-    The arrays that are computed with hold zeros for NaN and infinities: 0 * NaN in a product of a
-    chunk would spoil earlier tokens, too.
-    """
-
-    read: Array
-    left: Array
 
 
 def _prepare(
@@ -139,7 +126,8 @@ def _prepare(
     normalize: Normalize | None,
     block: int | None,
     state: State | None,
-) -> tuple[Call, _Poison]:
+) -> tuple[Call, jnp.dtype]:
+    """The call, and the dtype of its result."""
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     z = check_qkv("linear_attend", q, k, v)
     given, dtype = v.dtype, working_dtype(jnp.result_type(q, k, v))
@@ -151,30 +139,18 @@ def _prepare(
                 f"linear_attend: T = {z.T} and S = {z.S} with block {block}, expected T = S; "
                 "block=None reads all of k and v"
             )
-    (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
-    group = z.N // z.K
-    heads = lambda x: jnp.repeat(x.astype(dtype), group, axis=2)
-    k, v, bad = heads(k), heads(v), heads(k_bad + v_bad)
     if log_decay is not None:
         log_decay = _gate("log_decay", log_decay, z, ("N", "BSN", "BSNH"), -np.inf, 0.0)
-        bad += _spoiled(log_decay)
         # exp(smallest) is the smallest normal number; less, even -inf, is as good as zero
-        smallest = np.log(np.finfo(dtype).tiny)
-        log_decay = jnp.where(
-            jnp.isnan(log_decay), 0.0, jnp.maximum(log_decay.astype(dtype), smallest)
-        )
+        smallest = np.log(np.finfo(dtype).tiny).astype(dtype)
+        log_decay = jnp.maximum(log_decay.astype(dtype), smallest)
     if beta is not None:
         if normalize is not None:
             raise ValueError("linear_attend: normalize and beta were given, expected one of them")
         beta = _gate("beta", beta, z, ("BSN",), 0.0, 2.0)
-        bad += _spoiled(beta)
-        beta = jnp.where(jnp.isnan(beta), 0.0, beta.astype(dtype))
-    if normalize is not None:  # the mass is one more value, 1 for every key
-        v = jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), dtype)], axis=-1)
-    arrays = (q.astype(dtype), k, v, log_decay, beta)
-    q, k, v, log_decay, beta = jax.tree.map(lambda x: x.transpose(0, 2, 1, 3), arrays)
-    memory = _memory(state, z, dtype, normalize is not None)
-    return Call(q, k, v, log_decay, beta, memory, block, given), _poison(q_bad, bad, block)
+    massed = normalize is not None
+    memory = _memory(state, z, dtype, massed)
+    return Call(q, k, v, log_decay, beta, memory, block, massed), given
 
 
 def _gate(
@@ -191,20 +167,14 @@ def _gate(
             f"linear_attend: {name} has dtype {x.dtype}, expected a floating-point dtype"
         )
     if not isinstance(x, jax.core.Tracer):
-        wrong = np.asarray((x < low) | (x > high))
-        if wrong.any():
+        known = np.asarray(x)
+        wrong = known[(known < low) | (known > high)]
+        if wrong.size:
             allowed = f"at most {high:g}" if low == -np.inf else f"{low:g} to {high:g}"
-            raise ValueError(
-                f"linear_attend: {name} holds {float(x[wrong][0]):g}, expected {allowed}"
-            )
+            raise ValueError(f"linear_attend: {name} holds {float(wrong[0]):g}, expected {allowed}")
     if x.ndim == 1:
         x = jnp.broadcast_to(x, (z.B, z.S, z.N))
     return x if x.ndim == 4 else x[..., None]
-
-
-def _spoiled(gate: Array) -> Array:
-    """NaN for the tokens (B,S,N) whose gate holds one, zero elsewhere."""
-    return jnp.where(jnp.isnan(gate).any(-1), jnp.nan, 0.0)
 
 
 def _memory(state: State | None, z: Shape, dtype: jnp.dtype, massed: bool) -> Array:
@@ -218,7 +188,7 @@ def _memory(state: State | None, z: Shape, dtype: jnp.dtype, massed: bool) -> Ar
         kept = "keeps a mass" if state.mass is not None else "keeps no mass"
         wanted = "with" if massed else "without"
         raise ValueError(f"linear_attend: state {kept}, expected one of a call {wanted} normalize")
-    parts = [("memory", "B,N,H,D", state.memory, shape)]
+    parts: list[tuple] = [("memory", "B,N,H,D", state.memory, shape)]
     if state.mass is not None:
         parts.append(("mass", "B,N,H", state.mass, shape[:3]))
     for name, letters, x, expected in parts:
@@ -234,14 +204,3 @@ def _memory(state: State | None, z: Shape, dtype: jnp.dtype, massed: bool) -> Ar
     if state.mass is None:
         return state.memory
     return jnp.concatenate([state.memory, state.mass[..., None]], axis=-1)
-
-
-def _poison(q_bad: Array, bad: Array, block: int | None) -> _Poison:
-    so_far = jnp.cumsum(bad, axis=1)
-    left = so_far[:, -1]
-    if block is None:
-        read = left[:, None]
-    else:
-        S = bad.shape[1]
-        read = so_far[:, np.minimum(np.arange(S) // block * block + block, S) - 1]
-    return _Poison((q_bad + read)[..., None], left[..., None, None])

@@ -3,8 +3,8 @@
     S_t = a_t S_{t-1} + k_t u_t^T,    o_t = q_t . S_t,    S (H,D)
     u_t = v_t, or with beta, the delta rule, beta_t (v_t - k_t . a_t S_{t-1})
 
-An implementation runs a `Call` and gives what the queries read, (B,N,T,D), and the last state,
-(B,N,H,D).
+An implementation runs a `Call` and gives what the queries read, (B,T,N,D), and the last state,
+(B,N,H,D), in the working dtype; both with the mass as one more value where it is kept.
 """
 
 import functools
@@ -17,21 +17,26 @@ from jax import lax
 
 from attnjax.typing import Array
 
+Tokens = tuple[Array, Array, Array | None, Array | None]  # k, v, log_decay, beta
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["q", "k", "v", "log_decay", "beta", "memory"],
-    meta_fields=["block", "dtype"],
+    meta_fields=["block", "massed"],
 )
 @dataclass(frozen=True)
 class Call:
-    """Arguments of `linear_attend`, finite, in the working dtype, heads before tokens.
+    """Arguments of `linear_attend`, checked, as the caller gave them: tokens before heads.
 
-    q (B,N,T,H), k (B,N,S,H), v (B,N,S,D), beta (B,N,S,1) or None, memory (B,N,H,D)
-    log_decay   (B,N,S,1), or (B,N,S,H) of each key channel; None for no decay
+    q (B,T,N,H), k (B,S,K,H), v (B,S,K,D), beta (B,S,N,1) or None
+    log_decay   (B,S,N,1), or (B,S,N,H) of each key channel; None for no decay
+    memory      (B,N,H,D), the state to start from; (B,N,H,D+1) with massed
     block       queries read the state after the last token of their block of so many tokens;
                 None: after all tokens
-    dtype       that of the caller's q, k and v
+    massed      each key also writes the value 1: the last column of states and results is the mass
+
+    Everything but the memory is laid out block by block (`laid_out`), where it is in the caches.
     """
 
     q: Array
@@ -41,12 +46,25 @@ class Call:
     beta: Array | None
     memory: Array
     block: int | None
-    dtype: jnp.dtype
+    massed: bool
 
     @property
-    def tokens(self) -> tuple[Array, Array, Array | None, Array | None]:
-        """What is written, token by token: arrays (B,N,S,...)."""
+    def tokens(self) -> Tokens:
+        """What is written, token by token: arrays (B,S,...)."""
         return self.k, self.v, self.log_decay, self.beta
+
+    def laid_out(self, x: Array) -> Array:
+        """One of the arrays, or a block (B,t,...) of it, as (B,N,t,...) in the working dtype."""
+        N, heads = self.q.shape[2], x.shape[2]
+        x = x.astype(self.memory.dtype).transpose(0, 2, 1, 3)
+        return x if heads == N else jnp.repeat(x, N // heads, axis=1)
+
+    def written(self, tokens: Tokens) -> Tokens:
+        """A block of `tokens`, laid out, with the mass in the last column of v where it is kept."""
+        k, v, log_decay, beta = jax.tree.map(self.laid_out, tokens)
+        if self.massed:
+            v = jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], axis=-1)
+        return k, v, log_decay, beta
 
 
 def write(memory: Array, k: Array, v: Array, log_decay: Array | None, beta: Array | None) -> Array:
@@ -64,21 +82,21 @@ def read(q: Array, memory: Array) -> Array:
 
 
 def into_blocks(tree: Any, size: int) -> Any:
-    """Each (B,N,S,...) as (blocks,B,N,size,...); zeros, which write nothing, fill the last one."""
+    """Each (B,S,...) as (blocks,B,size,...); zeros, which write nothing, fill the last one."""
 
     def cut(x: Array) -> Array:
-        B, N, S, width = x.shape
-        count = -(-S // size)
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, count * size - S), (0, 0)))
-        return jnp.moveaxis(x.reshape(B, N, count, size, width), 2, 0)
+        count = -(-x.shape[1] // size)
+        if count * size > x.shape[1]:
+            x = jnp.pad(x, ((0, 0), (0, count * size - x.shape[1]), (0, 0), (0, 0)))
+        return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
 
     return jax.tree.map(cut, tree)
 
 
 def in_a_row(x: Array, length: int) -> Array:
-    """(blocks,B,N,size,...) as (B,N,length,...): undoes `into_blocks`."""
-    x = jnp.moveaxis(x, 0, 2)
-    return x.reshape(*x.shape[:2], -1, x.shape[-1])[:, :, :length]
+    """(blocks,B,size,...) as (B,length,...): undoes `into_blocks`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
 @dataclass(frozen=True)
@@ -89,18 +107,18 @@ class Recurrent:
         return None
 
     def run(self, call: Call) -> tuple[Array, Array]:
-        def all_written(memory: Array, tokens: tuple[Array | None, ...]) -> Array:
-            each = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), tokens)
+        def over_tokens(memory: Array, tokens: Tokens) -> Array:
+            each = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), call.written(tokens))
             return lax.scan(lambda m, token: (write(m, *token), None), memory, each)[0]
 
-        def over_block(memory: Array, block: tuple) -> tuple[Array, Array]:
-            q, *tokens = block
-            memory = all_written(memory, tuple(tokens))
-            return memory, read(q, memory)
+        def over_blocks(memory: Array, block: tuple[Array, Tokens]) -> tuple[Array, Array]:
+            q, tokens = block
+            memory = over_tokens(memory, tokens)
+            return memory, read(call.laid_out(q), memory).swapaxes(1, 2)
 
         if call.block is None:
-            memory = all_written(call.memory, call.tokens)
-            return read(call.q, memory), memory
-        blocks = into_blocks((call.q, *call.tokens), call.block)
-        memory, out = lax.scan(over_block, call.memory, blocks)
-        return in_a_row(out, call.q.shape[2]), memory
+            memory = over_tokens(call.memory, call.tokens)
+            return read(call.laid_out(call.q), memory).swapaxes(1, 2), memory
+        blocks = into_blocks((call.q, call.tokens), call.block)
+        memory, out = lax.scan(over_blocks, call.memory, blocks)
+        return in_a_row(out, call.q.shape[1]), memory
