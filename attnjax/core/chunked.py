@@ -10,7 +10,9 @@ beta_i k_i . exp(c_i - c_j) k_j for j < i (the WY form; Yang et al. 2024, arXiv:
 exponentials of numbers <= 0 are formed.  A backward pass computes each chunk again.
 """
 
+import functools
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,34 @@ from jax import lax
 from attnjax.core.recurrent import Call, Tokens, in_a_row, into_blocks, read
 from attnjax.typing import Array
 
+Cleaned = TypeVar("Cleaned")
+
 _LEAF = 8  # chunks of channel-wise decays are halved down to so many tokens
+
+
+class _Sums(NamedTuple):
+    """Sums of log decays up to each token, (B,N,t,1|H): of their integer parts, and of the rest.
+
+    Sums of integers are exact, so a difference of two sums is right however large both are: what a
+    strong decay costs a token before it must not blur two tokens after it.
+    """
+
+    whole: Array
+    rest: Array
+
+    @property
+    def total(self) -> Array:
+        return self.whole + self.rest
+
+    def between(self, earlier: "_Sums") -> Array:
+        """The log decay from an earlier token to this one; broadcasts."""
+        return (self.whole - earlier.whole) + (self.rest - earlier.rest)
+
+    def at(self, *index: Any) -> "_Sums":
+        return _Sums(self.whole[index], self.rest[index])
+
+
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -35,7 +64,8 @@ class Chunked:
     def run(self, call: Call) -> tuple[Array, Array]:
         if (block := call.block) is None:
             memory = self._all_written(call)
-            return read(call.laid_out(call.q), memory).swapaxes(1, 2), memory
+            q, spoiled = _cleaned(call.laid_out(call.q))
+            return (read(q, memory) + spoiled).swapaxes(1, 2), memory
         size = -(-self.chunk // block) * block
 
         @jax.checkpoint
@@ -75,25 +105,27 @@ class Parallel:
 
 def _chunk(memory: Array, q: Array, tokens: Tokens, block: int) -> tuple[Array, Array]:
     """(state after the chunk, what its queries read (B,t,N,D))."""
+    q, spoiled = _cleaned(q)
     (k, v, log_decay, beta), bad = _cleaned(tokens)
     c = _sums(log_decay)
     v = _corrected(memory, k, v, c, beta)
     end = np.arange(q.shape[2]) // block * block + block - 1  # where each query reads
-    at = None if c is None else c if block == 1 else c[:, :, end]
+    at = c if c is None or block == 1 else c.at(_ALL, _ALL, end)
     seen = end[:, None] >= np.arange(q.shape[2])
     out = _products("BNts,BNsD->BNtD", _scores(q, k, at, c, seen, block), v)
-    out = out + read(_faded(q, at), memory) + jnp.cumsum(bad, axis=2)[:, :, end]
+    before = q if at is None else _faded(q, at.total)
+    out = out + read(before, memory) + (spoiled + jnp.cumsum(bad, axis=2)[:, :, end])
     return _written(memory, k, v, c) + _total(bad), out.swapaxes(1, 2)
 
 
-def _cleaned(tokens: Tokens) -> tuple[Tokens, Array]:
-    """Tokens with zeros for NaN and infinities, and (B,N,t,1): NaN where they were, else zero.
+def _cleaned(tree: Cleaned) -> tuple[Cleaned, Array]:
+    """Arrays with zeros for NaN and infinities, and (B,N,t,1): NaN where they were, else zero.
 
-    In a product of a chunk 0 * NaN would spoil earlier tokens, too.
+    In a product of a chunk, or of its derivative, 0 * NaN would spoil other tokens, too.
     """
-    given = [lax.stop_gradient(x) for x in tokens if x is not None]
-    bad = sum(jnp.sum(0.0 * x, axis=-1, keepdims=True) for x in given)
-    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), tokens), bad
+    given = lax.stop_gradient(jax.tree.leaves(tree))
+    bad = functools.reduce(jnp.add, (jnp.sum(0.0 * x, axis=-1, keepdims=True) for x in given))
+    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), tree), bad
 
 
 def _total(bad: Array) -> Array:
@@ -101,22 +133,22 @@ def _total(bad: Array) -> Array:
     return jnp.sum(bad, axis=2, keepdims=True)
 
 
-def _written(memory: Array, k: Array, v: Array, c: Array | None) -> Array:
+def _written(memory: Array, k: Array, v: Array, c: _Sums | None) -> Array:
     """The state after tokens whose decays up to each of them are c."""
     if c is None:
         return memory + _products("BNsH,BNsD->BNHD", k, v)
-    last = c[:, :, -1:]
-    kept = jnp.exp(last[:, :, 0, :, None]) * memory
-    return kept + _products("BNsH,BNsD->BNHD", _faded(k, last - c), v)
+    last = c.at(_ALL, _ALL, slice(-1, None))
+    kept = jnp.exp(last.total[:, :, 0, :, None]) * memory
+    return kept + _products("BNsH,BNsD->BNHD", _faded(k, last.between(c)), v)
 
 
-def _corrected(memory: Array, k: Array, v: Array, c: Array | None, beta: Array | None) -> Array:
+def _corrected(memory: Array, k: Array, v: Array, c: _Sums | None, beta: Array | None) -> Array:
     """u: the values that the delta rule writes; v where there is no beta."""
     if beta is None:
         return v
     before = np.tri(k.shape[2], k=-1, dtype=bool)
     erased = beta * _scores(k, k, c, c, before, 1)
-    wanted = beta * (v - read(_faded(k, c), memory))
+    wanted = beta * (v - read(k if c is None else _faded(k, c.total), memory))
     return _products("BNts,BNsD->BNtD", inverse(erased), wanted)
 
 
@@ -149,12 +181,15 @@ def _matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def _sums(log_decay: Array | None) -> Array | None:
-    return None if log_decay is None else jnp.cumsum(log_decay, axis=2)
+def _sums(log_decay: Array | None) -> _Sums | None:
+    if log_decay is None:
+        return None
+    whole = lax.stop_gradient(jnp.trunc(log_decay))
+    return _Sums(jnp.cumsum(whole, axis=2), jnp.cumsum(log_decay - whole, axis=2))
 
 
-def _faded(x: Array, c: Array | None) -> Array:
-    return x if c is None else x * jnp.exp(c)
+def _faded(x: Array, log_decay: Array) -> Array:
+    return x * jnp.exp(log_decay)
 
 
 def _products(spec: str, *xs: Array) -> Array:
@@ -162,28 +197,32 @@ def _products(spec: str, *xs: Array) -> Array:
 
 
 def _scores(
-    q: Array, k: Array, at: Array | None, c: Array | None, seen: np.ndarray, block: int
+    q: Array, k: Array, at: _Sums | None, c: _Sums | None, seen: np.ndarray, block: int
 ) -> Array:
     """sum_h q_ih exp(at_ih - c_jh) k_jh where seen, else 0: (B,N,t,H), (B,N,s,H) -> (B,N,t,s)."""
-    if at is None or c is None or c.shape[-1] == 1:
+    if at is None or c is None or c.rest.shape[-1] == 1:
         s = _products("BNtH,BNsH->BNts", q, k)
         if at is None or c is None:
             return jnp.where(seen, s, 0.0)
-        gap = at - jnp.swapaxes(c, 2, 3)
-        return s * jnp.exp(jnp.where(seen, gap, -jnp.inf))
+        row = _Sums(*(x.swapaxes(2, 3) for x in c))
+        return s * jnp.exp(jnp.where(seen, at.between(row), -jnp.inf))
     half, odd = divmod(q.shape[2], 2)
     if odd or half < _LEAF or half % block:
-        gap = jnp.where(seen[..., None], at[:, :, :, None] - c[:, :, None], -jnp.inf)
-        return jnp.einsum("BNtH,BNsH,BNtsH->BNts", q, k, jnp.exp(gap))
+        gap = at.at(_ALL, _ALL, _ALL, None).between(c.at(_ALL, _ALL, None))
+        faded = jnp.exp(jnp.where(seen[..., None], gap, -jnp.inf))
+        return _products("BNtH,BNsH,BNtsH->BNts", q, k, faded)
     # The decays of a channel do not factor out of q.k safely, but over a point between key and
     # query they do: late queries and early keys through the middle, each half by itself.
-    fold = lambda x: jnp.concatenate([x[:, :, :half], x[:, :, half:]])
-    own = _scores(fold(q), fold(k), fold(at), fold(c), seen[:half, :half], block)
-    own = own.reshape(2, *q.shape[:2], half, half)
-    middle = c[:, :, half - 1 : half]
-    late = _faded(q[:, :, half:], at[:, :, half:] - middle)
-    early = _faded(k[:, :, :half], middle - c[:, :, :half])
-    cross = jnp.where(seen[half:, :half], _products("BNtH,BNsH->BNts", late, early), 0.0)
+    early, late = (_ALL, _ALL, slice(half)), (_ALL, _ALL, slice(half, None))
+    by_halves = lambda x: jnp.concatenate([x[early], x[late]])
+    halves = [jax.tree.map(by_halves, x) for x in (q, k, at, c)]
+    own = _scores(halves[0], halves[1], halves[2], halves[3], seen[:half, :half], block).reshape(
+        2, *q.shape[:2], half, half
+    )
+    middle = c.at(_ALL, _ALL, slice(half - 1, half))
+    later = _faded(q[late], at.at(*late).between(middle))
+    sooner = _faded(k[early], middle.between(c.at(*early)))
+    cross = jnp.where(seen[half:, :half], _products("BNtH,BNsH->BNts", later, sooner), 0.0)
     return _assembled(own, cross)
 
 

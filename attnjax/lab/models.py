@@ -9,7 +9,8 @@ need no hooks.  XLA drops what nobody reads.
     residual    (depth + 1, B, T, width)   the stream: the embedding, then after every block
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attnjax.nn.attention import Attend, Attention
+from attnjax.nn.recurrent import Recipe, Recurrent
 
 Edit = Callable[[str, jax.Array], jax.Array]
 Gate = Callable[..., Callable[[jax.Array], jax.Array]]
+Mixer = Attend | Recipe  # what a block mixes its tokens by
 
 _small = nnx.initializers.normal(0.1)
 
@@ -44,15 +47,13 @@ def unedited(name: str, x: jax.Array) -> jax.Array:
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), the MLP four times as wide as x."""
 
-    def __init__(self, width: int, heads: int, attend: Attend, gate: Gate | None, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, mixer: Mixer, gate: Gate | None, rngs: nnx.Rngs):
         self.before_attention = nnx.RMSNorm(width, rngs=rngs)
-        self.attention = Attention(
-            width,
-            heads,
-            attend=attend,
-            gate=None if gate is None else gate(width, heads, rngs=rngs),
-            rngs=rngs,
-        )
+        made = None if gate is None else gate(width, heads, rngs=rngs)
+        if isinstance(mixer, Recipe):
+            self.attention = Recurrent(width, heads, mixer, gate=made, rngs=rngs)
+        else:
+            self.attention = Attention(width, heads, attend=mixer, gate=made, rngs=rngs)
         self.before_mlp = nnx.RMSNorm(width, rngs=rngs)
         self.up = nnx.Linear(width, 4 * width, rngs=rngs)
         self.down = nnx.Linear(4 * width, width, rngs=rngs)
@@ -71,12 +72,15 @@ class Block(nnx.Module):
 class Stack(nnx.Module):
     """Position embedding, blocks, and the last norm."""
 
-    def __init__(self, shape: Shape, attend: Attend, gate: Gate | None, rngs: nnx.Rngs):
+    def __init__(
+        self, shape: Shape, mixers: Mixer | Sequence[Mixer], gate: Gate | None, rngs: nnx.Rngs
+    ):
         learned = shape.positions == "learned"
         size = (1, shape.length, shape.width)
         self.positions = nnx.Param(_small(rngs.params(), size)) if learned else None
+        cycle = itertools.cycle(mixers if isinstance(mixers, Sequence) else (mixers,))
         self.blocks = nnx.List(
-            [Block(shape.width, shape.heads, attend, gate, rngs) for _ in range(shape.depth)]
+            [Block(shape.width, shape.heads, next(cycle), gate, rngs) for _ in range(shape.depth)]
         )
         self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
 
@@ -96,14 +100,16 @@ class Stack(nnx.Module):
 class TinyLM(nnx.Module):
     """Predicts a token at every position: (B,T) int32 -> logits (B,T,vocab), and intermediates.
 
-    `attend(q, k, v)` decides everything about attention, causality included.  `gate(width, heads,
-    rngs=)` makes a gate on the heads' outputs, such as `nn.HeadGate`, for every block.
+    `attend(q, k, v)` decides everything about attention, causality included; so does an
+    `nn.Recipe`.  Of several, blocks take one after the other, again and again: a hybrid stack.
+    `gate(width, heads, rngs=)` makes a gate on the heads' outputs, such as `nn.HeadGate`, for every
+    block.
     """
 
     def __init__(
         self,
         shape: Shape,
-        attend: Attend,
+        attend: Mixer | Sequence[Mixer],
         *,
         rngs: nnx.Rngs,
         gate: Gate | None = None,
@@ -131,7 +137,7 @@ class TinyViT(nnx.Module):
     def __init__(
         self,
         shape: Shape,
-        attend: Attend,
+        attend: Mixer | Sequence[Mixer],
         *,
         rngs: nnx.Rngs,
         gate: Gate | None = None,
