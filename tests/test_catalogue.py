@@ -94,7 +94,8 @@ def test_papers_and_variants_name_each_other():
     assert by_paper <= listed
     extra = {entry for _, entry in listed - by_paper if entry.startswith("attnjax.ops.")}
     assert extra <= {"attnjax.ops.softmax_core.multi_head.sinusoidal_positions"}
-    families = {paper.id: paper.family.replace("-", "_") for paper in PAPERS}
+    folders = {"linear-recurrent": "recurrent"}  # all others: the family's name
+    families = {p.id: folders.get(p.family, p.family).replace("-", "_") for p in PAPERS}
     assert all(f".{families[row]}." in dotted for row, dotted in by_paper)
 
 
@@ -270,7 +271,7 @@ def test_explain_names_the_implementation_that_runs(capsys):
     ("args", "told"),
     [
         (("show", "sofpick"), "NAME: 'sofpick' is unknown; did you mean 'softpick_attention'?"),
-        (("explain", "shaw"), "did you mean 'shaw_relative_attention'?"),
+        (("explain", "shaw_relativ"), "did you mean 'shaw_relative_attention'?"),
         (
             ("papers", "--family", "positon"),
             "family: 'positon' is unknown; did you mean 'position'?",

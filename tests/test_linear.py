@@ -272,7 +272,7 @@ def test_bad_kinds_are_told():
     for options, message in (
         ({"state": half}, "state.memory has dtype float16, expected float32"),
         ({"state": np.zeros((B, N, H, D))}, "state is ndarray, expected linear.State"),
-        ({"beta": np.ones((B, T, N), int)}, "beta has dtype int, expected a floating-point"),
+        ({"beta": np.ones((B, T, N), np.int32)}, "beta has dtype int32, expected a floating-point"),
         ({"impl": 3}, "impl is 3, expected None, a name or"),
     ):
         with pytest.raises(TypeError, match=message):

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-from attnjax.core.recurrent import Call, Tokens, in_a_row, into_blocks, read
+from attnjax.core.recurrent import Call, Recurrent, Tokens, in_a_row, into_blocks, read
 from attnjax.typing import Array
 
 Cleaned = TypeVar("Cleaned")
@@ -214,11 +215,9 @@ def _scores(
     # The decays of a channel do not factor out of q.k safely, but over a point between key and
     # query they do: late queries and early keys through the middle, each half by itself.
     early, late = (_ALL, _ALL, slice(half)), (_ALL, _ALL, slice(half, None))
-    by_halves = lambda x: jnp.concatenate([x[early], x[late]])
-    halves = [jax.tree.map(by_halves, x) for x in (q, k, at, c)]
-    own = _scores(halves[0], halves[1], halves[2], halves[3], seen[:half, :half], block).reshape(
-        2, *q.shape[:2], half, half
-    )
+    halves = lambda tree: jax.tree.map(lambda x: jnp.concatenate([x[early], x[late]]), tree)
+    own = _scores(halves(q), halves(k), halves(at), halves(c), seen[:half, :half], block)
+    own = own.reshape(2, *q.shape[:2], half, half)
     middle = c.at(_ALL, _ALL, slice(half - 1, half))
     later = _faded(q[late], at.at(*late).between(middle))
     sooner = _faded(k[early], middle.between(c.at(*early)))
@@ -230,3 +229,42 @@ def _assembled(own: Array, cross: Array) -> Array:
     """[own_0, 0; cross, own_1]."""
     top = jnp.concatenate([own[0], jnp.zeros_like(cross)], axis=-1)
     return jnp.concatenate([top, jnp.concatenate([cross, own[1]], axis=-1)], axis=-2)
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """On a CPU: token by token for values alone, in chunks where they are differentiated.
+
+    Many small products run on one core there, where the recurrence is as fast; its derivative is
+    not.
+    """
+
+    chunk: int = 64
+
+    def supported(self, call: Call) -> str | None:
+        return None
+
+    def run(self, call: Call) -> tuple[Array, Array]:
+        return _fastest(self.chunk, call)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _fastest(chunk: int, call: Call) -> tuple[Array, Array]:
+    return Recurrent().run(call)
+
+
+def _fastest_jvp(chunk: int, primals: tuple[Call], tangents: tuple[Call]) -> tuple[Any, Any]:
+    still = lambda x: isinstance(x, SymbolicZero)
+    xs, tree = jax.tree.flatten(primals[0])
+    dxs = jax.tree.leaves(tangents[0], is_leaf=still)
+    moving = [i for i, dx in enumerate(dxs) if not still(dx)]
+
+    def chunked(*moved: Array) -> tuple[Array, Array]:
+        now = dict(zip(moving, moved, strict=True))
+        call = jax.tree.unflatten(tree, [now.get(i, x) for i, x in enumerate(xs)])
+        return Chunked(chunk).run(call)
+
+    return jax.jvp(chunked, [xs[i] for i in moving], [dxs[i] for i in moving])
+
+
+_fastest.defjvp(_fastest_jvp, symbolic_zeros=True)

@@ -20,6 +20,7 @@ FeatureMap = Callable[[Array], Array]
 
 
 def identity(x: Array) -> Array:
+    """x as it is."""
     return x
 
 
@@ -183,6 +184,6 @@ def divide_stably(values: Array, mass: Array) -> Array:
     The derivative of x / y has 1 / y^2, which may overflow: x and y are first divided by y, held.
     """
     info = jnp.finfo(mass.dtype)
-    mass = jnp.where(mass < info.tiny / info.eps, 0.0, mass)
+    mass = jnp.where(jnp.abs(mass) < info.tiny / info.eps, 0.0, mass)
     scale = lax.stop_gradient(divide(jnp.ones_like(mass), mass))
     return divide(values * scale, mass * scale)

@@ -13,7 +13,7 @@ import numpy as np
 
 from attnjax.core.call import check_qkv, working_dtype
 from attnjax.core.choice import Impl, Implementation, resolve
-from attnjax.core.chunked import Chunked, Parallel
+from attnjax.core.chunked import Chunked, Fastest, Parallel
 from attnjax.core.recurrent import Call, Recurrent
 from attnjax.core.tiles import Shape
 from attnjax.typing import Array, Float, K, PerQuery, Q, V
@@ -86,7 +86,7 @@ def linear_attend(
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"linear_attend: chunk is {chunk!r}, expected an integer of at least 1")
     known = {**IMPLEMENTATIONS, "chunked": Chunked(chunk)}
-    chosen = resolve("linear_attend", impl, call, known, lambda c: _choose(c, known), _headline)
+    chosen = resolve("linear_attend", impl, call, known, lambda c: _choose(c, chunk), _headline)
     out, memory = chosen.run(call)
     last = State(memory)
     if normalize is not None:
@@ -99,9 +99,10 @@ def linear_attend(
 # ------------------------------------------------------------------------------------- the choice
 
 
-def _choose(call: Call, known: dict[str, Implementation]) -> Implementation:
-    """A single token needs no products of many; everything longer gains by them."""
-    return known["recurrent" if call.k.shape[1] == 1 else "chunked"]
+def _choose(call: Call, chunk: int) -> Implementation:
+    if call.k.shape[1] == 1:  # a step of decoding: there is nothing to multiply at once
+        return IMPLEMENTATIONS["recurrent"]
+    return Fastest(chunk) if jax.default_backend() == "cpu" else Chunked(chunk)
 
 
 def _headline(call: Call) -> str:
@@ -142,7 +143,7 @@ def _prepare(
     if log_decay is not None:
         log_decay = _gate("log_decay", log_decay, z, ("N", "BSN", "BSNH"), -np.inf, 0.0)
         # exp(smallest) is the smallest normal number; less, even -inf, is as good as zero
-        smallest = np.log(np.finfo(dtype).tiny).astype(dtype)
+        smallest = np.log(float(jnp.finfo(dtype).tiny))
         log_decay = jnp.maximum(log_decay.astype(dtype), smallest)
     if beta is not None:
         if normalize is not None:

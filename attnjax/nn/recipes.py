@@ -8,8 +8,10 @@ Where a gate begins is ours: near one for decays, so that a new layer remembers.
 import jax
 import jax.numpy as jnp
 
+from attnjax.core import features
 from attnjax.nn.recurrent import Gate, Recipe
 from attnjax.ops import recurrent as ops
+from attnjax.ops.numerics import wide
 
 _log_sigmoid = jax.nn.log_sigmoid
 
@@ -62,6 +64,14 @@ regla = Recipe(
 )
 cottention = Recipe(
     ops.cottention, weights={"m": lambda key, heads, width: 0.5 + jnp.zeros((heads,))}
+)
+_near = Gate(lambda x: jax.nn.sigmoid(x), bias=-2.0)
+titans = Recipe(
+    lambda q, k, v, eta, theta, alpha, w, **kw: ops.titans_memory(
+        features.cosine(wide(q)), features.cosine(wide(k)), v, eta, theta, alpha, (w,), **kw
+    ),
+    gates={"eta": _near, "theta": _near, "alpha": Gate(jax.nn.sigmoid, bias=-4.0)},
+    weights={"w": lambda key, heads, width: jnp.zeros((heads, width, width))},
 )
 
 RECIPES: dict[str, Recipe] = {
