@@ -1,12 +1,15 @@
 """Time and peak memory of attention against length, beside jax.nn and PyTorch.
 
-    python -m experiments.cost_curves            # two CPU cores: about 8 minutes, 10 GB
+    python -m experiments.cost_curves            # two CPU cores: about 12 minutes, 10 GB
     python -m experiments.cost_curves --quick    # two CPU cores: under a minute; what CI runs
     python -m experiments.cost_curves --variants forgetting_attention cog_attention
 
 Causal float32 attention, forward and forward + backward, for attnjax's implementations, the
 variants asked for, jax.nn.dot_product_attention and (where installed) PyTorch's
-scaled_dot_product_attention; then a causal window, where time should grow linearly.
+scaled_dot_product_attention; then a causal window, where time should grow linearly; then linear
+attention with a decay of each token and head, as `linear_attend` chooses, in chunks, and as the
+recurrent scan, whose derivative is also taken by JAX. "crossover" is the length from which linear
+attention is faster than blockwise softmax attention.
 
 Times are medians of rounds in which all take turns, so that ratios hold on a noisy machine; in each
 turn a run that is not counted goes first, since memory that another has just freed is slow. The
@@ -38,8 +41,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from attnjax import attend, catalogue, lab, masks
-from attnjax.lab import Claim, Criterion, above, below
+from attnjax import attend, catalogue, lab, linear_attend, masks
+from attnjax.lab import Claim, Criterion, above, below, between
 
 FORWARD, BOTH = "fwd", "fwd+bwd"
 MATMUL = 2048
@@ -52,6 +55,8 @@ class Config:
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
     window_lengths: tuple[int, ...] = (8192, 16384)
     window: int = 256
+    linear_lengths: tuple[int, ...] = (1024, 4096, 8192, 65536)
+    recurrent_up_to: int = 8192  # its derivative keeps T x H x D numbers for each head
     heads: int = 8
     width: int = 64  # of a head
     variants: tuple[str, ...] = ()  # names from the catalogue, measured blockwise
@@ -63,14 +68,14 @@ class Config:
 
     def __post_init__(self):
         lab.positive(self, "window heads width rounds")
-        for name in ("lengths", "window_lengths"):
+        for name in ("lengths", "window_lengths", "linear_lengths"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise lab.UserError(f"{name}: got {getattr(self, name)}, expected lengths above 0")
 
 
 QUICK = replace(
-    Config(), lengths=(256, 512, 1024), window_lengths=(1024, 2048), window=64, rounds=3,
-    memory_length=0,
+    Config(), lengths=(256, 512, 1024), window_lengths=(1024, 2048), window=64,
+    linear_lengths=(256, 512, 1024), rounds=3, memory_length=0,
 )  # fmt: skip
 
 Timed = Callable[[], None]  # runs once and waits for the result
@@ -132,6 +137,25 @@ def window_subjects(config: Config) -> list[Subject]:
             made(jax_nn(is_causal=True, local_window_size=(config.window, 0))),
             longest=max(config.lengths),
         ),
+    ]
+
+
+def linear_subjects(config: Config) -> list[Subject]:
+    """Linear attention whose state decays by a number of each token and head."""
+
+    def made(impl: str | None) -> Callable[[int], tuple[Callable[..., Any], tuple[Any, ...]]]:
+        fn = lambda q, k, v, log_decay: linear_attend(q, k, v, log_decay=log_decay, impl=impl)
+
+        def make(T: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+            q, k, v = inputs(config, T, config.heads)
+            return fn, (q, k / config.width, v, jax.nn.log_sigmoid(3 + q[..., 0]))
+
+        return make
+
+    return [
+        Subject("linear", made(None)),
+        Subject("linear chunked", made("chunked"), longest=config.recurrent_up_to),
+        Subject("linear recurrent", made("recurrent"), longest=config.recurrent_up_to),
     ]
 
 
@@ -198,6 +222,7 @@ def cells(config: Config) -> Iterator[tuple[str, int, dict[str, Callable[[], Tim
     for found, lengths in (
         (subjects(config), config.lengths),
         (window_subjects(config), config.window_lengths),
+        (linear_subjects(config), config.linear_lengths),
     ):
         for mode in (FORWARD, BOTH):
             for T in lengths:
@@ -222,22 +247,24 @@ def run(config: Config) -> Result:
         result.rates[mode, T] = product_rate(medians.pop(""))
         for name, seconds in medians.items():
             result.seconds.setdefault((name, mode), {})[T] = seconds
-    if config.memory_length:
-        result.memory["blockwise"] = peak_memory(config)
+    if T := config.memory_length:
+        small = replace(config, heads=config.memory_heads)
+        result.memory["blockwise"] = peak_memory(subjects, small, T)
+        for times in (1, 2):
+            result.memory[f"linear x {times}"] = peak_memory(linear_subjects, small, times * T)
     return result
 
 
-def peak_memory(config: Config) -> int:
-    """Bytes that one forward + backward adds to the peak of a fresh process."""
+def peak_memory(subjects_of: Callable[[Config], list[Subject]], config: Config, T: int) -> int:
+    """Bytes that one forward + backward of the first subject adds to a fresh process's peak."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_memory, (config,))
+        return pool.apply(_measure_memory, (subjects_of, config, T))
 
 
-def _measure_memory(config: Config) -> int:
+def _measure_memory(subjects_of: Callable[[Config], list[Subject]], config: Config, T: int) -> int:
     jnp.zeros(()).block_until_ready()
     before = _peak_bytes()
-    fn = functools.partial(attend, mask=masks.causal, impl="blockwise")
-    timed(fn, inputs(config, config.memory_length, config.memory_heads), BOTH)()
+    timed(*subjects_of(config)[0].make(T), BOTH)()
     return _peak_bytes() - before
 
 
@@ -262,6 +289,16 @@ def exponent(seconds: dict[int, float]) -> float:
     return float(np.polyfit(np.log(lengths), np.log([seconds[T] for T in lengths]), 1)[0])
 
 
+def crossover(seconds: dict[int, float], rival: dict[int, float]) -> float:
+    """The length from which the rival takes longer, on power laws through the measured lengths."""
+    shared = sorted(set(seconds) & set(rival))
+    if len(shared) < 2:
+        return math.nan
+    gain = [math.log(rival[T] / seconds[T]) for T in shared]
+    slope, start = np.polyfit(np.log(shared), gain, 1)
+    return math.exp(-start / slope) if slope > 0 else math.inf
+
+
 def metrics(config: Config, result: Result) -> lab.Metrics:
     """Subject and mode -> ms at each length, the exponent, the share of the product rate."""
     table: lab.Metrics = {}
@@ -269,7 +306,9 @@ def metrics(config: Config, result: Result) -> lab.Metrics:
         row = {f"T={T}": 1000 * s for T, s in seconds.items()}
         if len(seconds) > 1:
             row["T^"] = exponent(seconds)
-        if not name.startswith("window"):
+        if name.startswith("linear"):
+            row["crossover"] = crossover(seconds, result.seconds["blockwise", mode])
+        elif not name.startswith("window"):
             T = max(seconds)
             pairs = T * (T + 1) / 2 * config.heads
             useful = (4 if mode == FORWARD else 14) * config.width * pairs
@@ -311,6 +350,23 @@ def claims(config: Config, result: Result) -> list[Claim]:
                 ratio = times[16384] / times[8192]
                 what = f"window {mode}: time at T=16384 over T=8192"
                 told.append(Claim(what, "target", lambda m, r=ratio: r, below(2.2)))
+    faster("linear", "linear recurrent", T, FORWARD, above(0.95 if full else 0))
+    faster("linear chunked", "linear recurrent", T, FORWARD, above(1 if full else 0))
+    faster("linear", "linear recurrent", T, BOTH, above(15 if full else 1))
+    if full and {4096, 65536} <= set(config.linear_lengths):
+        for mode in (FORWARD, BOTH):
+            times = result.seconds["linear", mode]
+            ratio = (times[65536] / 65536) / (times[4096] / 4096)
+            what = f"linear {mode}: time of a token at T=65536 over that at T=4096"
+            told.append(Claim(what, "target", lambda m, r=ratio: r, between(1 / 1.3, 1.3)))
+    if config.memory_length:
+        twice = result.memory["linear x 2"] / result.memory["linear x 1"]
+        what = f"linear {BOTH}: peak memory at T={2 * config.memory_length} over half of it"
+        told.append(Claim(what, "target", lambda m, r=twice: r, below(2.2)))
+        states = 8 * config.memory_length * config.memory_heads * config.width**2
+        share = result.memory["linear x 2"] / states
+        what = f"linear {BOTH} at T={2 * config.memory_length}: peak over that of T x H x D states"
+        told.append(Claim(what, "target", lambda m, r=share: r, below(0.5)))
     if config.memory_length == 32768 and config.memory_heads == 4:
         peak = result.memory["blockwise"] / 1e6
         what = f"blockwise {BOTH} at T=32768, N=4: peak MB"
