@@ -2,15 +2,18 @@
 
 from attnjax.probes.activations import int8_round, kurtosis, largest_activation
 from attnjax.probes.maps import attention_map, entropy, sparsity
+from attnjax.probes.rank import effective_rank, numerical_rank
 from attnjax.probes.sinks import Sink, secondary_sinks, sink_rate, sink_scores
 
 __all__ = [
     "Sink",
     "attention_map",
+    "effective_rank",
     "entropy",
     "int8_round",
     "kurtosis",
     "largest_activation",
+    "numerical_rank",
     "secondary_sinks",
     "sink_rate",
     "sink_scores",
