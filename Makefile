@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint types check quick papers clean
+.PHONY: demo test lint types check laws quick papers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.attention_sinks --quick
@@ -24,6 +24,10 @@ types: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+# Every law on every variant in every form; `make test` runs a sample.
+laws: $(VENV)/.installed-dev
+	ATTNJAX_LAWS=all $(BIN)/python -m pytest -n 2 tests/test_laws.py
 
 # Every experiment at its smallest, as CI runs them.
 quick: $(VENV)/.installed

@@ -1,11 +1,16 @@
 """Laws that every catalogued variant obeys: to catalogue a variant is to test it.
 
+A default run is a sample: all formulas and limits, and of the laws that compile for long, each on
+some variants, in turn, so that every variant meets several.  ATTNJAX_LAWS=all (`make laws`) runs
+every law on every variant, in every form.
+
 A law is escaped only by a written reason in the variant's `exempt`.  Truth is float64: the oracles
 are NumPy loops over the paper's formula, so a tolerance here covers rounding and nothing else.
 """
 
 import functools
 import inspect
+import os
 from dataclasses import replace
 
 import jax
@@ -38,6 +43,24 @@ FORMS = {
 }
 either = pytest.mark.parametrize("form", ["truth", "tiles"])
 every = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+ALL = os.environ.get("ATTNJAX_LAWS") == "all"
+
+
+def one_in(share, start=0):
+    """Every `share`-th variant from `start` on."""
+    some = VARIANTS if ALL else VARIANTS[start % share :: share]
+    return pytest.mark.parametrize("variant", some, ids=lambda v: v.name)
+
+
+def one_in_of_a_form(share, start=0):
+    """The same, in the readable form and in tiles by turns."""
+    if ALL:
+        return lambda test: every(either(test))
+    chosen = [
+        pytest.param(v, ("truth", "tiles")[i % 2], id=f"{('truth', 'tiles')[i % 2]}-{v.name}")
+        for i, v in enumerate(VARIANTS[start % share :: share])
+    ]
+    return pytest.mark.parametrize(("variant", "form"), chosen)
 
 
 def accepts(variant, name):
@@ -150,7 +173,7 @@ def test_equals_the_papers_formula(variant, form):
             close(got, oracle(**as_numpy(args), allowed=ok), 1e-10)
 
 
-@every
+@one_in(3)
 def test_other_lengths_equal_the_formula(variant):
     """One token, and more keys than queries or fewer, through tiles of every kind."""
     for sizes in ({"T": 1, "S": 1}, {"T": 7, "S": 12}, {"T": 12, "S": 7}):
@@ -176,7 +199,7 @@ def test_declared_limits_hold(variant):
 # --------------------------------------------------------------------------- implementations
 
 
-@every
+@one_in(2)
 def test_implementations_agree_in_value_and_gradient(variant):
     needs(variant, "impl")
     obeys(variant, "tiles")
@@ -191,7 +214,7 @@ def test_implementations_agree_in_value_and_gradient(variant):
         close_trees(value_and_pull("tiles")(given), value_and_pull("truth")(given), 1e-10)
 
 
-@every
+@one_in(4, start=1)
 def test_gradients_are_those_of_finite_differences(variant):
     """Of the dense form, along one direction through all arguments at once."""
     with jax.enable_x64():
@@ -206,7 +229,7 @@ def test_gradients_are_those_of_finite_differences(variant):
         close(got, slope, 1e-6)
 
 
-@every
+@one_in(10, start=5)
 def test_forward_mode_and_second_order(variant):
     """jvp on dense and on blockwise with its switch; Hessian-vector products on both."""
     obeys(variant, "jvp")
@@ -232,7 +255,7 @@ def test_forward_mode_and_second_order(variant):
         close_trees(hvp, want, 1e-5)
 
 
-@every
+@one_in(6, start=2)
 def test_jit_equals_eager_without_a_second_compilation(variant):
     first, second = variant.sample(seed=7), variant.sample(seed=8)
     rest = others(first)
@@ -250,7 +273,7 @@ def test_jit_equals_eager_without_a_second_compilation(variant):
     close_trees(got, [eager(arrays(args)) for args in (first, second)], 2e-6)
 
 
-@every
+@one_in(3, start=1)
 def test_vmap_over_the_batch_and_equal_bits_twice(variant):
     args = variant.sample(seed=9)
     B = lengths(args)[0]
@@ -284,29 +307,36 @@ def in_segments(variant, args, form, cuts):
     return run
 
 
-@every
-@either
+@one_in_of_a_form(1)
 def test_a_run_split_anywhere_equals_the_whole(variant, form):
-    """In value and gradient, which flows back through the states; and one token at a time."""
+    """Also one token at a time, as in decoding."""
     needs(variant, "state")
     obeys(variant, "split")
     with jax.enable_x64():
         args = variant.sample(seed=16)
         given = cast(arrays(args), jnp.float64)
-        both = lambda f: jax.jit(jax.value_and_grad(lambda x: (f(x) ** 2).sum()))(given)
-        whole = bound(variant, args, form)
-        want = both(whole)
-        for cuts in ((4,), (1, 6)):
-            close_trees(both(in_segments(variant, args, form, cuts)), want, 1e-9)
-        each = jax.jit(in_segments(variant, args, form, tuple(range(1, lengths(args)[1]))))
-        close(each(given), whole(given), 1e-10)
+        want = bound(variant, args, form)(given)
+        T = lengths(args)[1]
+        for cuts in ((1, 6), tuple(range(1, T))):
+            close(jax.jit(in_segments(variant, args, form, cuts))(given), want, 1e-10)
+
+
+@one_in(4, start=3)
+def test_gradients_flow_back_through_the_states(variant):
+    needs(variant, "state")
+    obeys(variant, "split")
+    with jax.enable_x64():
+        args = variant.sample(seed=17)
+        given = cast(arrays(args), jnp.float64)
+        slope = lambda f: jax.jit(jax.grad(lambda x: (f(x) ** 2).sum()))(given)
+        parts = in_segments(variant, args, "tiles", (4, 5))
+        close_trees(slope(parts), slope(bound(variant, args, "tiles")), 1e-9)
 
 
 # ------------------------------------------------------------------------- what must not leak
 
 
-@every
-@either
+@one_in_of_a_form(2, start=1)
 def test_the_future_does_not_leak(variant, form):
     """By perturbation, bit by bit, and by gradient."""
     obeys(variant, "causal")
@@ -325,8 +355,7 @@ def test_the_future_does_not_leak(variant, form):
         assert np.any(grad[name][:, :now])
 
 
-@every
-@either
+@one_in_of_a_form(1)
 def test_padding_does_not_leak_even_as_nan(variant, form):
     needs(variant, "mask")
     obeys(variant, "padding")
@@ -345,8 +374,7 @@ def test_padding_does_not_leak_even_as_nan(variant, form):
     close_trees(both(spoiled), both(clean), 1e-6)
 
 
-@every
-@either
+@one_in_of_a_form(1)
 def test_rows_with_nothing_allowed_give_zeros_and_no_gradient(variant, form):
     needs(variant, "mask")
     obeys(variant, "empty_rows")
@@ -366,8 +394,7 @@ def test_rows_with_nothing_allowed_give_zeros_and_no_gradient(variant, form):
 # ----------------------------------------------------------------------- heads and precision
 
 
-@every
-@either
+@one_in_of_a_form(3)
 def test_grouped_heads_equal_repeated_heads(variant, form):
     obeys(variant, "grouped")
     args = variant.sample(seed=14)
@@ -380,8 +407,7 @@ def test_grouped_heads_equal_repeated_heads(variant, form):
     close(fn(arrays(args)), fn(repeated), 2e-6)
 
 
-@every
-@either
+@one_in_of_a_form(3, start=2)
 def test_bfloat16_error_is_at_most_twice_the_naive_formulas(variant, form, monkeypatch):
     obeys(variant, "bfloat16")
     args = variant.sample(seed=15, T=24, S=24)
