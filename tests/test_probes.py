@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax import attend, attention_weights, masks, normalizers
+from attnjax import attend, attention_weights, masks, normalizers, probes
 from attnjax.probes import (
     attention_map,
     entropy,
@@ -138,3 +138,28 @@ def test_int8_rounding_has_255_levels_and_keeps_the_ends():
     assert len(np.unique(np.round(got / step))) <= 255 and got.min() == -2.0
     assert np.abs(got - x).max() <= step / 2 * 1.001
     np.testing.assert_array_equal(int8_round(jnp.zeros(3)), np.zeros(3))
+
+
+# ------------------------------------------------------------------ concentration and mixing
+
+
+def test_the_log_variance_of_softmax_is_that_of_its_scores():
+    draw = np.random.default_rng(0)
+    scores = 1.7 * draw.normal(size=(3, 400, 400))
+    maps = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    found = np.asarray(probes.log_variance(jnp.asarray(maps, jnp.float32)))
+    np.testing.assert_allclose(found, np.log(maps).var((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found, 1.7**2, rtol=0.03)
+    masked = jnp.asarray([[1.0, 0.0], [0.2, 0.8]])
+    logs = np.log([1.0, 0.2, 0.8])
+    np.testing.assert_allclose(probes.log_variance(masked), logs.var(), rtol=1e-5)
+    assert probes.log_variance(jnp.full((4, 4), 0.25)) < 1e-10
+
+
+def test_the_spectral_gap_tells_mixing_from_none():
+    assert np.isclose(probes.spectral_gap(jnp.full((5, 5), 0.2)), 1.0, atol=1e-5)
+    assert np.isclose(probes.spectral_gap(jnp.eye(5)), 0.0, atol=1e-5)
+    slow = jnp.asarray([[0.9, 0.1], [0.3, 0.7]])  # eigenvalues 1 and 0.6
+    np.testing.assert_allclose(probes.spectral_gap(jnp.stack([slow, slow])), 0.4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"spectral_gap: maps have shape \(2, 3\), expected T = S"):
+        probes.spectral_gap(jnp.zeros((2, 3)))

@@ -158,9 +158,10 @@ def running_max(
 
     A state that adds exp(log_write_t) can be kept as exp(-m_t) S_t: write exp(log_write_t - m_t),
     which is at most 1, and decay by the second result, log_decay_t + m_{t-1} - m_t <= 0.  `before`
-    is m_0, which a split run hands on: the last m of the segment before.  Neither has a gradient
-    where results do not depend on m; that is the caller's to say by `lax.stop_gradient`.  m is
-    finite also where nothing has been written, log_write = -inf.
+    is m_0, which a split run hands on: the last m of the segment before.  Give
+    log_write through `lax.stop_gradient` where results do not depend on m; with a log_decay that
+    is trained, differentiate through it instead, or the decay loses its gradient.  m is finite also
+    where nothing has been written, log_write = -inf.
     """
     log_write = jnp.maximum(log_write, jnp.finfo(log_write.dtype).min / 4)
     decay = jnp.zeros_like(log_write) if log_decay is None else log_decay

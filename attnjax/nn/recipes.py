@@ -65,6 +65,22 @@ regla = Recipe(
 cottention = Recipe(
     ops.cottention, weights={"m": lambda key, heads, width: 0.5 + jnp.zeros((heads,))}
 )
+flow_attention = Recipe(ops.flow_attention_causal)
+fast_attention = Recipe(ops.fast_attention)
+favor_attention = Recipe(
+    lambda q, k, v, **kw: ops.favor_attention(
+        q, k, v, features.orthogonal_rows(jax.random.key(0), 2 * q.shape[-1], q.shape[-1]), **kw
+    )
+)
+_square = lambda key, heads, width: (
+    jnp.eye(width) + 0.1 * jax.random.normal(key, (heads, width, width))
+)
+hedgehog_attention = Recipe(
+    lambda q, k, v, w_q, w_k, **kw: ops.hedgehog_attention(
+        q, _for_heads(k, q), _for_heads(v, q), w_q, w_k, **kw
+    ),
+    weights={"w_q": _square, "w_k": _square},
+)
 _near = Gate(lambda x: jax.nn.sigmoid(x), bias=-2.0)
 titans = Recipe(
     lambda q, k, v, eta, theta, alpha, w, **kw: ops.titans_memory(

@@ -1,7 +1,7 @@
 """Statistics of attention maps and activations: pure functions of arrays."""
 
 from attnjax.probes.activations import int8_round, kurtosis, largest_activation
-from attnjax.probes.maps import attention_map, entropy, sparsity
+from attnjax.probes.maps import attention_map, entropy, log_variance, sparsity, spectral_gap
 from attnjax.probes.rank import effective_rank, numerical_rank
 from attnjax.probes.sinks import Sink, secondary_sinks, sink_rate, sink_scores
 
@@ -13,9 +13,11 @@ __all__ = [
     "int8_round",
     "kurtosis",
     "largest_activation",
+    "log_variance",
     "numerical_rank",
     "secondary_sinks",
     "sink_rate",
     "sink_scores",
     "sparsity",
+    "spectral_gap",
 ]

@@ -1,4 +1,4 @@
-"""Attention maps read off an op, and their entropy and sparsity.
+"""Attention maps read off an op, and their entropy, sparsity, concentration and spectral gap.
 
 Maps are (..., T, S), for instance (layers, B, N, T, S): row i holds the weights of query i.
 """
@@ -41,3 +41,29 @@ def sparsity(maps: jax.Array, allowed: jax.Array | None = None) -> jax.Array:
     if allowed is None:
         return zero.mean()
     return jnp.where(allowed, zero, 0).sum() / allowed.sum()
+
+
+def log_variance(maps: jax.Array) -> jax.Array:
+    """The variance of log w over the positive entries of each map: (..., T, S) -> (...).
+
+    Of softmax attention it is that of the scores, so 1 / its root is the attention's temperature.
+    Paper: Nahshan et al., "Linear Log-Normal Attention with Unbiased Concentration", 2023,
+    arXiv:2311.13541.
+    """
+    seen = maps > 0
+    logs = jnp.log(jnp.where(seen, maps, 1))
+    count = jnp.maximum(seen.sum((-2, -1), keepdims=True), 1)
+    mean = logs.sum((-2, -1), keepdims=True) / count
+    return jnp.where(seen, (logs - mean) ** 2, 0).sum((-2, -1)) / count[..., 0, 0]
+
+
+def spectral_gap(maps: jax.Array) -> jax.Array:
+    """1 - |second eigenvalue| of maps whose rows sum to one: (..., T, T) -> (...).
+
+    1 for uniform attention, which forgets where it started; 0 where parts never mix.  Runs on a
+    CPU.  Paper: Nahshan et al., 2023, arXiv:2311.13541.
+    """
+    if maps.shape[-1] != maps.shape[-2]:
+        raise ValueError(f"spectral_gap: maps have shape {maps.shape}, expected T = S")
+    sizes = jnp.sort(jnp.abs(jnp.linalg.eigvals(maps)), axis=-1)
+    return 1 - sizes[..., -2]
