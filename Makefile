@@ -27,7 +27,7 @@ check: $(VENV)/.installed-dev
 
 # Every law on every variant in every form; `make test` runs a sample.
 laws: $(VENV)/.installed-dev
-	ATTNJAX_LAWS=all $(BIN)/python -m pytest -n 2 tests/test_laws.py
+	ATTNJAX_LAWS=all $(BIN)/python -m pytest -n 2 tests/test_laws.py tests/test_recipes.py
 
 # Every experiment at its smallest, as CI runs them.
 quick: $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,11 @@ from attnjax.nn import Recipe, Recurrent, recipes
 from attnjax.ops import recurrent as ops
 
 RECIPES = pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
+
+# A default run trains a sample; ATTNJAX_LAWS=all (`make laws`) trains with all of them.
+ALL = os.environ.get("ATTNJAX_LAWS") == "all"
+SAMPLE = ("linear_attention", "gla", "hgrn2", "delta_net", "mlstm", "regla", "titans")
+TRAINED = {name: r for name, r in recipes.RECIPES.items() if ALL or name in SAMPLE}
 
 
 def normal(*shape, seed=0):
@@ -42,7 +48,7 @@ def test_a_prompt_and_then_single_tokens_give_what_the_whole_gives(recipe):
     assert jnp.abs(changed[:, 4:] - whole[:, 4:]).max() > 1e-3
 
 
-@RECIPES
+@pytest.mark.parametrize("recipe", TRAINED.values(), ids=TRAINED)
 def test_a_language_model_learns_with_it(recipe):
     """A few steps on one batch, by all parameters of the layer."""
     shape = lab.Shape(width=8, depth=1, heads=2, length=12)
