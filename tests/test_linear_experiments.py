@@ -121,6 +121,14 @@ def test_a_micro_run_of_linear_quality_writes_its_files(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------- taylor_crossover
 
 
+def test_the_forms_meet_where_the_linear_one_begins_to_be_faster():
+    direct = {T: 1e-8 * T**2 for T in (64, 256, 1024, 4096)}
+    linear = {T: 1e-5 * T for T in direct}
+    assert taylor_crossover.meeting(direct, linear) == pytest.approx(1000)
+    assert taylor_crossover.meeting(linear, direct) == 64
+    assert taylor_crossover.meeting({64: 1.0, 256: 4.0}, {64: 2.0, 256: 8.0}) == float("inf")
+
+
 def test_a_tiny_run_of_taylor_crossover_counts_and_measures(tmp_path):
     config = replace(
         taylor_crossover.QUICK, widths=(2, 4), lengths=(8, 16), rounds=1, results=tmp_path
