@@ -58,6 +58,12 @@ def constant(value: Any) -> Maker:
     return lambda key, z: value
 
 
+def grid(key: jax.Array, z: Sizes) -> tuple[int, int]:
+    """(rows, columns) of the most square grid of T cells."""
+    rows = next(r for r in range(int(z.T**0.5), 0, -1) if z.T % r == 0)
+    return rows, z.T // rows
+
+
 @dataclass(frozen=True)
 class Limit:
     """A setting under which the variant must equal a simpler function.

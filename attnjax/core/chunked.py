@@ -67,7 +67,9 @@ class Chunked:
             memory = self._all_written(call)
             q, spoiled = _cleaned(call.laid_out(call.q))
             return (read(q, memory) + spoiled).swapaxes(1, 2), memory
-        size = -(-self.chunk // block) * block
+        # a short run is one chunk of its own length, in whole leaves; blocks are never cut
+        size = min(self.chunk, -(-call.q.shape[1] // _LEAF) * _LEAF)
+        size = -(-size // block) * block
 
         @jax.checkpoint
         def over_chunk(memory: Array, chunk: tuple[Array, Tokens]) -> tuple[Array, Array]:

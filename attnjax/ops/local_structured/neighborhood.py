@@ -21,7 +21,7 @@ from attnjax.core import masks, mods
 from attnjax.core.attend import Impl, attend
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Sizes, Variant, constant
+from attnjax.variant import Limit, Variant, constant, grid
 
 
 def neighborhood_attention(
@@ -56,11 +56,6 @@ def neighborhood_attention(
     return attend(q, k, v, mods=(mods.pair_bias(bias[None]),), mask=near, impl=impl)
 
 
-def _grid(key: Array, z: Sizes) -> tuple[int, int]:
-    rows = next(r for r in range(int(z.T**0.5), 0, -1) if z.T % r == 0)
-    return rows, z.T // rows  # the most square grid of T cells
-
-
 def _blocks(q: Q, k: K, v: V, shape: tuple[int, int], window: tuple[int, int]) -> Out:
     """Attention inside blocks of 2 x 3 cells."""
     cells = np.indices(shape).reshape(2, -1) // np.array([[2], [3]])
@@ -72,12 +67,12 @@ VARIANT = Variant(
     neighborhood_attention,
     rows=(240, 212, 1, 56),
     paper="Hassani et al., 2022 to 2025, arXiv:2204.07143, 2209.15001, 2403.04690, 2504.16922",
-    inputs={"shape": _grid, "window": lambda key, z: tuple(min(3, n) for n in _grid(key, z))},
+    inputs={"shape": grid, "window": lambda key, z: tuple(min(3, n) for n in grid(key, z))},
     sizes={"T": 24, "S": 24},
     limits=(
         Limit(
             "a window as large as the grid is softmax attention",
-            given={"window": _grid},
+            given={"window": grid},
             equals=lambda q, k, v, shape, window: multi_head_attention(q, k, v),
         ),
         Limit(

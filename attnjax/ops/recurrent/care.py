@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from attnjax.core.linear import Impl
 from attnjax.ops.numerics import depthwise, layer_norm, wide
-from attnjax.ops.recurrent.care_decoupled import Decoupled, decoupled_attention, draw, grid, tokens
+from attnjax.ops.recurrent.care_decoupled import Decoupled, decoupled_attention, draw, tokens
 from attnjax.typing import Array, Float
-from attnjax.variant import Limit, Sizes, Variant, normal
+from attnjax.variant import Limit, Sizes, Variant, grid, normal
 
 
 class Interaction(NamedTuple):

@@ -20,7 +20,7 @@ from attnjax.core.linear import Impl, linear_attend
 from attnjax.core.normalizers import divide
 from attnjax.ops.numerics import depthwise, wide
 from attnjax.typing import Array, Float
-from attnjax.variant import Limit, Sizes, Variant, full
+from attnjax.variant import Limit, Sizes, Variant, full, grid
 
 
 class Decoupled(NamedTuple):
@@ -56,12 +56,6 @@ def draw(key: Array, z: Sizes) -> Decoupled:
     keys = jax.random.split(key, 3)
     drawn = (0.4 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
     return Decoupled(*drawn)
-
-
-def grid(key: Array, z: Sizes) -> tuple[int, int]:
-    """The most square grid of T cells."""
-    rows = next(r for r in range(int(z.T**0.5), 0, -1) if z.T % r == 0)
-    return rows, z.T // rows
 
 
 def tokens(key: Array, z: Sizes) -> Array:

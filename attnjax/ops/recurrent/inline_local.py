@@ -11,7 +11,6 @@ channel instead of each head.
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 
 from attnjax.core import features
@@ -19,7 +18,7 @@ from attnjax.core.linear import Impl
 from attnjax.ops.numerics import wide
 from attnjax.ops.recurrent.inline import inline_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Sizes, Variant, full, normal
+from attnjax.variant import Limit, Variant, full, grid, normal
 
 
 def inline_local_attention(
@@ -46,11 +45,6 @@ def inline_local_attention(
     return (out + jnp.reshape(near, out.shape)).astype(v.dtype)
 
 
-def _grid(key: jax.Array, z: Sizes) -> tuple[int, int]:
-    rows = next(r for r in range(int(z.T**0.5), 0, -1) if z.T % r == 0)
-    return rows, z.T // rows  # the most square grid of T cells
-
-
 def _without(q: Q, k: K, v: V, coefficients: Array, shape: tuple[int, int]) -> Out:
     return inline_attention(q, k, v)
 
@@ -59,7 +53,7 @@ VARIANT = Variant(
     inline_local_attention,
     rows=(383,),
     paper="Han et al., 2024, arXiv:2412.06590",
-    inputs={"coefficients": normal("B N 3 3"), "shape": _grid},
+    inputs={"coefficients": normal("B N 3 3"), "shape": grid},
     engine="linear_attend",
     limits=(Limit("r = 0 is InLine attention", {"coefficients": full("B N 3 3", 0.0)}, _without),),
     exempt={

@@ -20,7 +20,7 @@ from attnjax.core.linear import Impl, linear_attend
 from attnjax.core.normalizers import divide
 from attnjax.ops.numerics import depthwise, wide
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Sizes, Variant
+from attnjax.variant import Limit, Sizes, Variant, grid
 
 
 class LocalConcentration(NamedTuple):
@@ -49,11 +49,6 @@ def _linear(q: Q, k: K, v: V, impl: Impl = None) -> Out:
     return linear_attend(q, k, v, normalize=divide, block=None, impl=impl)
 
 
-def _grid(key: jax.Array, z: Sizes) -> tuple[int, int]:
-    rows = next(r for r in range(int(z.T**0.5), 0, -1) if z.T % r == 0)
-    return rows, z.T // rows  # the most square grid of T cells
-
-
 def _weights(key: Array, z: Sizes) -> LocalConcentration:
     keys, channels = jax.random.split(key, 4), z.shape("N D")
     shapes = ((5, 5, *channels), channels, channels, (5, 5, *channels))
@@ -70,7 +65,7 @@ VARIANT = Variant(
     local_linear_attention,
     rows=(37,),
     paper="Zheng, 2025, arXiv:2501.16182",
-    inputs={"local": _weights, "shape": _grid},
+    inputs={"local": _weights, "shape": grid},
     engine="linear_attend",
     limits=(
         Limit(
