@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from attnjax.ops import kv_decode, local_structured, position, recurrent, softmax_core
+from attnjax.ops import (
+    kv_decode,
+    local_structured,
+    lowrank,
+    position,
+    recurrent,
+    softmax_core,
+    sparse,
+)
 from attnjax.variant import Variant
 
 VARIANTS: tuple[Variant, ...] = (
@@ -19,6 +27,8 @@ VARIANTS: tuple[Variant, ...] = (
     *local_structured.VARIANTS,
     *kv_decode.VARIANTS,
     *recurrent.VARIANTS,
+    *sparse.VARIANTS,
+    *lowrank.VARIANTS,
 )
 
 STATUSES = ("done", "todo", "out")

@@ -94,7 +94,7 @@ def test_papers_and_variants_name_each_other():
     assert by_paper <= listed
     extra = {entry for _, entry in listed - by_paper if entry.startswith("attnjax.ops.")}
     assert extra <= {"attnjax.ops.softmax_core.multi_head.sinusoidal_positions"}
-    folders = {"linear-recurrent": "recurrent"}  # all others: the family's name
+    folders = {"linear-recurrent": "recurrent", "sparse-select": "sparse", "low-rank": "lowrank"}
     families = {p.id: folders.get(p.family, p.family).replace("-", "_") for p in PAPERS}
     assert all(f".{families[row]}." in dotted for row, dotted in by_paper)
 

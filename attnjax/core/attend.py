@@ -3,6 +3,10 @@
 An implementation runs a `call.Call` and gives the weighted sum of values, (B,N,T,D).
 """
 
+import functools
+from dataclasses import replace
+from typing import Any
+
 import jax.numpy as jnp
 
 from attnjax.core import dense, masks, normalizers
@@ -13,7 +17,7 @@ from attnjax.core.choice import Impl, Implementation, resolve
 from attnjax.core.cudnn import CuDNN
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues
-from attnjax.core.normalizers import Normalizer
+from attnjax.core.normalizers import Normalizer, State
 from attnjax.typing import Array, Bool, Float, Int, K, Out, Positions, Q, V, Weights
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -58,8 +62,49 @@ def attend(
     TypeError for dtypes and values of the wrong kind.
     """
     call = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions)
-    chosen = resolve("attend", impl, call, IMPLEMENTATIONS, _choose, _headline)
-    return finish(call, chosen.run(call))
+    return finish(call, choose("attend", impl, call).run(call))
+
+
+def attend_state(
+    q: Q,
+    k: K,
+    v: V | RelativeValues,
+    *,
+    mods: tuple[Mod, ...] = (),
+    mask: Mask | None = None,
+    normalizer: Normalizer = normalizers.softmax,
+    scale: float | Array | None = None,
+    q_positions: Positions | None = None,
+    k_positions: Positions | None = None,
+    impl: Impl = None,
+) -> State:
+    """What these keys leave behind for each query, to be merged with what other keys leave.
+
+    The arguments of `attend`; `impl` "dense", "blockwise" or one with a method `state`.  The state
+    (m, sums, values), rows (B,N,T,1) and (B,N,T,D), is in the working dtype and is differentiable
+    but for m, on which no result depends.  `join_states` turns states of disjoint keys into the
+    attention over all of them.
+    """
+    call = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions)
+    return choose("attend_state", impl, call).state(call)
+
+
+def join_states(*states: State, normalizer: Normalizer = normalizers.softmax) -> Out:
+    """The attention over the union of disjoint sets of keys, (B,T,N,D), in the states' dtype.
+
+    Merging is associative: keys may be split over tiles, devices or parts of a cache in any way.
+    `normalizer` is that of the states, with one pass: the others need a number of the whole row
+    before they weigh a score, which no part has.
+    """
+    if normalizer.stages:
+        raise ValueError(f"join_states: {normalizer}, expected a one-pass normalizer")
+    N = states[0].m.shape[1]
+    params = tuple(jnp.reshape(p, (1, -1, 1, 1)) for p in normalizer.params)
+    if any(p.shape[1] not in (1, N) for p in params):
+        raise ValueError(f"join_states: {normalizer} has parameters for other than N = {N} heads")
+    total = functools.reduce(lambda a, b: normalizers.merge(a, b, normalizer.rescale), states)
+    out = normalizers.finish(replace(normalizer, params=params), total)
+    return out.transpose(0, 2, 1, 3)
 
 
 def attention_weights(
@@ -134,6 +179,12 @@ _DENSE_SCORES = 256 * 256
 _DENSE_TOTAL = 1 << 22
 
 
+def choose(engine: str, impl: Impl, call: Call) -> Any:
+    """The implementation that runs the call, told to `explain` in the engine's name."""
+    told = functools.partial(_headline, engine)
+    return resolve(engine, impl, call, IMPLEMENTATIONS, _choose, told)
+
+
 def _choose(call: Call) -> Implementation:
     z = call.shape
     cudnn = IMPLEMENTATIONS["cudnn"]
@@ -143,10 +194,13 @@ def _choose(call: Call) -> Implementation:
     return IMPLEMENTATIONS["dense" if small else "blockwise"]
 
 
-def _headline(call: Call) -> str:
+def _headline(engine: str, call: Call) -> str:
     z = call.shape
     letters = ", ".join(f"{x}={getattr(z, x)}" for x in "BTSNKHD")
-    told = f"attend: {letters}, {jnp.dtype(call.dtype).name}, mask {call.mask}, {call.normalizer}"
+    told = f"{engine}: {letters}, {jnp.dtype(call.dtype).name}, mask {call.mask}, {call.normalizer}"
+    if (blocks := call.selection) is not None:
+        M = blocks.indices.shape[-1]
+        told += f", at most {M} blocks of {blocks.block_k} keys for {blocks.block_q} queries"
     if call.mods:
         told += ", mods " + ", ".join(getattr(m.fn, "__name__", "?").strip("_") for m in call.mods)
     return told

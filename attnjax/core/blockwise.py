@@ -26,8 +26,10 @@ from attnjax.core.call import (
     weighted_values,
 )
 from attnjax.core.masks import EMPTY, FULL
-from attnjax.core.normalizers import Rows, Stage, State, keep, lowest, new_reference
-from attnjax.core.schedule import Schedule, choose_blocks, plan
+from attnjax.core.mods import group_of
+from attnjax.core.normalizers import Normalizer, Rows, Stage, State, keep, lowest, new_reference
+from attnjax.core.schedule import Schedule, choose_blocks, plan, whole_groups
+from attnjax.core.selected import one_by_one, over_heads, plan_selected
 from attnjax.core.tiles import Tile
 from attnjax.typing import Array
 
@@ -36,7 +38,8 @@ from attnjax.typing import Array
 class Blockwise:
     """The implementation as a value: `attend(..., impl=Blockwise(block_q=128))`.
 
-    block_q, block_k   sizes of the tiles; None chooses them by mask, T, S and number of heads
+    block_q, block_k   sizes of the tiles; None chooses them by mask, T, S and number of heads.
+                       Under a selection its blocks of keys are those of the tiles
     derivative         "reverse": gradients in O(T + S) memory, jvp raises (jvp of grad works);
                        "forward": jvp and what is built on it; grad raises
     """
@@ -61,17 +64,36 @@ class Blockwise:
 
     def run(self, call: Call) -> Array:
         """The weighted sum of values, (B,N,T,D)."""
+        return normalizers.finish(call.normalizer, self.state(call))
+
+    def state(self, call: Call) -> State:
+        """What the keys leave behind for each query, to be merged with what other keys leave."""
+        if call.selection is not None:
+            return over_heads(self._selected, call, one_by_one)
         z, at = call.shape, (call.q_positions, call.k_positions)
-        block_q, block_k = choose_blocks(call.mask, z, *at)
-        block_q, block_k = min(self.block_q or block_q, z.T), min(self.block_k or block_k, z.S)
+        group = group_of(call.mods)
+        block_q, block_k = choose_blocks(call.mask, z, *at, group)
+        block_q = min(self.block_q or block_q, z.T)
+        block_k = whole_groups(min(self.block_k or block_k, z.S), group)
         schedule = plan(call.mask, z, block_q, block_k, *at)
         if not len(schedule.entries):  # the mask allows nothing at all
-            return jnp.zeros((*call.q.shape[:-1], z.D), call.q.dtype)
+            return _empty_state(call.normalizer, call.q, z.D)
         padded = _pad(call, -(-z.T // block_q) * block_q, -(-z.S // block_k) * block_k)
-        return _run[self.derivative](*_split(padded), schedule)[..., : z.T, :]
+        state = _run[self.derivative](*_split(padded), (schedule,))
+        return jax.tree.map(lambda x: x[..., : z.T, :], state)
+
+    def _selected(self, call: Call) -> State:
+        schedules = plan_selected(call, self.block_q)
+        block_k = schedules[0].block_k
+        T, S = call.shape.T, whole_groups(call.shape.S, block_k)
+        padded = _pad(replace(call, selection=None), T, S)
+        return _run[self.derivative](*_split(padded), schedules)
 
 
 # ------------------------------------------------------------------------- what is differentiated
+
+
+Schedules = tuple[Schedule, ...]
 
 
 class Inputs(NamedTuple):
@@ -86,11 +108,9 @@ class Inputs(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs of the forward one: O(T) numbers and the output."""
+    """What the backward pass needs of the forward one: O(T) numbers."""
 
-    out: Array
     m: Array  # of the last pass
-    sums: Rows
     stats: Rows
     last_stage: tuple[Array, Rows, Rows]  # reference, sums, stats before it
 
@@ -142,10 +162,19 @@ def _pad(call: Call, T: int, S: int) -> Call:
 
 
 def _tile(rest: Call, schedule: Schedule, row: Array, column: Array) -> Tile:
-    return Tile(
-        tiles.span(row * schedule.block_q, schedule.block_q, rest.q_positions),
-        tiles.span(column * schedule.block_k, schedule.block_k, rest.k_positions),
-    )
+    keys = tiles.span(column * schedule.block_k, schedule.block_k, rest.k_positions)
+    if schedule.rows is not None:
+        return Tile(tiles.chosen(jnp.asarray(schedule.rows)[row], rest.q_positions), keys)
+    at = row * schedule.block_q
+    return Tile(tiles.span(at, schedule.block_q, rest.q_positions), keys)
+
+
+def _visit(schedule: Schedule, visit, carry, count: int):
+    """visit(carry, number) for every tile, or row of tiles; in a selection for those in use."""
+    if schedule.used is not None:
+        return lax.fori_loop(0, schedule.used, lambda i, carry: visit(carry, i), carry)
+    numbers = jnp.arange(count, dtype=jnp.int32)
+    return lax.scan(lambda carry, i: (visit(carry, i), None), carry, numbers)[0]
 
 
 class Cut(NamedTuple):
@@ -162,7 +191,7 @@ class Cut(NamedTuple):
 
 
 def _cut(x: Inputs, rest: Call, tile: Tile, kind: int) -> Cut:
-    rows = lambda a, at: lax.dynamic_slice_in_dim(a, at.start, at.size, a.ndim - 2)
+    rows = lambda a, at: tiles.take(a, at, -2)
     mods = [replace(m, operands=o) for m, o in zip(rest.mods, x.operands, strict=True)]
     operands = cut_operands(tuple(mods), tile)
     q, k, v = rows(x.q, tile.q), rows(x.k, tile.k), rows(x.v, tile.k)
@@ -171,16 +200,18 @@ def _cut(x: Inputs, rest: Call, tile: Tile, kind: int) -> Cut:
     if kind == FULL:  # all keys are seen by all queries: no need to poison score by score
         poison = q_bad + jnp.sum(k_bad, axis=-1, keepdims=True)
         return Cut(tile, q, k, v, product(q, k), operands, None, poison)
-    ok = tile.k.start + jnp.arange(tile.k.size) < rest.shape.S
+    ok = (tile.k.start + jnp.arange(tile.k.size) < rest.shape.S)[None, None, None, :]
+    if tile.q.rows is not None:
+        ok = ok & (tile.q.rows < rest.shape.T)[:, None]
     masked = allowed(rest.mask, tile)
-    ok = ok[None, None, None, :] if masked is None else masked & ok
+    ok = ok if masked is None else masked & ok
     raw = product(q, k)
     return Cut(tile, q, k, v, raw, operands, jnp.broadcast_to(ok, raw.shape), q_bad + k_bad)
 
 
 def _scores(rest: Call, cut: Cut, raw: Array, operands: Any) -> Array:
     """Modified scores; poisoned one by one where a mask decides who sees the poison."""
-    s = modify(rest.mods, raw, operands, cut.tile)
+    s = modify(rest.mods, raw, operands, cut.tile, cut.ok)
     return s if cut.ok is None else s + cut.poison
 
 
@@ -194,27 +225,34 @@ def _by_kind(schedule: Schedule, kind: Array, visit, otherwise):
 
 
 def _take_rows(tree: Any, tile: Tile) -> Any:
-    return jax.tree.map(lambda a: tiles.cut("query", a, tile), tree)
+    return jax.tree.map(lambda a: tiles.take(a, tile.q, -2), tree)
 
 
 def _put_rows(tree: Any, part: Any, tile: Tile) -> Any:
-    return jax.tree.map(
-        lambda a, b: lax.dynamic_update_slice_in_dim(a, b, tile.q.start, a.ndim - 2), tree, part
-    )
+    return jax.tree.map(lambda a, b: tiles.put(a, b, tile.q, -2), tree, part)
 
 
 # ------------------------------------------------------------------------------------- forward
 
 
-def _empty_state(q: Array, terms: int, D: int) -> State:
+def _state_of_none(q: Array, terms: int, D: int) -> State:
     rows = lambda fill, width=1: jnp.full((*q.shape[:-1], width), fill, q.dtype)
     return State(rows(lowest(q.dtype)), tuple(rows(0.0) for _ in range(terms)), rows(0.0, D))
 
 
-def _accumulate(x, rest, schedule, state, stats, peak, rescale, terms, weighs: bool) -> State:
+def _empty_state(n: Normalizer, q: Array, D: int) -> State:
+    """The state of rows that have seen no key."""
+    state = _state_of_none(q, 0 if n.denominator is None else 1, D)
+    if n.floor is None:
+        return state
+    floor = jnp.broadcast_to(lax.stop_gradient(n.floor(n.params)), state.m.shape)
+    return state._replace(m=jnp.maximum(state.m, floor))
+
+
+def _accumulate(x, rest, schedules, state, stats, peak, rescale, terms, weighs: bool) -> State:
     """One pass over the tiles; terms(s, m, stats) are summed, the first times v if `weighs`."""
 
-    def visit_tile(here: Rows, number: Array, old: State) -> State:
+    def visit_tile(schedule: Schedule, here: Rows, number: Array, old: State) -> State:
         entry = jnp.asarray(schedule.entries)[number]
         tile = _tile(rest, schedule, entry[0], entry[1])
 
@@ -238,30 +276,32 @@ def _accumulate(x, rest, schedule, state, stats, peak, rescale, terms, weighs: b
 
         return _by_kind(schedule, entry[2], visit, lambda: old)
 
-    def visit_row(state: State, at: tuple[Array, Array, Array]) -> tuple[State, None]:
-        row, first, last = at
-        tile = _tile(rest, schedule, row, jnp.zeros_like(row))
-        old, here = _take_rows((state, stats), tile)
-        new = lax.fori_loop(first, last, functools.partial(visit_tile, here), old)
-        return _put_rows(state, new, tile), None
+    for schedule in schedules:
+        ends = jnp.asarray(schedule.row_ends)
 
-    ends = jnp.asarray(schedule.row_ends)
-    rows = jnp.arange(len(ends) - 1, dtype=jnp.int32)
-    return lax.scan(visit_row, state, (rows, ends[:-1], ends[1:]))[0]
+        def visit_row(state: State, row: Array, schedule=schedule, ends=ends) -> State:
+            tile = _tile(rest, schedule, row, jnp.zeros_like(row))
+            old, here = _take_rows((state, stats), tile)
+            visit = functools.partial(visit_tile, schedule, here)
+            new = lax.fori_loop(ends[row], ends[row + 1], visit, old)
+            return _put_rows(state, new, tile)
+
+        state = _visit(schedule, visit_row, state, len(schedule.row_ends) - 1)
+    return state
 
 
-def _stage(x: Inputs, rest: Call, schedule: Schedule, stage: Stage, stats: Rows):
+def _stage(x: Inputs, rest: Call, schedules: Schedules, stage: Stage, stats: Rows):
     """The stage's reference and sums over all keys."""
     count = len(jax.eval_shape(lambda s: stage.terms(s, s, stats, x.params), x.q[..., :1]))
     terms = lambda s, m, here: stage.terms(s, m, here, x.params)
     state = _accumulate(
-        x, rest, schedule, _empty_state(x.q, count, 0), stats,
+        x, rest, schedules, _state_of_none(x.q, count, 0), stats,
         stage.peak, stage.rescale, terms, weighs=False,
     )  # fmt: skip
     return normalizers.reference(state.m), state.sums
 
 
-def _statistics(x: Inputs, rest: Call, schedule: Schedule):
+def _statistics(x: Inputs, rest: Call, schedules: Schedules):
     """All stages: the stats, and (reference, sums, stats before) of the last round."""
     stats: Rows = ()
     last: tuple = ((), (), ())
@@ -269,7 +309,7 @@ def _statistics(x: Inputs, rest: Call, schedule: Schedule):
         final = number + 1 == len(rest.normalizer.stages)
 
         def round_(stats: Rows, stage: Stage = stage) -> Rows:
-            m, sums = _stage(x, rest, schedule, stage, stats)
+            m, sums = _stage(x, rest, schedules, stage, stats)
             return lax.stop_gradient(stage.finish(m, sums, stats, x.params))
 
         repeat = stage.repeat - 1 if final else stage.repeat
@@ -278,58 +318,44 @@ def _statistics(x: Inputs, rest: Call, schedule: Schedule):
         elif repeat > 1:
             stats = lax.fori_loop(0, repeat, lambda _, s: round_(s), stats)  # noqa: B023
         if final:
-            m, sums = _stage(x, rest, schedule, stage, stats)
+            m, sums = _stage(x, rest, schedules, stage, stats)
             last = (m, sums, stats)
             stats = stage.finish(m, sums, stats, x.params)
     return stats, last
 
 
-def _total(n, sums: Rows, m: Array, params) -> Array:
-    return sums[0] if n.extra is None else sums[0] + n.extra(normalizers.reference(m), params)
-
-
-def _forward(x: Inputs, rest: Call, schedule: Schedule) -> tuple[Array, Saved]:
-    n = rest.normalizer
-    stats, last = _statistics(x, rest, schedule)
-    state = _empty_state(x.q, 0 if n.denominator is None else 1, rest.shape.D)
-    if n.floor is not None:
-        floor = jnp.broadcast_to(lax.stop_gradient(n.floor(x.params)), state.m.shape)
-        state = state._replace(m=jnp.maximum(state.m, floor))
+def _forward(x: Inputs, rest: Call, schedules: Schedules) -> tuple[State, Saved]:
+    n = replace(rest.normalizer, params=x.params)
+    stats, last = _statistics(x, rest, schedules)
 
     def terms(s: Array, m: Array, here: Rows) -> Rows:
         w = n.numerator(s, m, here, x.params)
         return (w,) if n.denominator is None else (w, n.denominator(s, m, here, x.params))
 
-    state = _accumulate(x, rest, schedule, state, stats, n.peak, n.rescale, terms, weighs=True)
-    out = state.values
-    if n.denominator is not None:
-        out = normalizers.divide(out, _total(n, state.sums, state.m, x.params))
-    return out, Saved(out, state.m, state.sums, stats, last)
+    state = _empty_state(n, x.q, rest.shape.D)
+    state = _accumulate(x, rest, schedules, state, stats, n.peak, n.rescale, terms, weighs=True)
+    return state, Saved(state.m, stats, last)
 
 
-def _forward_only(x: Inputs, rest: Call, schedule: Schedule) -> Array:
-    return _forward(x, rest, schedule)[0]
+def _forward_only(x: Inputs, rest: Call, schedules: Schedules) -> State:
+    return _forward(x, rest, schedules)[0]
 
 
 # ------------------------------------------------------------------------------------ backward
 
 
-def _backward(residuals, d_out: Array):
+def _backward(residuals, cotangents: State):
     """Cotangents of `Inputs`, tile by tile.
 
-    With A = sum f v and L = sum g + extra the output is A / L, so dA = d_out / L and
-    dL = -d_out . out / L; each tile turns them into ds by the elementwise derivatives of f and g,
-    and ds into the rest.  A stage first needs the cotangent of its statistics: one more pass.
+    A state is the sums A = sum f v and L = sum g; each tile turns their cotangents dA and dL into
+    ds by the elementwise derivatives of f and g, and ds into the rest.  A stage first needs the
+    cotangent of its statistics: one more pass.  The reference m has none: no result depends on it.
     """
-    x, rest, schedule, saved = residuals
+    x, rest, schedules, saved = residuals
     n, params, K = rest.normalizer, x.params, rest.shape.K
     m = normalizers.reference(saved.m)
-    dA, dL, d_params = d_out, None, jax.tree.map(jnp.zeros_like, params)
-    if n.denominator is not None:
-        total, pull = jax.vjp(lambda p: _total(n, saved.sums, saved.m, p), params)
-        dA = normalizers.divide(d_out, total)
-        dL = -jnp.sum(dA * saved.out, axis=-1, keepdims=True)
-        (d_params,) = pull(dL)
+    dA, dL = cotangents.values, cotangents.sums[0] if cotangents.sums else None
+    d_params = jax.tree.map(jnp.zeros_like, params)
 
     def final(s, here_m, here, p):
         f = n.numerator(s, here_m, here, p)
@@ -355,7 +381,8 @@ def _backward(residuals, d_out: Array):
         stage = n.stages[-1]
         stage_m, sums, before = saved.last_stage
 
-        def statistic_pass(d_stats: Rows, entry: Array):
+        def statistic_pass(schedule: Schedule, d_stats: Rows, number: Array) -> Rows:
+            entry = jnp.asarray(schedule.entries)[number]
             tile = _tile(rest, schedule, entry[0], entry[1])
             here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
 
@@ -367,10 +394,12 @@ def _backward(residuals, d_out: Array):
 
             new = _by_kind(schedule, entry[2], visit, lambda: jax.tree.map(jnp.zeros_like, here))
             old = _take_rows(d_stats, tile)
-            return _put_rows(d_stats, jax.tree.map(jnp.add, old, new), tile), None
+            return _put_rows(d_stats, jax.tree.map(jnp.add, old, new), tile)
 
-        zeros = jax.tree.map(jnp.zeros_like, saved.stats)
-        d_stats = lax.scan(statistic_pass, zeros, schedule.entries)[0]
+        d_stats = jax.tree.map(jnp.zeros_like, saved.stats)
+        for schedule in schedules:
+            visit = functools.partial(statistic_pass, schedule)
+            d_stats = _visit(schedule, visit, d_stats, len(schedule.entries))
         _, pull = jax.vjp(lambda s, p: stage.finish(stage_m, s, before, p), sums, params)
         d_sums, more = pull(d_stats)
         d_params = jax.tree.map(jnp.add, d_params, more)
@@ -379,9 +408,10 @@ def _backward(residuals, d_out: Array):
     # than one that does not, so dk and dv are kept transposed, with q and dA transposed once.
     flip = lambda a: jnp.swapaxes(a, -1, -2)
     qT, dAT = flip(x.q), flip(dA)
-    columns = lambda a, at: lax.dynamic_slice_in_dim(a, at.start, at.size, a.ndim - 1)
+    columns = lambda a, at: tiles.take(a, at, -1)
 
-    def visit_tile(grads, entry: Array):
+    def visit_tile(schedule: Schedule, grads, number: Array):
+        entry = jnp.asarray(schedule.entries)[number]
         tile = _tile(rest, schedule, entry[0], entry[1])
         dq, dkT, dvT, d_table, d_operands, d_params = grads
         here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
@@ -423,18 +453,20 @@ def _backward(residuals, d_out: Array):
             )
             for mod, olds, parts in zip(rest.mods, d_operands, new[4], strict=True)
         )
-        grads = (
-            tiles.add("query", dq, new[0], tile),
-            tiles.add("key", dkT, new[1], tile),
-            tiles.add("key", dvT, new[2], tile),
+        return (
+            tiles.add_at(dq, new[0], tile.q, -2),
+            tiles.add_at(dkT, new[1], tile.k, -1),
+            tiles.add_at(dvT, new[2], tile.k, -1),
             jax.tree.map(jnp.add, d_table, new[3]),
             d_operands,
             jax.tree.map(jnp.add, d_params, new[5]),
         )
-        return grads, None
 
     zeros = jax.tree.map(jnp.zeros_like, (x.q, flip(x.k), flip(x.v), x.v_table, x.operands))
-    grads = lax.scan(visit_tile, (*zeros, d_params), schedule.entries)[0]
+    grads = (*zeros, d_params)
+    for schedule in schedules:
+        visit = functools.partial(visit_tile, schedule)
+        grads = _visit(schedule, visit, grads, len(schedule.entries))
     dq, dkT, dvT, d_table, d_operands, d_params = grads
     return Inputs(dq, flip(dkT), flip(dvT), d_table, d_operands, d_params), None, None
 
@@ -447,13 +479,13 @@ def _table_cotangent(v_table: Array | None, w: Array, dA: Array, tile: Tile) -> 
 
 
 @jax.custom_vjp
-def _reverse(x: Inputs, rest: Call, schedule: Schedule) -> Array:
-    return _forward(x, rest, schedule)[0]
+def _reverse(x: Inputs, rest: Call, schedules: Schedules) -> State:
+    return _forward(x, rest, schedules)[0]
 
 
-def _reverse_fwd(x: Inputs, rest: Call, schedule: Schedule):
-    out, saved = _forward(x, rest, schedule)
-    return out, (x, rest, schedule, saved)
+def _reverse_fwd(x: Inputs, rest: Call, schedules: Schedules):
+    state, saved = _forward(x, rest, schedules)
+    return state, (x, rest, schedules, saved)
 
 
 _reverse.defvjp(_reverse_fwd, _backward)

@@ -21,7 +21,7 @@ from attnjax.typing import Array
     jax.tree_util.register_dataclass,
     data_fields=[
         "q", "k", "v", "v_table", "mods", "normalizer", "mask",
-        "q_positions", "k_positions", "q_poison", "k_poison",
+        "q_positions", "k_positions", "q_poison", "k_poison", "selection",
     ],
     meta_fields=["shape", "dtype"],
 )  # fmt: skip
@@ -36,6 +36,8 @@ class Call:
                infinity.  The arrays themselves hold zeros there.  Poison is added to scores before
                the mask, so that a bad key spoils exactly the rows that may see it: 0 * NaN in a
                matrix product would spoil the others, too.
+    selection  the blocks of keys that each block of queries attends to, or None: all of them;
+               positions may then be (B,X,T) and (B,X,S)
     """
 
     q: Array
@@ -49,6 +51,7 @@ class Call:
     k_positions: Array | None
     q_poison: Array
     k_poison: Array
+    selection: "Blocks | None"
     shape: Shape
     dtype: jnp.dtype
 
@@ -60,6 +63,24 @@ class Call:
             tiles.span(0, z.T, self.q_positions),
             tiles.span(0, z.S, self.k_positions),
         )
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["indices", "valid"],
+    meta_fields=["block_q", "block_k"],
+)
+@dataclass(frozen=True)
+class Blocks:
+    """A `select.Selection` laid out: indices and valid (B,X,U,M), for blocks of these sizes.
+
+    X is 1, K or N; U blocks of queries; an index is in range where it is valid.
+    """
+
+    indices: Array
+    valid: Array
+    block_q: int
+    block_k: int
 
 
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
@@ -97,10 +118,16 @@ def transposed_product(xT: Array, w: Array, K: int) -> Array:
     return out if N == K else out.reshape(B, K, N // K, H, s).sum(axis=2)
 
 
-def modify(mods: tuple[Mod, ...], s: Array, operands: Sequence[tuple[Array, ...]], tile: Tile):
+def modify(
+    mods: tuple[Mod, ...],
+    s: Array,
+    operands: Sequence[tuple[Array, ...]],
+    tile: Tile,
+    ok: Array | None,
+) -> Array:
     """The scores after all mods, in order; `operands` are already cut to the tile."""
     for mod, ride in zip(mods, operands, strict=True):
-        s = mod(s, ride, tile)
+        s = mod(s, ride, tile, ok)
     return s
 
 
@@ -156,16 +183,20 @@ def check_qkv(engine: str, q: Array, k: Array, v: Array) -> Shape:
     return Shape(B, T, S, N, K, H, v.shape[3])
 
 
-def _positions(name: str, letter: str, x: Array | None, length: int) -> Array | None:
+def _positions(
+    name: str, letter: str, x: Array | None, length: int, heads: tuple[int, int] | None
+) -> Array | None:
+    """(length,); or (B,length,X) with (B, X) = `heads`, laid out (B,X,length)."""
     if x is None:
         return None
-    if np.shape(x) != (length,):
-        raise ValueError(
-            f"attend: {name} has shape {np.shape(x)}, expected ({letter},) = ({length},)"
-        )
+    shapes = [(length,)] + ([] if heads is None else [(heads[0], length, heads[1])])
+    if np.shape(x) not in shapes:
+        told = f"({letter},) = ({length},)"
+        told += "" if heads is None else f" or (B,{letter},X) = {shapes[1]}"
+        raise ValueError(f"attend: {name} has shape {np.shape(x)}, expected {told}")
     if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
         raise TypeError(f"attend: {name} has dtype {jnp.result_type(x)}, expected integers")
-    return x
+    return x if np.ndim(x) == 1 else jnp.swapaxes(x, 1, 2)
 
 
 def clean(x: Array) -> tuple[Array, Array]:
@@ -185,6 +216,7 @@ def prepare(
     scale: float | Array | None,
     q_positions: Array | None,
     k_positions: Array | None,
+    selection: Blocks | None = None,
 ) -> Call:
     """Checks the arguments of `attend` and lays them out."""
     v_table = None
@@ -217,6 +249,7 @@ def prepare(
         scale = z.H**-0.5 if z.H else 1.0
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
     q = (q.astype(dtype) * jnp.asarray(scale, dtype)).transpose(0, 2, 1, 3)
+    heads = None if selection is None else selection.indices.shape[:2]
     return Call(
         q=q,
         k=k.astype(dtype).transpose(0, 2, 1, 3),
@@ -225,10 +258,11 @@ def prepare(
         mods=tuple(m.laid_out(z, dtype) for m in mods),
         normalizer=normalizer.laid_out(z, dtype),
         mask=None if mask is None else mask.resolve(z.T, z.S),
-        q_positions=_positions("q_positions", "T", q_positions, z.T),
-        k_positions=_positions("k_positions", "S", k_positions, z.S),
+        q_positions=_positions("q_positions", "T", q_positions, z.T, heads),
+        k_positions=_positions("k_positions", "S", k_positions, z.S, heads),
         q_poison=tiles.lay_out("query", q_bad.astype(dtype), z),
         k_poison=tiles.lay_out("key", (k_bad + v_bad).astype(dtype), z),
+        selection=selection,
         shape=z,
         dtype=given,
     )

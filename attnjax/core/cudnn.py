@@ -25,6 +25,8 @@ class CuDNN:
         z = call.shape
         if self.inner == "cudnn" and jax.default_backend() != "gpu":
             return f"needs an NVIDIA GPU, this process runs on {jax.default_backend()}"
+        if call.selection is not None:
+            return "selected blocks"
         if call.normalizer.name != "softmax":
             return f"normalizer {call.normalizer.name}: only softmax"
         if len(call.mods) > 1 or not all(map(is_pair_bias, call.mods)):

@@ -11,6 +11,7 @@ arrays (they could not be cut into tiles, and would get no gradient): hand them 
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,7 @@ Fn = Callable[..., Array]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["operands"],
-    meta_fields=["fn", "kinds", "positions", "contract"],
+    meta_fields=["fn", "kinds", "positions", "contract", "group"],
 )
 @dataclass(frozen=True)
 class Mod:
@@ -39,6 +40,8 @@ class Mod:
     operands   one array per entry of `kinds`
     positions  fn also takes the positions of query and key, as integers
     contract   fn is (*operands) -> term, and sum over features of the terms replaces the score
+    group      if not 1, fn is (score, allowed, ...) and may look at all scores of a query with the
+               keys group*c .. group*c + group-1, see `log_sum_exp`; `allowed` None allows all
     """
 
     fn: Fn
@@ -46,6 +49,7 @@ class Mod:
     operands: tuple[Array, ...]
     positions: bool = False
     contract: bool = False
+    group: int = 1
 
     def laid_out(self, z: Shape, dtype: jnp.dtype) -> "Mod":
         """The same mod with operands of the working dtype, in the layout of their kinds."""
@@ -54,7 +58,9 @@ class Mod:
         laid = tuple(lay_out(k, x, z) for k, x in zip(self.kinds, operands, strict=True))
         return replace(self, operands=laid)
 
-    def __call__(self, score: Array, operands: tuple[Array, ...], tile: Tile) -> Array:
+    def __call__(
+        self, score: Array, operands: tuple[Array, ...], tile: Tile, allowed: Array | None
+    ) -> Array:
         """The modified score of one tile, given the operands already cut to it."""
         if self.contract:
             # One feature at a time: (t, s) memory, not (t, s, R), in the backward pass as well.
@@ -66,7 +72,7 @@ class Mod:
         ]
         if self.positions:
             ride = [tile.q.positions[:, None], tile.k.positions[None, :], *ride]
-        return self.fn(score, *ride)
+        return self.fn(score, *ride) if self.group == 1 else self.fn(score, allowed, *ride)
 
 
 def _refuse_traced_closure(fn: Fn) -> None:
@@ -97,6 +103,7 @@ def mod(
     query_table: Array | tuple[Array, ...] = (),
     key_table: Array | tuple[Array, ...] = (),
     positions: bool = False,
+    group: int = 1,
 ) -> Mod:
     """A mod from any elementwise function: fn(score, [q_pos, k_pos,] *operands) -> score.
 
@@ -104,6 +111,9 @@ def mod(
     query (T,) or (B,T,N); key (S,) or (B,S,K|N); head () or (N,); pair broadcastable to
     (B,N,T,S); table (R,) or (N,R), query_table (B,T,N,R) and key_table (B,S,K|N,R) with
     R = 2*radius+1 entries, read at radius + clip(k_pos - q_pos, -radius, radius).
+
+    With `group`, fn(score, allowed, ...) sees whole groups of that many neighboring keys and may
+    reduce over one by `log_sum_exp`.  It is then the only kind of mod that sees the mask.
     """
     given = {
         "query": query,
@@ -124,7 +134,28 @@ def mod(
                 )
             kinds.append(kind)
             operands.append(x)
-    return Mod(fn, tuple(kinds), tuple(operands), positions)
+    if not isinstance(group, int) or group < 1:
+        raise ValueError(f"mods: group is {group!r}, expected an integer of at least 1")
+    return Mod(fn, tuple(kinds), tuple(operands), positions, group=group)
+
+
+def group_of(mods: Iterable[Mod]) -> int:
+    """The number of neighboring keys that has to stay in one tile."""
+    return math.lcm(*(m.group for m in mods))
+
+
+def log_sum_exp(score: Array, allowed: Array | None, group: int) -> Array:
+    """log of the sum of exp(score) over the allowed keys of each group, given to each of its keys.
+
+    For the fn of a mod with that `group`.  A group with nothing allowed has the lowest number.
+    """
+    S = score.shape[-1]
+    low = float(jnp.finfo(score.dtype).min) / 4
+    s = score if allowed is None else jnp.where(allowed, score, low)
+    s = jnp.pad(s, [(0, 0)] * (s.ndim - 1) + [(0, -S % group)], constant_values=low)
+    s = s.reshape(*s.shape[:-1], -1, group)
+    total = jax.nn.logsumexp(s, axis=-1, keepdims=True)
+    return jnp.broadcast_to(total, s.shape).reshape(*score.shape[:-1], -1)[..., :S]
 
 
 # ------------------------------------------------------------------------------ the usual ones

@@ -134,6 +134,16 @@ def merge(a: State, b: State, rescale: Rescale) -> State:
     return State(m, *jax.tree.map(join, a[1:], b[1:]))
 
 
+def finish(n: "Normalizer", state: State) -> Array:
+    """The weighted sum of values that a state of all keys stands for, (B,N,t,D)."""
+    if n.denominator is None:
+        return state.values
+    (mass,) = state.sums
+    if n.extra is not None:
+        mass = mass + n.extra(reference(state.m), n.params)
+    return divide(state.values, mass)
+
+
 def new_reference(m: Array, s: Array, allowed: Array | None, peak: Peak | None) -> Array:
     """The reference after the scores s, without gradient: results do not depend on it."""
     if peak is None:
@@ -165,7 +175,12 @@ def divide(values: Array, total: Array) -> Array:
 
 def weights(normalizer: Normalizer, s: Array, allowed: Array | None) -> Array:
     """The dense form, and the definition: a matrix of scores -> the matrix of weights."""
-    n = normalizer
+    w, m, sums = unnormalized(normalizer, s, allowed)
+    return finish(normalizer, State(m, sums, w))
+
+
+def unnormalized(n: Normalizer, s: Array, allowed: Array | None) -> tuple[Array, Array, Rows]:
+    """The weights before the last division, the reference, and the sum to divide by, if any."""
     dtype = s.dtype
     rows = jnp.full((*s.shape[:-1], 1), lowest(dtype), dtype)
     total = lambda t: jnp.sum(t, axis=-1, keepdims=True)
@@ -177,16 +192,14 @@ def weights(normalizer: Normalizer, s: Array, allowed: Array | None) -> Array:
         stats = stage.finish(m, tuple(total(t) for t in terms), stats, n.params)
         if i + 1 < len(rounds):
             stats = lax.stop_gradient(stats)
-    m = rows if n.floor is None else jnp.maximum(rows, lax.stop_gradient(n.floor(n.params)))
-    m = reference(new_reference(m, s, allowed, n.peak))
+    start = rows if n.floor is None else jnp.maximum(rows, lax.stop_gradient(n.floor(n.params)))
+    top = new_reference(start, s, allowed, n.peak)
+    m = reference(top)
     hidden = hide(allowed, s, m)
     (w,) = keep(allowed, n.numerator(hidden, m, stats, n.params))
     if n.denominator is None:
-        return w
-    mass = total(*keep(allowed, n.denominator(hidden, m, stats, n.params)))
-    if n.extra is not None:
-        mass = mass + n.extra(m, n.params)
-    return divide(w, mass)
+        return w, top, ()
+    return w, top, (total(*keep(allowed, n.denominator(hidden, m, stats, n.params))),)
 
 
 def _number(x: float | Array) -> Array:

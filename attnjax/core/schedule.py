@@ -16,7 +16,7 @@ ROW_OF, KIND_OF = 0, 2
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["entries", "row_ends"],
+    data_fields=["entries", "row_ends", "rows", "used"],
     meta_fields=["block_q", "block_k", "kinds"],
 )
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Schedule:
     `row_ends` (rows + 1,): the tiles of row r are entries row_ends[r] to row_ends[r + 1] - 1.
     `kinds` are the kinds that may occur, known when tracing; EMPTY is among them only where a mask
     is traced, so that the list could not be shortened.
+
+    `rows` (rows, block_q): the queries of each row of tiles, where they do not stand one behind the
+    other; `used`: how many rows hold tiles, one each, where that is known at run time only.
     """
 
     entries: Array | np.ndarray
@@ -33,6 +36,8 @@ class Schedule:
     block_q: int
     block_k: int
     kinds: tuple[int, ...]
+    rows: Array | None = None
+    used: Array | None = None
 
 
 def plan(mask: Mask | None, z: Shape, block_q: int, block_k: int, q_positions, k_positions):
@@ -68,11 +73,21 @@ _MOST_TILES = 1 << 22  # looked at while tracing, a byte each
 _MOST_SCORES = 1 << 20  # of one tile over all batch entries and heads: 4 MiB, near the caches
 
 
-def choose_blocks(mask: Mask | None, z: Shape, q_positions, k_positions) -> tuple[int, int]:
-    """The tile sizes with the least estimated time for the mask, T, S and number of heads."""
+def whole_groups(size: int, group: int) -> int:
+    """`size` rounded up to a multiple of `group`."""
+    return -(-size // group) * group
+
+
+def choose_blocks(
+    mask: Mask | None, z: Shape, q_positions, k_positions, group: int = 1
+) -> tuple[int, int]:
+    """The tile sizes with the least estimated time for the mask, T, S and number of heads.
+
+    block_k is a multiple of `group`.
+    """
     costs = {}
     for candidate in _CANDIDATES:
-        block_q, block_k = min(candidate[0], z.T), min(candidate[1], z.S)
+        block_q, block_k = min(candidate[0], z.T), whole_groups(min(candidate[1], z.S), group)
         scores = z.B * z.N * block_q * block_k
         if costs and scores > _MOST_SCORES:
             break

@@ -59,16 +59,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Span:
-    """A range of queries or keys: where it starts, how long it is, and its positions (size,).
+    """Queries or keys: a range of them, or rows chosen one by one, and their positions (size,).
 
-    `contiguous` says that positions are start, start + 1, ...: tables are then read by slices
-    instead of gathers.
+    start        where the range starts
+    contiguous   positions are start, start + 1, ...: tables are read by slices, not by gathers
+    rows         (size,) which rows, in place of a range; a row beyond the end is none: what is read
+                 for it is some other row's, and nothing is written
     """
 
     start: Array | int
     size: int
     positions: Array
     contiguous: bool
+    rows: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,32 @@ def span(start: Array | int, size: int, positions: Array | None) -> Span:
     if positions is None:
         return Span(start, size, start + jnp.arange(size, dtype=jnp.int32), True)
     return Span(start, size, lax.dynamic_slice_in_dim(positions, start, size), False)
+
+
+def chosen(rows: Array, positions: Array | None) -> Span:
+    """The given rows of a sequence whose positions are given, or 0, 1, 2 ..."""
+    at = rows if positions is None else positions.at[rows].get(mode="clip")
+    return Span(0, rows.shape[0], at, False, rows)
+
+
+def take(x: Array, at: Span, axis: int) -> Array:
+    """The part of x that lies at the span along the axis."""
+    if at.rows is None:
+        return lax.dynamic_slice_in_dim(x, at.start, at.size, axis % x.ndim)
+    return jnp.take(x, at.rows, axis=axis, mode="clip")
+
+
+def put(x: Array, part: Array, at: Span, axis: int) -> Array:
+    """x with `part` in the place that `take` reads."""
+    if at.rows is None:
+        return lax.dynamic_update_slice_in_dim(x, part, at.start, axis % x.ndim)
+    where = (slice(None),) * (axis % x.ndim) + (at.rows,)
+    return x.at[where].set(part, mode="drop", unique_indices=True)
+
+
+def add_at(x: Array, part: Array, at: Span, axis: int) -> Array:
+    """x with `part` added in the place that `take` reads."""
+    return put(x, take(x, at, axis) + part, at, axis)
 
 
 # ---------------------------------------------------------------------------------- layout
@@ -156,18 +185,19 @@ def cut(kind: str, x: Array, tile: Tile) -> Array:
     """The part of a laid-out operand that belongs to the tile."""
     for axis, at in zip(_along(kind, x), (tile.q, tile.k), strict=True):
         if axis is not None:
-            x = lax.dynamic_slice_in_dim(x, at.start, at.size, axis % x.ndim)
+            x = take(x, at, axis)
     return x
 
 
 def add(kind: str, x: Array, part: Array, tile: Tile) -> Array:
     """x with `part` added where `cut` would have taken it."""
-    starts: list[Array] = [jnp.zeros((), jnp.int32)] * x.ndim
-    for axis, at in zip(_along(kind, x), (tile.q, tile.k), strict=True):
-        if axis is not None:
-            starts[axis] = jnp.asarray(at.start, jnp.int32)
-    old = lax.dynamic_slice(x, starts, part.shape)
-    return lax.dynamic_update_slice(x, old + part, starts)
+    t, s = _along(kind, x)
+    if t is None:
+        return x + part if s is None else add_at(x, part, tile.k, s)
+    if s is not None:
+        part = add_at(take(x, tile.q, t), part, tile.k, s)
+        return put(x, part, tile.q, t)
+    return add_at(x, part, tile.q, t)
 
 
 # ------------------------------------------------------------------------ relative positions

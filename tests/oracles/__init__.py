@@ -10,9 +10,10 @@ from tests.oracles import (
     memory,
     position,
     softmax_core,
+    sparse,
 )
 
-_FAMILIES = (softmax_core, position, local_structured, kv_decode, gated, kernelized, memory)
+_FAMILIES = (softmax_core, position, local_structured, kv_decode, gated, kernelized, memory, sparse)
 
 ORACLES: dict[str, Callable] = {
     name: oracle
