@@ -283,6 +283,8 @@ def _accumulate(x, rest, schedules, state, stats, peak, rescale, terms, weighs: 
             tile = _tile(rest, schedule, row, jnp.zeros_like(row))
             old, here = _take_rows((state, stats), tile)
             visit = functools.partial(visit_tile, schedule, here)
+            if schedule.used is not None:  # one tile a row
+                return _put_rows(state, visit(row, old), tile)
             new = lax.fori_loop(ends[row], ends[row + 1], visit, old)
             return _put_rows(state, new, tile)
 

@@ -144,6 +144,13 @@ def finish(n: "Normalizer", state: State) -> Array:
     return divide(state.values, mass)
 
 
+def log_sum(state: State) -> Array:
+    """log sum exp(s) of a softmax state, (B,N,t,1); the lowest number for rows without keys."""
+    (total,) = state.sums
+    some = total > 0
+    return jnp.where(some, state.m + jnp.log(jnp.where(some, total, 1.0)), lowest(total.dtype))
+
+
 def new_reference(m: Array, s: Array, allowed: Array | None, peak: Peak | None) -> Array:
     """The reference after the scores s, without gradient: results do not depend on it."""
     if peak is None:

@@ -13,34 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attnjax.core import tiles
+from attnjax.core import normalizers, tiles
 from attnjax.core.attend import attend_state
-from attnjax.core.call import allowed, cut_operands, modify, prepare, product, working_dtype
+from attnjax.core.call import allowed, cut_operands, modify, prepare, product
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod
-from attnjax.core.normalizers import lowest, softmax
 from attnjax.core.tiles import Tile
 from attnjax.typing import Array, Float, K, Q
-
-
-def log_total(
-    q: Q,
-    k: K,
-    *,
-    mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
-    scale: float | Array | None = None,
-) -> Float[Array, "B T N"]:
-    """log of the sum over visible keys of exp(score), and the lowest number where there are none.
-
-    Softmax weights are exp(score - log_total).
-    """
-    v = jnp.zeros((*k.shape[:3], 1), k.dtype)
-    state = attend_state(q, k, v, mods=mods, mask=mask, scale=scale)
-    (total,) = state.sums
-    low = lowest(total.dtype)
-    out = jnp.where(total > 0, state.m + jnp.log(jnp.where(total > 0, total, 1.0)), low)
-    return jnp.swapaxes(out[..., 0], 1, 2)
 
 
 def block_mass(
@@ -83,10 +62,10 @@ def _pooled(
     scale: float | Array | None,
 ) -> Array:
     q, k = lax.stop_gradient((q, k))
-    total = log_total(q, k, mods=mods, mask=mask, scale=scale)
-    v = jnp.zeros((*k.shape[:3], 0), k.dtype)
-    call = prepare(q, k, v, mods, mask, softmax, scale, None, None)
-    total = jnp.swapaxes(total, 1, 2)[..., None].astype(working_dtype(q.dtype))
+    none = lambda D: jnp.zeros((*k.shape[:3], D), k.dtype)
+    state = attend_state(q, k, none(1), mods=mods, mask=mask, scale=scale)
+    total = normalizers.log_sum(state)
+    call = prepare(q, k, none(0), mods, mask, normalizers.softmax, scale, None, None)
     z = call.shape
     n = -(-z.S // block_k)
 

@@ -11,7 +11,7 @@ was selected: sizes are static, and the work is that of the blocks selected.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,8 +174,7 @@ def plan_selected(call: Call, rows: int | None) -> tuple[Schedule, ...]:
         last = size == sizes[-1]
         count = -(-(ends - starts) // size) if last else (ends - starts) // size
         bound = min(U * M // size + (columns if last else 0), columns * -(-U // size))
-        tiles_of = _tiles(call, key, query, starts, ends, count, size, bound)
-        schedules.append(tiles_of)
+        schedules += _tiles(call, key, query, starts, ends, count, size, bound)
         starts = starts + count * size
     return tuple(schedules)
 
@@ -191,7 +190,7 @@ def _sorted_pairs(indices: Array, valid: Array, columns: int) -> tuple[Array, Ar
     return tuple(lax.sort((key.reshape(-1), query.reshape(-1)), num_keys=2))  # type: ignore
 
 
-def _tiles(call, key, query, starts, ends, count, size, bound) -> Schedule:
+def _tiles(call, key, query, starts, ends, count, size, bound) -> Iterator[Schedule]:
     """`count` tiles of `size` query blocks for each key block, from `starts` on in the pairs."""
     blocks, z = call.selection, call.shape
     block_q, block_k, columns = blocks.block_q, blocks.block_k, len(ends)
@@ -204,14 +203,14 @@ def _tiles(call, key, query, starts, ends, count, size, bound) -> Schedule:
     beyond = -(-z.T // block_q) + jnp.arange(size)  # rows that are none, each another
     block = jnp.where(there, query[jnp.minimum(place, len(query) - 1)], beyond)
     rows = (block[:, :, None] * block_q + jnp.arange(block_q)).reshape(bound, -1).astype(jnp.int32)
-    kind = _kinds(call, rows, column)
-    kind = jnp.where(number < tile_ends[-1], kind, EMPTY)
-    entries = jnp.stack([number, column, kind], axis=1).astype(jnp.int32)
-    ends_of_rows = np.arange(bound + 1, dtype=np.int32)
-    return Schedule(
-        entries, ends_of_rows, rows.shape[1], block_k, (EMPTY, PARTIAL, FULL),
-        rows=rows, used=tile_ends[-1],
-    )  # fmt: skip
+    kind = jnp.where(number < tile_ends[-1], _kinds(call, rows, column), EMPTY)
+    for one in (FULL, PARTIAL):  # a loop each: which of them a tile needs is no question there
+        order = jnp.argsort(kind != one, stable=True)
+        entries = jnp.stack([number, column[order], kind[order]], axis=1).astype(jnp.int32)
+        yield Schedule(
+            entries, np.arange(bound + 1), rows.shape[1], block_k, (one,),
+            rows=rows[order], used=(kind == one).sum(),
+        )  # fmt: skip
 
 
 def _kinds(call: Call, rows: Array, column: Array) -> Array:

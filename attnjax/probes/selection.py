@@ -1,0 +1,60 @@
+"""How much of the attention a selection of blocks recalls, and the selection that recalls most."""
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core import normalizers, select
+from attnjax.core.attend import attend_state
+from attnjax.core.masks import Mask
+from attnjax.core.mods import Mod
+from attnjax.core.pooled import block_mass
+from attnjax.core.select import Selection
+
+
+def selection_recall(
+    q: jax.Array,
+    k: jax.Array,
+    selection: Selection,
+    *,
+    block_q: int,
+    block_k: int,
+    mods: tuple[Mod, ...] = (),
+    mask: Mask | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """The share of each query's softmax weights that lies in its selected blocks, (B,T,N).
+
+    q (B,T,N,H), k (B,S,K,H); `selection` and the rest as in `attend_selected`.  1 for a query that
+    sees no key.  As costly as attention, in O(T + S) memory; no map is formed.
+    """
+    v = jnp.zeros((*k.shape[:3], 1), k.dtype)
+    rest = {"mods": mods, "mask": mask, "scale": scale}
+    part = select.selected_state(q, k, v, selection, block_q=block_q, block_k=block_k, **rest)
+    whole = normalizers.log_sum(attend_state(q, k, v, **rest))
+    nothing = whole <= normalizers.lowest(whole.dtype)
+    share = jnp.where(nothing, 1.0, jnp.exp(normalizers.log_sum(part) - whole))
+    return jnp.swapaxes(share[..., 0], 1, 2)
+
+
+def best_selection(
+    q: jax.Array,
+    k: jax.Array,
+    count: int,
+    *,
+    block_q: int,
+    block_k: int,
+    heads: int | None = None,
+    mods: tuple[Mod, ...] = (),
+    mask: Mask | None = None,
+    scale: float | None = None,
+) -> Selection:
+    """The `count` blocks that hold most of the attention of each block of queries: an oracle.
+
+    It looks at all scores, so it is no faster than attention; selectors are measured beside it.
+    `heads` that select (1, K or N, the default) share the blocks of their query heads' total.
+    """
+    rest = {"mods": mods, "mask": mask, "scale": scale}
+    mass = block_mass(q, k, block_q, block_k, **rest)
+    if heads is not None:
+        mass = select.over_group(mass, heads)
+    return select.top_k(jnp.where(mass > 0, mass, -jnp.inf), count)
