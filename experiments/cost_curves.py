@@ -24,11 +24,7 @@ over the matrix product rate ("share").
 import functools
 import importlib.util
 import math
-import multiprocessing
 import os
-import resource
-import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -37,14 +33,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from matplotlib.figure import Figure
 from rich.progress import track
 
 from attnjax import attend, catalogue, lab, linear_attend, masks
 from attnjax.lab import Claim, Criterion, above, below, between
+from attnjax.lab.timing import (
+    BOTH,
+    FORWARD,
+    Seconds,
+    Timed,
+    crossover,
+    exponent,
+    peak_memory,
+    take_turns,
+    timed,
+)
 
-FORWARD, BOTH = "fwd", "fwd+bwd"
 MATMUL = 2048
 
 
@@ -77,8 +81,6 @@ QUICK = replace(
     Config(), lengths=(256, 512, 1024), window_lengths=(1024, 2048), window=64,
     linear_lengths=(256, 512, 1024), rounds=3, memory_length=0,
 )  # fmt: skip
-
-Timed = Callable[[], None]  # runs once and waits for the result
 
 
 @dataclass(frozen=True)
@@ -159,18 +161,6 @@ def linear_subjects(config: Config) -> list[Subject]:
     ]
 
 
-def timed(fn: Callable[..., Any], args: tuple[Any, ...], mode: str) -> Timed:
-    """A compiled run of a JAX function."""
-    loss = lambda *args: jnp.sum(fn(*args))
-    both = jax.grad(loss, argnums=tuple(range(len(args))))
-    compiled = jax.jit(fn if mode == FORWARD else both).lower(*args).compile()
-
-    def run() -> None:
-        jax.block_until_ready(compiled(*args))
-
-    return run
-
-
 def torch_timed(config: Config, T: int, mode: str) -> Timed:
     """PyTorch's fused attention on the same sizes."""
     import torch  # type: ignore[import-not-found]
@@ -190,18 +180,6 @@ def torch_timed(config: Config, T: int, mode: str) -> Timed:
     return run
 
 
-def take_turns(runs: dict[str, Timed], rounds: int) -> dict[str, float]:
-    """Median seconds of each; in every round each runs in turn, once to warm up and once timed."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            run()
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(each) for name, each in seconds.items()}
-
-
 def product_rate(seconds: float) -> float:
     """Operations per second of the reference product."""
     return 2 * MATMUL**3 / seconds
@@ -211,7 +189,7 @@ def product_rate(seconds: float) -> float:
 class Result:
     """Seconds by (subject, mode) and length; product rates by length; bytes by name."""
 
-    seconds: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+    seconds: dict[tuple[str, str], Seconds] = field(default_factory=dict)
     rates: dict[tuple[str, int], float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
 
@@ -249,54 +227,20 @@ def run(config: Config) -> Result:
             result.seconds.setdefault((name, mode), {})[T] = seconds
     if T := config.memory_length:
         small = replace(config, heads=config.memory_heads)
-        result.memory["blockwise"] = peak_memory(subjects, small, T)
+        result.memory["blockwise"] = peak_memory(first_of, subjects, small, T)
         for times in (1, 2):
-            result.memory[f"linear x {times}"] = peak_memory(linear_subjects, small, times * T)
+            result.memory[f"linear x {times}"] = peak_memory(
+                first_of, linear_subjects, small, times * T
+            )
     return result
 
 
-def peak_memory(subjects_of: Callable[[Config], list[Subject]], config: Config, T: int) -> int:
-    """Bytes that one forward + backward of the first subject adds to a fresh process's peak."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_memory, (subjects_of, config, T))
-
-
-def _measure_memory(subjects_of: Callable[[Config], list[Subject]], config: Config, T: int) -> int:
-    jnp.zeros(()).block_until_ready()
-    before = _peak_bytes()
-    timed(*subjects_of(config)[0].make(T), BOTH)()
-    return _peak_bytes() - before
-
-
-def _peak_bytes() -> int:
-    """The most memory this process has held."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's getrusage counts what the parent held before exec
-        [line] = [x for x in status.read_text().splitlines() if x.startswith("VmHWM")]
-        return 1024 * int(line.split()[1])
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else 1024 * held
+def first_of(subjects_of: Callable[[Config], list[Subject]], config: Config, T: int) -> Timed:
+    """Forward and backward of the first subject."""
+    return timed(*subjects_of(config)[0].make(T), BOTH)
 
 
 # ------------------------------------------------------------------------------- what it says
-
-
-def exponent(seconds: dict[int, float]) -> float:
-    """The slope of log time against log T over the longer half of the lengths (two at least)."""
-    lengths = sorted(seconds)[-max(2, len(seconds) // 2 + 1) :]
-    if len(lengths) < 2:
-        return math.nan
-    return float(np.polyfit(np.log(lengths), np.log([seconds[T] for T in lengths]), 1)[0])
-
-
-def crossover(seconds: dict[int, float], rival: dict[int, float]) -> float:
-    """The length from which the rival takes longer, on power laws through the measured lengths."""
-    shared = sorted(set(seconds) & set(rival))
-    if len(shared) < 2:
-        return math.nan
-    gain = [math.log(rival[T] / seconds[T]) for T in shared]
-    slope, start = np.polyfit(np.log(shared), gain, 1)
-    return math.exp(-start / slope) if slope > 0 else math.inf
 
 
 def metrics(config: Config, result: Result) -> lab.Metrics:
@@ -374,30 +318,6 @@ def claims(config: Config, result: Result) -> list[Claim]:
     return told
 
 
-def curves(result: Result) -> Figure:
-    """Time against length, both axes logarithmic: one panel a mode."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    names = list(dict.fromkeys(name for name, _ in result.seconds))
-    for axes, mode in zip(panels, (FORWARD, BOTH), strict=True):
-        for name in names:
-            seconds = result.seconds.get((name, mode), {})
-            color = lab.COLORS[names.index(name) % len(lab.COLORS)]
-            style = "--" if name.startswith("window") else "-"
-            label = f"{name}  (T^{exponent(seconds):.2f})" if len(seconds) > 1 else name
-            axes.plot(list(seconds), list(seconds.values()), style, color=color, marker="o",
-                      markersize=4, linewidth=1.6, label=label)  # fmt: skip
-        lengths = sorted({T for each in result.seconds.values() for T in each})
-        axes.set(xscale="log", yscale="log", title=mode, xlabel="T (tokens)")
-        axes.set_xticks(lengths, [f"{T:,}" for T in lengths], fontsize=8, rotation=30)
-        axes.minorticks_off()
-        axes.grid(True, color="#e6e6e6", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-    panels[0].set_ylabel("time (s)")
-    return figure
-
-
 def main(config: Config) -> None:
     """Measures, judges the targets, and writes table and plot."""
     began = time.monotonic()
@@ -405,7 +325,8 @@ def main(config: Config) -> None:
     result = run(config)
     lab.report(
         __doc__, claims(config, result), [metrics(config, result)], config=config,
-        folder=folder, seconds=time.monotonic() - began, figures={"time": curves(result)},
+        folder=folder, seconds=time.monotonic() - began,
+        figures={"time": lab.time_curves(result.seconds, dashed=("window",))},
     )  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from rich.progress import track
 
 from attnjax import lab
 from attnjax.lab import Claim, below, between
+from attnjax.lab.timing import take_turns, timed
 from attnjax.ops.recurrent import taylor_crossover, taylor_shift, taylor_shift_direct
-from experiments.cost_curves import FORWARD, take_turns, timed
 
 FORMS = {"direct": taylor_shift_direct, "linear": taylor_shift}
 
@@ -59,7 +59,7 @@ def run(config: Config) -> tuple[Times, float]:
         q, k, v = jax.random.normal(jax.random.key(H), (3, 1, T, 1, H))
         args = (q, k, v, jnp.ones(1))
         for name, seconds in take_turns(
-            {name: timed(fn, args, FORWARD) for name, fn in FORMS.items()}, config.rounds
+            {name: timed(fn, args) for name, fn in FORMS.items()}, config.rounds
         ).items():
             times.setdefault((name, H), {})[T] = seconds
         direct, linear = (jax.jit(fn)(*args) for fn in FORMS.values())

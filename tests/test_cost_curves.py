@@ -1,7 +1,6 @@
 """The benchmark's arithmetic, and that what it times computes what it says."""
 
 import json
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,31 +13,6 @@ TINY = replace(
     cc.QUICK, lengths=(8, 16), window_lengths=(16, 32), window=3, heads=2, width=4, rounds=1,
     linear_lengths=(8, 16), variants=("cog_attention",),
 )  # fmt: skip
-
-
-def test_the_exponent_is_the_slope_of_the_longer_half():
-    assert cc.exponent({T: 3.0 * T**2 for T in (64, 128, 256)}) == pytest.approx(2)
-    mixed = {1: 100.0, 2: 100.0, 4: 1.0, 8: 2.0, 16: 4.0}
-    assert cc.exponent(mixed) == pytest.approx(1)
-
-
-def test_turns_are_taken_and_the_first_run_of_each_does_not_count():
-    order = []
-
-    def sleeper(name, naps):
-        def run():
-            order.append(name)
-            time.sleep(naps.pop(0))
-
-        return run
-
-    runs = {
-        "a": sleeper("a", [0.2, 0.0, 0.2, 0.01, 0.2, 0.0]),
-        "b": sleeper("b", [0.0, 0.05, 0.0, 0.05, 0.0, 0.05]),
-    }
-    medians = cc.take_turns(runs, 3)
-    assert order == list("aabbaabbaabb")
-    assert medians["a"] < 0.02 and 0.05 <= medians["b"] < 0.1
 
 
 def test_all_subjects_of_one_kind_compute_the_same():
@@ -95,14 +69,6 @@ def test_claims_compare_what_was_measured():
         ),
         "blockwise fwd+bwd at T=32768, N=4: peak MB": (1400.0, True),
     }  # fmt: skip
-
-
-def test_the_crossover_is_where_the_power_laws_meet():
-    linear = {T: 1e-5 * T for T in (1024, 4096, 8192)}
-    square = {T: 1e-8 * T**2 for T in (1024, 4096, 16384)}
-    assert cc.crossover(linear, square) == pytest.approx(1000)
-    assert cc.crossover(square, linear) == float("inf")
-    assert np.isnan(cc.crossover({1024: 1.0}, square))
 
 
 def test_a_tiny_run_writes_table_and_plot(tmp_path):

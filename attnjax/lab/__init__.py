@@ -5,7 +5,7 @@ from attnjax.lab.cli import choose, positive, run_cli, run_key
 from attnjax.lab.data import START, Images, Text, digits, evenly, read_text, windows
 from attnjax.lab.errors import UserError
 from attnjax.lab.models import Mixer, Shape, TinyLM, TinyViT, cross_entropy, unedited
-from attnjax.lab.plots import COLORS, attention_maps, bars, loss_curves
+from attnjax.lab.plots import COLORS, attention_maps, bars, loss_curves, time_curves
 from attnjax.lab.progress import Bars
 from attnjax.lab.report import report, results_folder
 from attnjax.lab.train import Optimizer, Run, train
@@ -43,6 +43,7 @@ __all__ = [
     "results_folder",
     "run_cli",
     "run_key",
+    "time_curves",
     "train",
     "unedited",
     "windows",

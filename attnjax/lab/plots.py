@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attnjax.lab.claims import Metrics, mean_and_sd
+from attnjax.lab.timing import exponent
 
 # Okabe and Ito's colors, which stay apart for color-blind readers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -43,6 +44,39 @@ def loss_curves(
     axes.set_xlabel("training step")
     axes.set_ylabel(f"training loss ({unit})")
     axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def time_curves(
+    seconds: Mapping[tuple[str, str], Mapping[int, float]], *, dashed: Sequence[str] = ()
+) -> Figure:
+    """Time against length, both axes logarithmic: a panel a mode.
+
+    `seconds` maps (name, mode) to length -> seconds.  Names that begin as one of `dashed` get
+    dashed lines; the legend has the exponent of T.
+    """
+    names = list(dict.fromkeys(name for name, _ in seconds))
+    modes = list(dict.fromkeys(mode for _, mode in seconds))
+    figure = Figure(figsize=(1 + 4.7 * len(modes), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
+    for axes, mode in zip(panels, modes, strict=True):
+        for name in names:
+            each = dict(seconds.get((name, mode), {}))
+            if not each:
+                continue
+            style = "--" if name.startswith(tuple(dashed)) and dashed else "-"
+            label = f"{name}  (T^{exponent(each):.2f})" if len(each) > 1 else name
+            axes.plot(list(each), list(each.values()), style, marker="o", markersize=4,
+                      linewidth=1.6, color=COLORS[names.index(name) % len(COLORS)],
+                      label=label)  # fmt: skip
+        lengths = sorted({T for each in seconds.values() for T in each})
+        axes.set(xscale="log", yscale="log", title=mode, xlabel="T (tokens)")
+        axes.set_xticks(lengths, [f"{T:,}" for T in lengths], fontsize=8, rotation=30)
+        axes.minorticks_off()
+        axes.grid(True, color="#e6e6e6", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel("time (s)")
     return figure
 
 
