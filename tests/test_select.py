@@ -22,6 +22,7 @@ from attnjax import (
     normalizers,
     select,
 )
+from attnjax.core import blockwise, selected
 from attnjax.core.pooled import block_mass, block_peak
 from attnjax.probes import best_selection, selection_recall
 
@@ -191,6 +192,24 @@ def test_a_nan_reaches_exactly_the_rows_that_see_it():
         assert np.array_equal(np.isnan(out[0, :, 2:]).all(-1), sees) and sees.any()
         clean = ~np.isnan(np.asarray(out))
         close(np.where(clean, out, 0.0), np.where(clean, run(k, impl), 0.0), 1e-6)
+
+
+def test_large_and_small_tiles_share_the_work(monkeypatch):
+    """Popular blocks fill large tiles and the rest small ones; none is lost or done twice."""
+    monkeypatch.setattr(selected, "_LARGE", 64)  # 16 queries of one head with blocks of 4 keys
+    q, k, v = (draw(i, 1, 40, 2, 4) for i in range(3))
+    popular = jnp.array([9.0, 0, 0, 0, 0, 0, 0, 0, 0, 9.0])
+    chosen = select.top_k(draw(5, 1, 40, 2, 10) + popular, 3)
+    seen = []
+    plan = selected.plan_selected
+    monkeypatch.setattr(blockwise, "plan_selected", lambda *x: seen.append(plan(*x)) or seen[-1])
+    run = lambda impl: value_and_gradients(
+        lambda q, k, v: attend_selected(
+            q, k, v, chosen, block_q=1, block_k=4, mask=masks.causal, impl=impl
+        )
+    )(q, k, v)
+    close(run("blockwise"), run("dense"), 1e-5)
+    assert {schedule.block_q for schedules in seen for schedule in schedules} == {16, 3}
 
 
 def test_equal_bits_twice_and_under_jit_one_compilation():
