@@ -4,21 +4,24 @@
     peak_ub = max over these pairs
 
 What selectors are judged by, and learn from.  As costly as attention, and not differentiated.
+Then keys that stand for runs of tokens: which queries see them, and what weight blocks get of them.
 """
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from attnjax.core import normalizers, tiles
-from attnjax.core.attend import attend_state
 from attnjax.core.call import allowed, cut_operands, modify, prepare, product
-from attnjax.core.masks import Mask
+from attnjax.core.masks import EMPTY, Mask, prefix
 from attnjax.core.mods import Mod
-from attnjax.core.tiles import Tile
+from attnjax.core.tiles import Shape, Tile
 from attnjax.typing import Array, Float, K, Q
 
 
@@ -61,26 +64,137 @@ def _pooled(
     mask: Mask | None,
     scale: float | Array | None,
 ) -> Array:
-    q, k = lax.stop_gradient((q, k))
-    none = lambda D: jnp.zeros((*k.shape[:3], D), k.dtype)
-    state = attend_state(q, k, none(1), mods=mods, mask=mask, scale=scale)
-    total = normalizers.log_sum(state)
-    call = prepare(q, k, none(0), mods, mask, normalizers.softmax, scale, None, None)
-    z = call.shape
-    n = -(-z.S // block_k)
+    n = -(-k.shape[1] // block_k)
 
-    def of_row(u: Array) -> Array:
-        rows = u * block_q + jnp.arange(block_q)
-        tile = Tile(tiles.chosen(rows, None), call.whole.k)
-        ok = (rows < z.T)[:, None]
+    def of_rows(w: Array, first: Array) -> Array:
+        B, N, t, s = w.shape
+        w = jnp.pad(w, ((0, 0), (0, 0), (0, 0), (0, n * block_k - s)))
+        w = reduce(w.reshape(B, N, t // block_q, block_q, n, block_k), axis=(3, 5))
+        return jnp.swapaxes(w, 1, 2)
+
+    return reduce_rows(q, k, of_rows, block_q, mods=mods, mask=mask, scale=scale)
+
+
+_ROWS = 256  # queries whose weights exist at a time, at most
+_SCORES = 1 << 24  # of all heads
+
+
+def reduce_rows(
+    q: Q,
+    k: K,
+    reduce: Callable[[Array, Array], Any],
+    block_q: int = 1,
+    *,
+    mods: tuple[Mod, ...] = (),
+    mask: Mask | None = None,
+    scale: float | Array | None = None,
+) -> Any:
+    """reduce(w, first) of the weights w of some queries, from `first` on, for all of them in turn.
+
+    w is (B,N,t,s), t a multiple of `block_q`; keys from s <= S on and queries from T on have no
+    weight.  `reduce` gives a tree of arrays (B,t/block_q,...); the result has all blocks of
+    queries, (B,U,...).
+    """
+    q, k = lax.stop_gradient((q, k))
+    v = jnp.zeros((*k.shape[:3], 0), k.dtype)
+    call = prepare(q, k, v, mods, mask, normalizers.softmax, scale, None, None)
+    z = call.shape
+    most = min(_ROWS, z.T + block_q - 1, _SCORES // (z.B * z.N * z.S))
+    rows = block_q * max(1, most // block_q)
+
+    def of_row(s: int, u: Array) -> Any:
+        at = u * rows + jnp.arange(rows)
+        tile = Tile(tiles.chosen(at, None), tiles.span(0, s, None))
+        ok = (at < z.T)[:, None]
         if (seen := allowed(call.mask, tile)) is not None:
             ok = ok & seen
-        s = product(tiles.take(call.q, tile.q, -2), call.k)
-        ok = jnp.broadcast_to(ok, s.shape)
-        s = modify(call.mods, s, cut_operands(call.mods, tile), tile, ok)
-        here = tiles.take(total, tile.q, -2)
-        w = jnp.where(ok, jnp.exp(jnp.where(ok, s - here, 0.0)), 0.0)
-        w = jnp.pad(w, ((0, 0), (0, 0), (0, 0), (0, n * block_k - z.S)))
-        return reduce(w.reshape(*w.shape[:3], n, block_k), axis=(2, 4))  # (B,N,n)
+        scores = product(tiles.take(call.q, tile.q, -2), call.k[..., :s, :])
+        ok = jnp.broadcast_to(ok, scores.shape)
+        scores = modify(call.mods, scores, cut_operands(call.mods, tile), tile, ok)
+        return reduce(normalizers.weights(normalizers.softmax, scores, ok), u * rows)
 
-    return jnp.swapaxes(lax.map(of_row, jnp.arange(-(-z.T // block_q))), 0, 1)
+    parts = [
+        lax.map(functools.partial(of_row, s), number)
+        for s, number in _keys_of_rows(call.mask, z, rows)
+    ]
+    U = -(-z.T // block_q)
+    flat = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :U]
+    return jax.tree.map(lambda *x: flat(jnp.concatenate(x)), *parts)
+
+
+def _keys_of_rows(mask: Mask | None, z: Shape, rows: int) -> list[tuple[int, np.ndarray]]:
+    """(s, which rows) for rows of queries that see no key from s on, in order; s in quarters."""
+    U, width = -(-z.T // rows), -(-z.S // 4)
+    kind = None if mask is None else mask.tiles(z.T, z.S, rows, width)
+    if not isinstance(kind, np.ndarray):  # no mask, or a traced one
+        return [(z.S, np.arange(U))]
+    ends = np.where(kind != EMPTY, np.arange(1, kind.shape[1] + 1), 1).max(1)
+    ends = np.minimum(np.maximum.accumulate(ends) * width, z.S)
+    return [(int(s), np.flatnonzero(ends == s)) for s in np.unique(ends)]
+
+
+# -------------------------------------------------------------------- keys that stand for runs
+
+
+def runs(x: Float[Array, "B S K H"], length: int, stride: int) -> Float[Array, "B n l K H"]:
+    """Run c is the tokens stride * c .. stride * c + length - 1: all whole ones, one at least.
+
+    NaN and infinities are zeros, as in `select.blocks_of`.  With S < length the one run repeats the
+    last token, and `mask_of_runs` hides it.
+    """
+    at = stride * np.arange(count_runs(x.shape[1], length, stride))[:, None] + np.arange(length)
+    return jnp.take(jnp.where(jnp.isfinite(x), x, 0), at, axis=1, mode="clip")
+
+
+def count_runs(S: int, length: int, stride: int) -> int:
+    """How many runs S tokens have."""
+    return max(1, (S - length) // stride + 1)
+
+
+def mass_of_blocks(
+    w: Float[Array, "... n"], length: int, stride: int, block: int, count: int
+) -> Float[Array, "... m"]:
+    """Weights of runs -> of the first `count` blocks of tokens.
+
+    A run gives its weight to each `stride` of tokens it covers, once; a block has what its strides
+    have.  `stride` divides `length` and `block`.
+    """
+    covers, width = length // stride, count * (block // stride)
+    ends = covers - 1, max(0, width - w.shape[-1])
+    w = jnp.pad(w, [*[(0, 0)] * (w.ndim - 1), ends])
+    mass = jnp.stack([w[..., i : i + width] for i in range(covers)]).sum(0)
+    return mass.reshape(*w.shape[:-1], count, -1).sum(-1)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["mask"], meta_fields=["length", "stride"]
+)
+@dataclass(frozen=True, repr=False, eq=False)
+class OfRuns(Mask):
+    """A mask of tokens as keys see it that stand for runs of them; made by `mask_of_runs`."""
+
+    mask: Mask
+    length: int
+    stride: int
+
+    def allowed(self, q_pos: Any, k_pos: Any) -> Any:
+        first = k_pos * self.stride
+        last = first + self.length - 1
+        return self.mask.allowed(q_pos, first) & self.mask.allowed(q_pos, last)
+
+    def classify(self, q_lo: Any, q_hi: Any, k_lo: Any, k_hi: Any) -> Any:
+        at = lambda token: self.mask.classify(
+            q_lo, q_hi, k_lo * self.stride + token, k_hi * self.stride + token
+        )
+        first, last = at(0), at(self.length - 1)
+        traced = isinstance(first, jax.Array) or isinstance(last, jax.Array)
+        return (jnp if traced else np).minimum(first, last)
+
+
+def mask_of_runs(mask: Mask, T: int, S: int, length: int, stride: int) -> Mask:
+    """`mask`, of T queries and S tokens, for keys that stand for `runs`.
+
+    A run is seen where its first and its last token are: for masks that show each query one
+    stretch of tokens, where all of them are.
+    """
+    return OfRuns((mask & prefix(S)).resolve(T, S), length, stride)

@@ -149,6 +149,9 @@ def _call(
     indices = jnp.asarray(selection.indices)
     valid = jnp.asarray(selection.valid) & (indices >= 0) & (indices < n)
     lay = lambda x: jnp.swapaxes(x, 1, 2)
+    q_positions, k_positions = (
+        None if x is None else jnp.asarray(x) for x in (q_positions, k_positions)
+    )
     blocks = Blocks(lay(indices), lay(valid), int(block_q), int(block_k))
     return prepare(
         q, k, v, mods, mask, normalizer, scale, q_positions, k_positions, selection=blocks

@@ -4,7 +4,7 @@ from attnjax.lab.claims import Claim, Criterion, Metrics, Verdict, above, below,
 from attnjax.lab.cli import choose, positive, run_cli, run_key
 from attnjax.lab.data import START, Images, Text, digits, evenly, read_text, windows
 from attnjax.lab.errors import UserError
-from attnjax.lab.models import Mixer, Shape, TinyLM, TinyViT, cross_entropy, unedited
+from attnjax.lab.models import Layer, Mixer, Shape, TinyLM, TinyViT, cross_entropy, unedited
 from attnjax.lab.plots import COLORS, attention_maps, bars, loss_curves, time_curves
 from attnjax.lab.progress import Bars
 from attnjax.lab.report import report, results_folder
@@ -17,6 +17,7 @@ __all__ = [
     "Claim",
     "Criterion",
     "Images",
+    "Layer",
     "Metrics",
     "Mixer",
     "Optimizer",

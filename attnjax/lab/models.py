@@ -23,7 +23,19 @@ from attnjax.nn.recurrent import Recipe, Recurrent
 
 Edit = Callable[[str, jax.Array], jax.Array]
 Gate = Callable[..., Callable[[jax.Array], jax.Array]]
-Mixer = Attend | Recipe  # what a block mixes its tokens by
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A mixer with projections of its own: `make(width, heads, gate=, rngs=)` gives the module.
+
+    The module has `project` and `combine` as `nn.Attention` has them.
+    """
+
+    make: Callable[..., Attention]
+
+
+Mixer = Attend | Recipe | Layer  # what a block mixes its tokens by
 
 _small = nnx.initializers.normal(0.1)
 
@@ -52,6 +64,8 @@ class Block(nnx.Module):
         made = None if gate is None else gate(width, heads, rngs=rngs)
         if isinstance(mixer, Recipe):
             self.attention = Recurrent(width, heads, mixer, gate=made, rngs=rngs)
+        elif isinstance(mixer, Layer):
+            self.attention = mixer.make(width, heads, gate=made, rngs=rngs)
         else:
             self.attention = Attention(width, heads, attend=mixer, gate=made, rngs=rngs)
         self.before_mlp = nnx.RMSNorm(width, rngs=rngs)
@@ -101,7 +115,8 @@ class TinyLM(nnx.Module):
     """Predicts a token at every position: (B,T) int32 -> logits (B,T,vocab), and intermediates.
 
     `attend(q, k, v)` decides everything about attention, causality included; so does an
-    `nn.Recipe`.  Of several, blocks take one after the other, again and again: a hybrid stack.
+    `nn.Recipe`, or a `Layer`.  Of several, blocks take one after the other, again and again: a
+    hybrid stack.
     `gate(width, heads, rngs=)` makes a gate on the heads' outputs, such as `nn.HeadGate`, for every
     block.
     """

@@ -3,15 +3,24 @@
 from attnjax.nn import recipes
 from attnjax.nn.adapter import as_attention_fn
 from attnjax.nn.attention import Attention, HeadGate
+from attnjax.nn.gates import SeerGate, seer_loss
+from attnjax.nn.latents import Agents, Perceiver
 from attnjax.nn.recurrent import Cache, Gate, Recipe, Recurrent
+from attnjax.nn.sparse import NativeSparse, RunMLP
 
 __all__ = [
+    "Agents",
     "Attention",
     "Cache",
     "Gate",
     "HeadGate",
+    "NativeSparse",
+    "Perceiver",
     "Recipe",
     "Recurrent",
+    "RunMLP",
+    "SeerGate",
     "as_attention_fn",
     "recipes",
+    "seer_loss",
 ]

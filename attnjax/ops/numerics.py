@@ -46,6 +46,23 @@ def layer_norm(x: Array, eps: float = 1e-6) -> Array:
     return rms_norm(x - jnp.mean(x, axis=-1, keepdims=True), eps)
 
 
+def rotary(x: Array, positions: Array, base: float = 10000.0) -> Array:
+    """x (B,T,N,H) turned by its positions (T,) or (B,T), wide: q . k then depends on differences.
+
+    Channels h and h + H/2 are a plane that turns by position * base^(-2h/H) radians.
+    Su et al. 2021, arXiv:2104.09864; the paper pairs neighboring channels, a fixed permutation.
+    """
+    half, odd = divmod(x.shape[-1], 2)
+    if odd:
+        raise ValueError(f"rotary: x has width H = {x.shape[-1]}, expected an even number")
+    x = wide(x)
+    rate = base ** (-np.arange(half) / half)
+    angle = jnp.asarray(positions, x.dtype)[..., None, None] * jnp.asarray(rate, x.dtype)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
 # -------------------------------------------------------------------------------- convolutions
 
 
@@ -125,3 +142,42 @@ def linear_scan(decay: Array, add: Array, start: Array) -> Array:
 
     total, x = lax.associative_scan(join, (decay, add))
     return x + total * start
+
+
+# --------------------------------------------------------------------------- hashing, sampling
+
+
+def gray_codes(x: Array, planes: Array) -> Array:
+    """The bucket of each token of x (B,T,N,H), 0 .. 2^R - 1, for planes (H,R) through the origin.
+
+    The sides of the planes are a Gray code, its place the bucket: neighbors differ in one side.
+    """
+    if planes.ndim != 2 or len(planes) != x.shape[-1] or planes.shape[1] > 16:
+        raise ValueError(
+            f"planes: shape {planes.shape}; expected (H,R) with H = {x.shape[-1]} and R <= 16"
+        )
+    x = finite(x)
+    side = jnp.einsum("BTNH,HR->BTNR", x, planes.astype(x.dtype), precision="highest") > 0
+    place = jnp.cumsum(side, axis=-1) % 2
+    return (place << jnp.arange(planes.shape[1])[::-1]).sum(-1)
+
+
+def sample_keys(draws: Array, density: Array, length: int) -> tuple[Array, Array]:
+    """The m keys of each segment that numbers in [0,1) draw, and log 1/(m p): both (B,n m,K).
+
+    Segments are `length` keys, the last may be shorter; p is the density (B,S,K), not negative,
+    over its sum in the segment.  So sum 1/(m p) f(key) estimates the sum of f over a segment.
+    """
+    B, S, heads = density.shape
+    d = finite(lax.stop_gradient(density))
+    d = jnp.pad(d + jnp.finfo(d.dtype).tiny, ((0, 0), (0, -S % length), (0, 0)))
+    d = jnp.moveaxis(d.reshape(B, -1, length, heads), 3, 2)
+    ends = jnp.cumsum(d, axis=-1)  # (B,n,K,length)
+    first = np.arange(0, S, length)[:, None, None]
+    search = functools.partial(jnp.searchsorted, side="right")
+    at = draws.astype(d.dtype) * ends[..., -1:]
+    at = jnp.vectorize(search, signature="(s),(m)->(m)")(ends, at)
+    at = jnp.minimum(at, np.minimum(length, S - first) - 1)
+    log_weight = -jnp.log(len(draws) * jnp.take_along_axis(d, at, axis=-1) / ends[..., -1:])
+    flat = lambda x: jnp.moveaxis(x, 3, 2).reshape(B, -1, heads)
+    return flat(at + first), flat(log_weight)

@@ -2,7 +2,7 @@
 
 from attnjax.probes.activations import int8_round, kurtosis, largest_activation
 from attnjax.probes.maps import attention_map, entropy, log_variance, sparsity, spectral_gap
-from attnjax.probes.rank import effective_rank, numerical_rank
+from attnjax.probes.rank import cumulative_spectrum, effective_rank, numerical_rank
 from attnjax.probes.selection import best_selection, selection_recall
 from attnjax.probes.sinks import Sink, secondary_sinks, sink_rate, sink_scores
 
@@ -10,6 +10,7 @@ __all__ = [
     "Sink",
     "attention_map",
     "best_selection",
+    "cumulative_spectrum",
     "effective_rank",
     "entropy",
     "int8_round",

@@ -7,13 +7,30 @@ from tests.oracles import (
     kernelized,
     kv_decode,
     local_structured,
+    lowrank,
     memory,
     position,
     softmax_core,
     sparse,
+    sparse_blocks,
+    sparse_branches,
+    sparse_clusters,
 )
 
-_FAMILIES = (softmax_core, position, local_structured, kv_decode, gated, kernelized, memory, sparse)
+_FAMILIES = (
+    softmax_core,
+    position,
+    local_structured,
+    kv_decode,
+    gated,
+    kernelized,
+    memory,
+    sparse,
+    sparse_blocks,
+    lowrank,
+    sparse_branches,
+    sparse_clusters,
+)
 
 ORACLES: dict[str, Callable] = {
     name: oracle

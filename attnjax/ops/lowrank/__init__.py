@@ -1,5 +1,20 @@
 """Attention through fewer vectors than there are tokens."""
 
-VARIANTS = ()
+from attnjax.ops.lowrank.agent import VARIANT as AGENT
+from attnjax.ops.lowrank.agent import agent_attention, place_bias
+from attnjax.ops.lowrank.linformer import VARIANT as LINFORMER
+from attnjax.ops.lowrank.linformer import linformer, mean_pool_projection
+from attnjax.ops.lowrank.perceiver import VARIANT as PERCEIVER
+from attnjax.ops.lowrank.perceiver import fourier_features, perceiver_attention
 
-__all__ = ["VARIANTS"]
+VARIANTS = (LINFORMER, AGENT, PERCEIVER)
+
+__all__ = [
+    "VARIANTS",
+    "agent_attention",
+    "fourier_features",
+    "linformer",
+    "mean_pool_projection",
+    "perceiver_attention",
+    "place_bias",
+]

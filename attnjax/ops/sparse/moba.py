@@ -32,12 +32,17 @@ def moba(
     Any layer may be exchanged for `multi_head_attention` with `masks.causal` at any time, also in
     the middle of training: it has no parameters. top_k from 1 to the number of blocks.
     """
-    scores = select.dot_scores(q, select.mean_pool(k, block_size))
-    chosen = select.top_k(select.causal_scores(scores, 1, block_size), top_k)
+    chosen = moba_blocks(q, k, block_size, top_k)
     seen = masks.causal if mask is None else masks.causal & mask
     return select.attend_selected(
         q, k, v, chosen, block_q=1, block_k=block_size, mask=seen, impl=impl
     )
+
+
+def moba_blocks(q: Q, k: K, block_size: int, top_k: int) -> select.Selection:
+    """What each query and head chooses: X = N, one query a block."""
+    scores = select.dot_scores(q, select.mean_pool(k, block_size))
+    return select.top_k(select.causal_scores(scores, 1, block_size), top_k)
 
 
 def _inside_blocks(q: Q, k: K, v: V, block_size: int, top_k: int) -> Out:

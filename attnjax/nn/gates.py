@@ -1,0 +1,87 @@
+"""Gates that learn which keys are worth attending to."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from attnjax.core import masks, pooled, select
+from attnjax.ops.numerics import finite
+from attnjax.ops.sparse.seer import SIXTEEN, Blocks, Choose, seer_attention, seer_gate, turned
+
+
+class SeerGate(nnx.Module):
+    """`attend` of a layer: SeerAttention with the projections of its gate.
+
+    heads N, head_width H, kv_heads K (N if None), gate_width R (even unless `base` is None);
+    `blocks`, `choose`, `base` and `mask` as in `seer_attention`.
+
+    No gradient of attention reaches w_q (N,H,R) and w_k (K,3H,R): `loss` trains them, the rest of
+    the model frozen or not.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_width: int,
+        *,
+        rngs: nnx.Rngs,
+        kv_heads: int | None = None,
+        gate_width: int = 128,
+        blocks: Blocks = (64, 64),
+        choose: Choose = SIXTEEN,
+        base: float | None = 10000.0,
+        mask: masks.Mask | None = None,
+    ):
+        kv_heads = heads if kv_heads is None else kv_heads
+        if kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"kv_heads: got {kv_heads}, expected a divisor of heads {heads}")
+        normal = lambda *shape: nnx.Param(rngs.params.normal(shape) * shape[1] ** -0.5)
+        self.w_q = normal(heads, head_width, gate_width)
+        self.w_k = normal(kv_heads, 3 * head_width, gate_width)
+        self.blocks, self.choose, self.base, self.mask = blocks, choose, base, mask
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """The attention, (B,T,N,D); q and k without rotary positions."""
+        return seer_attention(
+            q, k, v, self.w_q[...], self.w_k[...],
+            blocks=self.blocks, choose=self.choose, base=self.base, mask=self.mask,
+        )  # fmt: skip
+
+    def selection(self, q: jax.Array, k: jax.Array) -> select.Selection:
+        """The blocks that each head chooses."""
+        gate = seer_gate(q, k, self.w_q[...], self.w_k[...], self.blocks, self.base)
+        return self.choose(select.causal_scores(gate, *self.blocks))
+
+    def loss(self, q: jax.Array, k: jax.Array) -> jax.Array:
+        """`seer_loss` of this gate."""
+        return seer_loss(
+            q, k, self.w_q[...], self.w_k[...], blocks=self.blocks, base=self.base, mask=self.mask
+        )
+
+
+def seer_loss(
+    q: jax.Array,
+    k: jax.Array,
+    w_q: jax.Array,
+    w_k: jax.Array,
+    *,
+    blocks: Blocks = (64, 64),
+    base: float | None = 10000.0,
+    mask: masks.Mask | None = None,
+) -> jax.Array:
+    """How far a gate of `seer_attention` is from the map that it shall predict: a number >= 0.
+
+        mean over u of KL(m_ub / sum_b m_ub || p_ub),    m_ub = max of causal A over block (u, b)
+
+    The map A is that of full attention, seen through `mask`, and is not formed: O(T) memory.
+    Gradients reach w_q and w_k alone.  All rows count; the released code leaves out the first
+    quarter of them.  A block of queries that sees nothing, such as padding, does not count.
+    """
+    q, k = lax.stop_gradient((finite(q), finite(k)))
+    seen = masks.causal if mask is None else masks.causal & mask
+    peak = pooled.block_peak(turned(q, base), turned(k, base), *blocks, mask=seen)
+    total = peak.sum(-1, keepdims=True)
+    share = peak / jnp.where(total > 0, total, 1.0)
+    gap = jnp.log(jnp.where(share > 0, share, 1.0)) - seer_gate(q, k, w_q, w_k, blocks, base)
+    return jnp.where(share > 0, share * gap, 0.0).sum() / jnp.maximum((total > 0).sum(), 1)
