@@ -50,6 +50,7 @@ from attnjax.lab.timing import (
     timed,
 )
 from attnjax.ops.sparse import (
+    Branches,
     moba,
     moba_blocks,
     native_sparse_attention,
@@ -136,18 +137,15 @@ def _seer_whole(q: jax.Array, k: jax.Array, v: jax.Array, top_k: int) -> jax.Arr
     return seer_attention(q, k, v, *_gates(*q.shape[2:]), choose=chosen, impl="blockwise")
 
 
-def _nsa_gates(q: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(q[..., :3])
-
-
 METHODS = {
     "moba 128": _moba(128),
     "moba 512": _moba(512),
     "nsa": Method(
         1, 64, 4,
-        lambda q, k, top_k: nsa_blocks(q, k, top_k=top_k),
+        lambda q, k, top_k: nsa_blocks(q, k, Branches(top=max(3, top_k))),
         lambda q, k, v, top_k: native_sparse_attention(
-            q, k, v, _nsa_gates(q), top_k=top_k, impl="blockwise"
+            q, k, v, jax.nn.sigmoid(q[..., :3]), branches=Branches(top=max(3, top_k)),
+            impl="blockwise",
         ),
     ),
     "seer": Method(64, 64, 1, _seer_select, _seer_whole),

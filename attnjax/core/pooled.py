@@ -197,4 +197,13 @@ def mask_of_runs(mask: Mask, T: int, S: int, length: int, stride: int) -> Mask:
     A run is seen where its first and its last token are: for masks that show each query one
     stretch of tokens, where all of them are.
     """
-    return OfRuns((mask & prefix(S)).resolve(T, S), length, stride)
+    seen = mask if S >= length else mask & prefix(S)
+    return OfRuns(seen.resolve(T, S), length, stride)
+
+
+def mask_of_tokens(mask: Mask, T: int, S: int) -> Mask:
+    """`mask`, of T queries and S keys, for a call that gets some of them, or in another order.
+
+    Positions then say which tokens the call's queries and keys are.
+    """
+    return mask_of_runs(mask, T, S, 1, 1)

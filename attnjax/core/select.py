@@ -333,7 +333,7 @@ def take_tokens(x: Float[Array, "B T N H"], order: Int[Array, "B t X"]) -> Array
     return jnp.take_along_axis(x, at[..., None], axis=1)
 
 
-def own_block(B: int, U: int) -> Selection:
-    """Each block of queries selects the block of keys of its own number."""
-    indices = jnp.broadcast_to(jnp.arange(U, dtype=jnp.int32)[:, None, None], (B, U, 1, 1))
+def own_block(B: int, U: int, X: int = 1) -> Selection:
+    """Each block of queries selects the block of keys of its own number, for X heads."""
+    indices = jnp.broadcast_to(jnp.arange(U, dtype=jnp.int32)[:, None, None], (B, U, X, 1))
     return Selection(indices, jnp.ones(indices.shape, bool))

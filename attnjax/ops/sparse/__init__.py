@@ -28,7 +28,7 @@ from attnjax.ops.sparse.landmark_retrieval import landmark_retrieval
 from attnjax.ops.sparse.moba import VARIANT as MOBA
 from attnjax.ops.sparse.moba import moba, moba_blocks
 from attnjax.ops.sparse.nsa import VARIANT as NSA
-from attnjax.ops.sparse.nsa import Branches, native_sparse_attention
+from attnjax.ops.sparse.nsa import Branches, native_sparse_attention, nsa_blocks
 from attnjax.ops.sparse.routing import VARIANT as ROUTING
 from attnjax.ops.sparse.routing import routing_attention, update_centroids
 from attnjax.ops.sparse.routing_causal import VARIANT as ROUTING_CAUSAL
@@ -77,6 +77,7 @@ __all__ = [
     "moba",
     "moba_blocks",
     "native_sparse_attention",
+    "nsa_blocks",
     "reindex",
     "remove_landmarks",
     "routing_attention",

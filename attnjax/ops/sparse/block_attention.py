@@ -57,7 +57,7 @@ def assemble(blocks: Sequence[tuple[K, V]], *, base: float = 10000.0) -> tuple[K
     """
     starts = np.cumsum([0, *(k.shape[1] for k, _ in blocks)])
     keys = [
-        reindex(k, 0, base=base) for (k, _), start in zip(blocks, starts, strict=False)
+        reindex(k, int(start), base=base) for (k, _), start in zip(blocks, starts, strict=False)
     ]
     return jnp.concatenate(keys, axis=1), jnp.concatenate([v for _, v in blocks], axis=1)
 

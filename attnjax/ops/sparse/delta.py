@@ -43,7 +43,7 @@ def delta_attention(
         few = wide(attend(q, k, v, mask=seen & sparse, impl=impl))
     else:
         few = wide(sparse(q, k, v))
-    of_all = pooled.mask_of_runs(seen, T, S, 1, 1)  # resolved for T queries, whichever are given
+    of_all = pooled.mask_of_tokens(seen, T, S)  # resolved for T queries, whichever are given
     dense = lambda at: wide(attend(q[:, at], k, v, mask=of_all, q_positions=at, impl=impl))
     every, last = np.arange(0, T, gamma), np.arange(max(T - dense_last, 0), T)
     rows = dense(every)

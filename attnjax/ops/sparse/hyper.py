@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, mods, select
 from attnjax.core.attend import Impl, join_states
 from attnjax.core.normalizers import State
-from attnjax.core.pooled import mask_of_runs
+from attnjax.core.pooled import mask_of_tokens
 from attnjax.ops.numerics import gray_codes, sample_keys, wide
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -62,7 +62,7 @@ def blocks_and_samples(
     order = select.bucket_order(buckets)
     at, log_weight = sample_keys(draws, density, length)
     block = jnp.take_along_axis(jnp.argsort(order, axis=1) // block_size, at, axis=1)
-    seen = None if mask is None else mask_of_runs(mask, T, S, 1, 1)
+    seen = None if mask is None else mask_of_tokens(mask, T, S)
 
     def state(tokens: Array, number: Array, size: int, *weigh: mods.Mod) -> State:
         chosen = select.Selection(number[..., None], own[..., None] >= 0)

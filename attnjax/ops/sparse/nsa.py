@@ -50,27 +50,26 @@ def native_sparse_attention(
     """
     (B, T, N, _), S, (l, d, size, top, window) = q.shape, k.shape[1], branches
     if min(branches) < 1 or l % d or size % d or top < 3:
-        raise ValueError(
-            f"branches: {branches}; expected stride to divide length and size, top >= 3"
-        )
+        raise ValueError(f"branches: {branches}; expected stride to divide length, size; top >= 3")
     if gates.shape not in ((B, T, N, 3), (B, T, 1, 3)):
         raise ValueError(f"gates: shape {gates.shape}; expected (B,T,N or 1,3) = {(B, T, N, 3)}")
     runs = compressed or tuple(wide(pooled.runs(x, l, d)).mean(2) for x in (k, v))
     if (n := runs[0].shape[1]) != pooled.count_runs(S, l, d):
         raise ValueError(f"compressed: {n} keys; expected {pooled.count_runs(S, l, d)} runs")
     seen = masks.causal if mask is None else masks.causal & mask
-    whole = pooled.mask_of_runs(seen, T, S, l, d)
-    chosen = _choose(wide(q), wide(runs[0]), whole, S, branches)
-    a = attend(wide(q), *map(wide, runs), mask=whole, impl=impl)
+    chosen = nsa_blocks(q, k, branches, runs[0], seen)
+    a = attend(wide(q), *map(wide, runs), mask=pooled.mask_of_runs(seen, T, S, l, d), impl=impl)
     b = select.attend_selected(q, k, v, chosen, block_q=1, block_k=size, mask=seen, impl=impl)
     c = attend(q, *(local or (k, v)), mask=seen & masks.window(window - 1), impl=impl)
-    a, b, c = (finite(gates[..., i, None]) * wide(x) for i, x in enumerate((a, b, c)))
-    return (a + b + c).astype(q.dtype)
+    gated = (finite(gates[..., i, None]) * wide(x) for i, x in enumerate((a, b, c)))
+    return sum(gated).astype(q.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _choose(q: Q, runs: K, mask: masks.Mask, S: int, branches: Branches) -> select.Selection:
-    (l, d, size, top, _), block = branches, jnp.arange(-(-S // branches.size))
+@functools.partial(jax.jit, static_argnums=2)
+def nsa_blocks(q: Q, k: K, branches: Branches, runs: K | None = None, mask=masks.causal):
+    """What queries and groups of heads select by compressed keys, means of k's runs if None."""
+    (l, d, size, top, _), T, S = branches, q.shape[1], k.shape[1]
+    runs, block = pooled.runs(k, l, d).mean(2) if runs is None else runs, jnp.arange(-(-S // size))
 
     def of_rows(w: Array, first: Array) -> select.Selection:
         mass = select.over_group(jnp.swapaxes(w, 1, 2), runs.shape[2])
@@ -79,12 +78,13 @@ def _choose(q: Q, runs: K, mask: masks.Mask, S: int, branches: Branches) -> sele
         mass = jnp.where((block == 0) | (block >= own - 1), jnp.inf, mass)
         return select.top_k(jnp.where(block > own, -jnp.inf, mass), min(top, len(block)))
 
-    return pooled.reduce_rows(q, runs, of_rows, mask=mask)
+    mask = pooled.mask_of_runs(mask, T, S, l, d)
+    return pooled.reduce_rows(wide(q), wide(runs), of_rows, mask=mask)
 
 
 def _alone(says: str, branch: int, branches: Branches, mask: masks.Mask) -> Limit:
     gates = lambda key, z: jnp.zeros((z.B, z.T, 1, 3)).at[..., branch].set(1.0)
-    plain = lambda q, k, v, gates, branches: multi_head_attention(q, k, v, mask=mask)
+    plain = lambda q, k, v, **_: multi_head_attention(q, k, v, mask=mask)
     return Limit(says, {"gates": gates, "branches": constant(branches)}, plain)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from attnjax.core import features, masks, select
 from attnjax.core.attend import Impl
-from attnjax.core.pooled import mask_of_runs
+from attnjax.core.pooled import mask_of_tokens
 from attnjax.ops.numerics import finite, wide
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -48,9 +48,9 @@ def routing_attention(
     k, v = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k, wide(v)))
     liking = (jnp.moveaxis(likes(x, centroids), 1, 3) for x in (q, k))
     rows, columns = (select.clusters(scores, window) for scores in liking)
-    own = jax.tree.map(lambda x: jnp.repeat(x, N, 2), select.own_block(B, centroids.shape[1]))
+    own = select.own_block(B, centroids.shape[1], N)
     q, k, v = (select.take_tokens(x, at) for x, at in ((q, rows), (k, columns), (v, columns)))
-    seen = None if mask is None else mask_of_runs(mask, T, S, 1, 1)
+    seen = None if mask is None else mask_of_tokens(mask, T, S)
     out = select.attend_selected(
         q, k, v, own, block_q=window, block_k=window, mask=seen,
         q_positions=rows, k_positions=columns, impl=impl,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from attnjax.core import features, masks, select
 from attnjax.core.attend import Impl
-from attnjax.core.pooled import mask_of_runs
+from attnjax.core.pooled import mask_of_tokens
 from attnjax.ops.numerics import wide
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.ops.sparse.routing import Centroids, likes
@@ -63,7 +63,7 @@ def routing_causal(
     ahead = masks.causal if mask is None else masks.causal & mask
     k, v = (select.take_tokens(x, jnp.minimum(order, S - 1)) for x in (k, v))
     return select.attend_selected(
-        q, k, v, chosen, block_q=1, block_k=window, mask=mask_of_runs(ahead, T, S, 1, 1),
+        q, k, v, chosen, block_q=1, block_k=window, mask=mask_of_tokens(ahead, T, S),
         k_positions=order, impl=impl,
     ).astype(dtype)  # fmt: skip
 
