@@ -282,7 +282,7 @@ def over_ideal(result: Result, name: str, T: int) -> float:
 def gains(result: Result, name: str, mode: str, start: int) -> dict[int, float]:
     """Time of dense over that of the whole op, at lengths from `start` on."""
     whole = result.seconds.get((f"{name} whole", mode), {})
-    full = result.seconds[rival(METHODS[name]), mode]
+    full = result.seconds.get((rival(METHODS[name]), mode), {})
     return {T: full[T] / seconds for T, seconds in whole.items() if T >= start}
 
 
