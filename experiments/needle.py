@@ -158,7 +158,7 @@ def by_place(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return lambda q, k, v: op(turned(q), turned(k), v)
 
 
-def full(config: Config) -> lab.Mixer:
+def full(config: Config) -> Callable[..., jax.Array]:
     return by_place(functools.partial(multi_head_attention, mask=masks.causal))
 
 
@@ -366,7 +366,8 @@ def train_gates(
     def loss(weights: Any, batch: Any) -> jax.Array:
         seen = nnx.merge(graph, params)(batch[0][:, :-1])[1]
         each = nnx.merge(gates, weights)
-        return sum(gate.loss(q, k) for gate, q, k in zip(each, seen["q"], seen["k"], strict=True))
+        losses = [gate.loss(q, k) for gate, q, k in zip(each, seen["q"], seen["k"], strict=True)]
+        return jnp.stack(losses).sum()
 
     steps = max(1, config.steps // 2)
     trained = lab.train(

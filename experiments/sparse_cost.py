@@ -120,15 +120,15 @@ def _moba(block: int) -> Method:
     )  # fmt: skip
 
 
-def _gates(heads: int, width: int) -> Arrays:
+def _gates(heads: int, width: int) -> tuple[jax.Array, jax.Array]:
     keys = jax.random.split(jax.random.key(1))
-    shapes = (heads, width, GATE), (heads, 3 * width, GATE)
-    return tuple(jax.random.normal(key, x) / 8 for key, x in zip(keys, shapes, strict=True))
+    draw = lambda key, W: jax.random.normal(key, (heads, W, GATE)) / 8
+    return draw(keys[0], width), draw(keys[1], 3 * width)
 
 
 def _seer_select(q: jax.Array, k: jax.Array, top_k: int) -> Selection:
-    gates = _gates(*q.shape[2:])
-    scores = seer_gate(q, k, *gates, (64, 64), 10000.0)
+    w_q, w_k = _gates(*q.shape[2:])
+    scores = seer_gate(q, k, w_q, w_k, (64, 64), 10000.0)
     return select.top_k(select.causal_scores(scores, 64, 64), top_k)
 
 
@@ -233,12 +233,12 @@ def run(config: Config) -> Result:
     return result
 
 
-def _whole(method: Method, top_k: int, *args: Any) -> jax.Array:
-    return method.whole(*args, top_k)
+def _whole(method: Method, top_k: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return method.whole(q, k, v, top_k)
 
 
-def _indices(method: Method, top_k: int, *args: Any) -> jax.Array:
-    chosen = method.select(*args, top_k)
+def _indices(method: Method, top_k: int, q: jax.Array, k: jax.Array) -> jax.Array:
+    chosen = method.select(q, k, top_k)
     return jnp.where(chosen.valid, chosen.indices, -1)
 
 

@@ -56,6 +56,13 @@ class Call:
     dtype: jnp.dtype
 
     @property
+    def blocks(self) -> "Blocks":
+        """The selection of a call that has one."""
+        if self.selection is None:
+            raise ValueError("attend: the call selects no blocks")
+        return self.selection
+
+    @property
     def whole(self) -> Tile:
         """The tile that is the whole matrix."""
         z = self.shape
@@ -249,7 +256,7 @@ def prepare(
         scale = z.H**-0.5 if z.H else 1.0
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
     q = (q.astype(dtype) * jnp.asarray(scale, dtype)).transpose(0, 2, 1, 3)
-    heads = None if selection is None else selection.indices.shape[:2]
+    heads = None if selection is None else (z.B, selection.indices.shape[1])
     return Call(
         q=q,
         k=k.astype(dtype).transpose(0, 2, 1, 3),

@@ -62,8 +62,8 @@ def attend_selected(
     mask: Mask | None = None,
     normalizer: Normalizer = normalizers.softmax,
     scale: float | Array | None = None,
-    q_positions: Array | None = None,
-    k_positions: Array | None = None,
+    q_positions: Array | np.ndarray | None = None,
+    k_positions: Array | np.ndarray | None = None,
     impl: Impl = None,
 ) -> Out:
     """`attend` over the selected blocks of keys, of which `mask` may forbid more.
@@ -99,8 +99,8 @@ def selected_state(
     mask: Mask | None = None,
     normalizer: Normalizer = normalizers.softmax,
     scale: float | Array | None = None,
-    q_positions: Array | None = None,
-    k_positions: Array | None = None,
+    q_positions: Array | np.ndarray | None = None,
+    k_positions: Array | np.ndarray | None = None,
     impl: Impl = None,
 ) -> State:
     """What `attend_state` gives, of the selected blocks."""
@@ -140,7 +140,8 @@ def _call(
             f"{name}: selection.indices has dtype {jnp.result_type(selection.indices)}, "
             "expected integers"
         )
-    group = group_of((mods,) if isinstance(mods, Mod) else mods)
+    mods = (mods,) if isinstance(mods, Mod) else mods
+    group = group_of(mods)
     if block_k % group:
         raise ValueError(
             f"{name}: block_k is {block_k}, expected a multiple of the mods' group {group}"
@@ -180,7 +181,7 @@ def _check_entries(name: str, selection: Selection, n: int) -> None:
 # ------------------------------------------------------------------------ scores of blocks
 
 
-def blocks_of(x: Float[Array, "B S K H"], block: int) -> tuple[Array, Array]:
+def blocks_of(x: Float[Array, "B S K H"], block: int) -> tuple[Array, np.ndarray]:
     """((B,n,block,K,H), (n,block)): tokens in blocks, zeros at the end, and which of them are real.
 
     Wide, with zeros for NaN and infinities: a block's summary is shared by queries that may not

@@ -63,7 +63,7 @@ def over_heads(fn: Callable[[Call], Any], call: Call, mapped: Callable) -> Any:
     """
     z = call.shape
     G = z.N // z.K
-    separate = call.selection.indices.shape[1] == z.N  # each query head has blocks of its own
+    separate = call.blocks.indices.shape[1] == z.N  # each query head has blocks of its own
 
     def of_head(call: Call, b: Array, n: Array) -> Any:
         mask = call.mask and _Of(call.mask, b, n, call.shape.N)
@@ -92,7 +92,7 @@ def one_by_one(fn: Callable) -> Callable:
 def _axes(call: Call) -> Call:
     """For each array where its batch axis is, or -1; its heads follow."""
     none = jax.tree.map(lambda _: -1, call)
-    at = {name: 0 for name in ("q", "k", "v", "q_poison", "k_poison")}
+    at: dict[str, Any] = {name: 0 for name in ("q", "k", "v", "q_poison", "k_poison")}
     for name in ("q_positions", "k_positions"):
         x = getattr(call, name)
         at[name] = None if x is None else 0 if x.ndim == 3 else -1
@@ -113,8 +113,8 @@ def _along(
     if size == 1:
         return fn(replace(call, shape=part), jnp.zeros((), jnp.int32))
     leaves, tree = jax.tree.flatten(call)
-    axes = [a + level if a >= 0 else None for a in jax.tree.leaves(_axes(call))]
-    split = [a is not None and x.shape[a] > 1 for x, a in zip(leaves, axes, strict=True)]
+    axes = [a + level if a >= 0 else -1 for a in jax.tree.leaves(_axes(call))]
+    split = [a >= 0 and x.shape[a] > 1 for x, a in zip(leaves, axes, strict=True)]
 
     def leading(x: Array, axis: int) -> Array:
         shape = (*x.shape[:axis], size, x.shape[axis] // size, *x.shape[axis + 1 :])
@@ -140,7 +140,7 @@ def _along(
 
 def visible(call: Call) -> Array:
     """Which keys the selection of one head shows to each query, (T,S)."""
-    blocks, z = call.selection, call.shape
+    blocks, z = call.blocks, call.shape
     count = -(-z.S // blocks.block_k)
     indices = jnp.where(blocks.valid, blocks.indices, -1)[0, 0]  # (U,M)
     seen = (indices[:, :, None] == jnp.arange(count)).any(1)
@@ -156,7 +156,7 @@ _SMALLER = 4
 
 def plan_selected(call: Call, rows: int | None) -> tuple[Schedule, ...]:
     """The tiles of one head: `rows` queries each, or large and small ones if None."""
-    blocks, z = call.selection, call.shape
+    blocks, z = call.blocks, call.shape
     (U, M), block_q, block_k = blocks.indices.shape[2:], blocks.block_q, blocks.block_k
     columns = -(-z.S // block_k)
     key, query = _sorted_pairs(blocks.indices[0, 0], blocks.valid[0, 0], columns)
@@ -192,7 +192,7 @@ def _sorted_pairs(indices: Array, valid: Array, columns: int) -> tuple[Array, Ar
 
 def _tiles(call, key, query, starts, ends, count, size, bound) -> Iterator[Schedule]:
     """`count` tiles of `size` query blocks for each key block, from `starts` on in the pairs."""
-    blocks, z = call.selection, call.shape
+    blocks, z = call.blocks, call.shape
     block_q, block_k, columns = blocks.block_q, blocks.block_k, len(ends)
     tile_ends = jnp.cumsum(count)
     number = jnp.arange(bound)
@@ -215,12 +215,12 @@ def _tiles(call, key, query, starts, ends, count, size, bound) -> Iterator[Sched
 
 def _kinds(call: Call, rows: Array, column: Array) -> Array:
     """EMPTY, PARTIAL or FULL of each tile; FULL only where no row and no key is padding."""
-    z, block_k = call.shape, call.selection.block_k
+    z, block_k = call.shape, call.blocks.block_k
     real = rows < z.T
     first = column * block_k
     last = jnp.minimum(first + block_k, z.S) - 1
     whole = real.all(1) & (first + block_k <= z.S)
-    if call.mask is None:
+    if (mask := call.mask) is None:
         return jnp.where(whole, FULL, PARTIAL)
     at = jnp.minimum(rows, z.T - 1) if call.q_positions is None else (
         call.q_positions.at[rows].get(mode="clip")
@@ -233,7 +233,7 @@ def _kinds(call: Call, rows: Array, column: Array) -> Array:
         k_lo, k_hi = of.min(1), of.max(1)
 
     def verdict(*ends: Array) -> Array:
-        kind = jnp.asarray(call.mask.classify(*(x.astype(jnp.int32)[None, None] for x in ends)))
+        kind = jnp.asarray(mask.classify(*(x.astype(jnp.int32)[None, None] for x in ends)))
         low, high = kind.min(), kind.max()  # one value for the heads of a group
         return jnp.where(low == high, low, PARTIAL)
 
