@@ -1,6 +1,6 @@
 """What attention over selected blocks costs: selector, attention and whole op, beside dense.
 
-    python -m experiments.sparse_cost            # two CPU cores: about 20 minutes, 6 GB
+    python -m experiments.sparse_cost            # two CPU cores: about 25 minutes, 6 GB
     python -m experiments.sparse_cost --quick    # two CPU cores: under a minute; what CI runs
 
   Lu et al. 2025, "MoBA", arXiv:2502.13189; Yuan et al. 2025, "Native Sparse Attention",
