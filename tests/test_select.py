@@ -23,6 +23,7 @@ from attnjax import (
     select,
 )
 from attnjax.core import blockwise, selected
+from attnjax.core.cudnn import CuDNN
 from attnjax.core.pooled import block_mass, block_peak
 from attnjax.probes import best_selection, selection_recall
 
@@ -315,6 +316,12 @@ def test_what_does_not_fit_is_refused():
         call(replace(good, indices=good.indices * 1.0), block_q=1, block_k=4)
     with pytest.raises(ValueError, match="valid has shape"):
         call(replace(good, valid=good.valid[..., :1]), block_q=1, block_k=4)
+    with pytest.raises(
+        ValueError, match=r"attend_selected: q has shape \(13, 4, 8\), expected rank 4"
+    ):
+        attend_selected(q[0], k, v, good, block_q=1, block_k=4)
+    with pytest.raises(TypeError, match=r"mods\[0\] is int, expected a Mod"):
+        call(good, block_q=1, block_k=4, mods=(3,))
     with pytest.raises(ValueError, match=r"q_positions has shape.*or \(B,T,X\) = \(2, 13, 4\)"):
         call(good, block_q=1, block_k=4, q_positions=jnp.zeros((B, T, 2), int))
 
@@ -460,6 +467,14 @@ def test_states_of_selected_blocks_join_too():
     first = replace(every, valid=every.valid & (every.indices == 1))
     rest = replace(every, valid=every.valid & (every.indices != 1))
     close(join_states(run(first), run(rest)), attend(q, k, v), 2e-6)
+
+
+def test_a_state_comes_from_an_implementation_that_has_one():
+    q, k, v = qkv()
+    with pytest.raises(ValueError, match="impl is 'cudnn', expected None.*'dense', 'blockwise'"):
+        attend_state(q, k, v, impl="cudnn")
+    with pytest.raises(TypeError, match="expected one with a method state"):
+        attend_state(q, k, v, impl=CuDNN("xla"))
 
 
 def test_only_one_pass_normalizers_join():

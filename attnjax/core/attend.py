@@ -86,7 +86,7 @@ def attend_state(
     attention over all of them.
     """
     call = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions)
-    return choose("attend_state", impl, call).state(call)
+    return choose_state("attend_state", impl, call).state(call)
 
 
 def join_states(*states: State, normalizer: Normalizer = normalizers.softmax) -> Out:
@@ -185,11 +185,21 @@ def choose(engine: str, impl: Impl, call: Call) -> Any:
     return resolve(engine, impl, call, IMPLEMENTATIONS, _choose, told)
 
 
+def choose_state(engine: str, impl: Impl, call: Call) -> Any:
+    """The same among those that can stop before the last division: cuDNN gives no sums."""
+    if impl is not None and not isinstance(impl, str) and not hasattr(impl, "state"):
+        raise TypeError(f"{engine}: impl is {impl!r}, expected one with a method state")
+    known = {name: each for name, each in IMPLEMENTATIONS.items() if hasattr(each, "state")}
+    return resolve(engine, impl, call, known, _by_size, functools.partial(_headline, engine))
+
+
 def _choose(call: Call) -> Implementation:
-    z = call.shape
     cudnn = IMPLEMENTATIONS["cudnn"]
-    if cudnn.supported(call) is None:
-        return cudnn
+    return cudnn if cudnn.supported(call) is None else _by_size(call)
+
+
+def _by_size(call: Call) -> Implementation:
+    z = call.shape
     small = z.T * z.S <= _DENSE_SCORES and z.B * z.N * z.T * z.S <= _DENSE_TOTAL
     return IMPLEMENTATIONS["dense" if small else "blockwise"]
 

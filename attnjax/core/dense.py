@@ -18,11 +18,11 @@ from attnjax.typing import Array
 def weights(call: Call) -> Array:
     """The matrix of attention weights, (B,N,T,S)."""
     if call.selection is not None:
-        return over_heads(weights_of_all, call, jax.vmap)
-    return weights_of_all(call)
+        return over_heads(_weights, call, jax.vmap)
+    return _weights(call)
 
 
-def weights_of_all(call: Call) -> Array:
+def _weights(call: Call) -> Array:
     w, m, sums = _unnormalized(call)
     return normalizers.finish(call.normalizer, State(m, sums, w))
 

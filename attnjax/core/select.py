@@ -24,11 +24,11 @@ from jax import lax
 from jax.core import Tracer
 
 from attnjax.core import normalizers
-from attnjax.core.attend import choose
-from attnjax.core.call import Blocks, finish, prepare, working_dtype
+from attnjax.core.attend import choose, choose_state
+from attnjax.core.call import Blocks, check_qkv, finish, prepare, working_dtype
 from attnjax.core.choice import Impl
 from attnjax.core.masks import Mask
-from attnjax.core.mods import Mod, group_of
+from attnjax.core.mods import Mod, RelativeValues, group_of
 from attnjax.core.normalizers import Normalizer, State
 from attnjax.typing import Array, Bool, Float, Int, K, Out, Q, V
 
@@ -108,7 +108,7 @@ def selected_state(
         q, k, v, selection, block_q, block_k, mods, mask, normalizer, scale,
         q_positions, k_positions,
     )  # fmt: skip
-    return choose("selected_state", impl, call).state(call)
+    return choose_state("selected_state", impl, call).state(call)
 
 
 def _call(
@@ -122,29 +122,24 @@ def _call(
         raise TypeError(
             f"{name}: selection is {type(selection).__name__}, expected a select.Selection"
         )
-    (B, T, N), (S, kv) = jnp.shape(q)[:3], jnp.shape(k)[1:3]
-    U, n = -(-T // block_q), -(-S // block_k)
+    values = v.v if isinstance(v, RelativeValues) else v
+    z = check_qkv(name, jnp.asarray(q), jnp.asarray(k), jnp.asarray(values))
+    U, n = -(-z.T // block_q), -(-z.S // block_k)
     shape = jnp.shape(selection.indices)
     if jnp.shape(selection.valid) != shape:
         raise ValueError(
             f"{name}: selection.valid has shape {jnp.shape(selection.valid)}, expected that of "
             f"selection.indices, {shape}"
         )
-    if len(shape) != 4 or shape[:2] != (B, U) or shape[2] not in (1, kv, N) or not shape[3]:
+    if len(shape) != 4 or shape[:2] != (z.B, U) or shape[2] not in (1, z.K, z.N) or not shape[3]:
         raise ValueError(
-            f"{name}: selection has shape {shape}, expected (B,U,X,M) with B = {B}, "
-            f"U = ceil(T / block_q) = {U}, X one of 1, K = {kv}, N = {N}, and M at least 1"
+            f"{name}: selection has shape {shape}, expected (B,U,X,M) with B = {z.B}, "
+            f"U = ceil(T / block_q) = {U}, X one of 1, K = {z.K}, N = {z.N}, and M at least 1"
         )
     if not jnp.issubdtype(jnp.result_type(selection.indices), jnp.integer):
         raise TypeError(
             f"{name}: selection.indices has dtype {jnp.result_type(selection.indices)}, "
             "expected integers"
-        )
-    mods = (mods,) if isinstance(mods, Mod) else mods
-    group = group_of(mods)
-    if block_k % group:
-        raise ValueError(
-            f"{name}: block_k is {block_k}, expected a multiple of the mods' group {group}"
         )
     _check_entries(name, selection, n)
     indices = jnp.asarray(selection.indices)
@@ -154,9 +149,14 @@ def _call(
         None if x is None else jnp.asarray(x) for x in (q_positions, k_positions)
     )
     blocks = Blocks(lay(indices), lay(valid), int(block_q), int(block_k))
-    return prepare(
+    call = prepare(
         q, k, v, mods, mask, normalizer, scale, q_positions, k_positions, selection=blocks
     )
+    if block_k % (group := group_of(call.mods)):
+        raise ValueError(
+            f"{name}: block_k is {block_k}, expected a multiple of the mods' group {group}"
+        )
+    return call
 
 
 def _check_entries(name: str, selection: Selection, n: int) -> None:
