@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # virtual ones, for meshes
 # Programs here are tiny: compiling them, not running them, is what takes the time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # What one worker or one run has compiled, the others need not: a second run takes a third of the

@@ -18,6 +18,7 @@ from attnjax.core.cudnn import CuDNN
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues
 from attnjax.core.normalizers import Normalizer, State
+from attnjax.core.place import tokens_of
 from attnjax.typing import Array, Bool, Float, Int, K, Out, Positions, Q, V, Weights
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -61,7 +62,8 @@ def attend(
     Raises ValueError for shapes that do not fit and for an `impl` that cannot run the call,
     TypeError for dtypes and values of the wrong kind.
     """
-    call = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions)
+    at = q_positions, k_positions
+    call = prepare(q, k, v, mods, mask, normalizer, scale, *at, tokens=tokens_of(impl))
     return finish(call, choose("attend", impl, call).run(call))
 
 
@@ -85,7 +87,8 @@ def attend_state(
     but for m, on which no result depends.  `join_states` turns states of disjoint keys into the
     attention over all of them.
     """
-    call = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions)
+    at = q_positions, k_positions
+    call = prepare(q, k, v, mods, mask, normalizer, scale, *at, tokens=tokens_of(impl))
     return choose_state("attend_state", impl, call).state(call)
 
 

@@ -1,36 +1,24 @@
 """Blockwise execution in XLA: a loop over the tiles that hold anything.
 
-O(T + S) memory.  A row of tiles keeps a `normalizers.State`, so any order of tiles gives the same
-result; EMPTY tiles are not visited, FULL ones are not masked.  Reverse mode recomputes each tile
-from the row statistics (a custom VJP), in one scan; `Blockwise(derivative="forward")` leaves
-differentiation to JAX instead, which can do forward mode alone.
+O(T + S) memory, forward and backward; the loops are those of `sweep`.  Reverse mode is a custom
+VJP that computes tiles again; `Blockwise(derivative="forward")` leaves differentiation to JAX
+instead, which can do forward mode alone.
 """
 
-import functools
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from attnjax.core import normalizers, tiles
-from attnjax.core.call import (
-    Call,
-    allowed,
-    cut_operands,
-    modify,
-    product,
-    transposed_product,
-    weighted_sum,
-    weighted_values,
-)
-from attnjax.core.masks import EMPTY, FULL
+from attnjax.core import normalizers, sweep
+from attnjax.core.call import Call, along_tokens
+from attnjax.core.manual import varying
 from attnjax.core.mods import group_of
-from attnjax.core.normalizers import Normalizer, Rows, Stage, State, keep, lowest, new_reference
-from attnjax.core.schedule import Schedule, choose_blocks, plan, whole_groups
+from attnjax.core.normalizers import State
+from attnjax.core.schedule import choose_blocks, plan, whole_groups
 from attnjax.core.selected import one_by_one, over_heads, plan_selected
-from attnjax.core.tiles import Tile
+from attnjax.core.sweep import Inputs, Part, Schedules
 from attnjax.typing import Array
 
 
@@ -77,420 +65,67 @@ class Blockwise:
         block_k = whole_groups(min(self.block_k or block_k, z.S), group)
         schedule = plan(call.mask, z, block_q, block_k, *at)
         if not len(schedule.entries):  # the mask allows nothing at all
-            return _empty_state(call.normalizer, call.q, z.D)
-        padded = _pad(call, -(-z.T // block_q) * block_q, -(-z.S // block_k) * block_k)
-        state = _run[self.derivative](*_split(padded), (schedule,))
+            return sweep.empty_state(call.normalizer, call.q, z.D)
+        padded = pad(call, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
+        state = _run[self.derivative](*_alike(padded), (schedule,))
         return jax.tree.map(lambda x: x[..., : z.T, :], state)
 
     def _selected(self, call: Call) -> State:
         schedules = plan_selected(call, self.block_q)
         block_k = schedules[0].block_k
-        T, S = call.shape.T, whole_groups(call.shape.S, block_k)
-        padded = _pad(replace(call, selection=None), T, S)
-        return _run[self.derivative](*_split(padded), schedules)
+        padded = pad(
+            replace(call, selection=None), call.shape.T, whole_groups(call.shape.S, block_k)
+        )
+        return _run[self.derivative](*_alike(padded), schedules)
 
 
-# ------------------------------------------------------------------------- what is differentiated
-
-
-Schedules = tuple[Schedule, ...]
-
-
-class Inputs(NamedTuple):
-    """The part of a call that gradients reach."""
-
-    q: Array
-    k: Array
-    v: Array
-    v_table: Array | None
-    operands: tuple[tuple[Array, ...], ...]
-    params: tuple[Array, ...]
-
-
-class Saved(NamedTuple):
-    """What the backward pass needs of the forward one: O(T) numbers."""
-
-    m: Array  # of the last pass
-    stats: Rows
-    last_stage: tuple[Array, Rows, Rows]  # reference, sums, stats before it
-
-
-def _split(call: Call) -> tuple[Inputs, Call]:
-    """A call as (differentiable arrays, the rest): what a custom VJP has to tell apart."""
-    inputs = Inputs(
-        call.q, call.k, call.v, call.v_table,
-        tuple(mod.operands for mod in call.mods), call.normalizer.params,
-    )  # fmt: skip
-    mods = tuple(replace(mod, operands=()) for mod in call.mods)
-    rest = replace(
-        call, q=None, k=None, v=None, v_table=None,
-        mods=mods, normalizer=replace(call.normalizer, params=()),
-    )  # fmt: skip
-    return inputs, rest
-
-
-def _pad(call: Call, T: int, S: int) -> Call:
+def pad(call: Call, T: int, S: int) -> Call:
     """The call with T and S rounded up to whole tiles; `Shape` keeps the true lengths."""
     z = call.shape
     if (T, S) == (z.T, z.S):
         return call
-    rows = lambda x, n: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, n - x.shape[-2]), (0, 0)])
-    stretch = lambda x, n: None if x is None else jnp.pad(x, (0, n - x.shape[0]), mode="edge")
-    mods = tuple(
-        replace(
-            mod,
-            operands=tuple(
-                tiles.pad(kind, x, T, S) for kind, x in zip(mod.kinds, mod.operands, strict=True)
-            ),
-        )
-        for mod in call.mods
-    )
-    return replace(
-        call,
-        q=rows(call.q, T),
-        k=rows(call.k, S),
-        v=rows(call.v, S),
-        mods=mods,
-        q_positions=stretch(call.q_positions, T),
-        k_positions=stretch(call.k_positions, S),
-        q_poison=tiles.pad("query", call.q_poison, T, S),
-        k_poison=tiles.pad("key", call.k_poison, T, S),
-    )
 
+    def stretch(x: Array, axis: int, to: int) -> Array:
+        mode = "edge" if jnp.issubdtype(x.dtype, jnp.integer) else "constant"  # edge: positions
+        at = axis % x.ndim
+        return jnp.pad(x, [(0, to - x.shape[i] if i == at else 0) for i in range(x.ndim)], mode)
 
-# --------------------------------------------------------------------------------------- tiles
+    return along_tokens(call, lambda x, at: stretch(x, at, T), lambda x, at: stretch(x, at, S))
 
 
-def _tile(rest: Call, schedule: Schedule, row: Array, column: Array) -> Tile:
-    keys = tiles.span(column * schedule.block_k, schedule.block_k, rest.k_positions)
-    if schedule.rows is not None:
-        return Tile(tiles.chosen(jnp.asarray(schedule.rows)[row], rest.q_positions), keys)
-    at = row * schedule.block_q
-    return Tile(tiles.span(at, schedule.block_q, rest.q_positions), keys)
+def _alike(call: Call) -> tuple[Inputs, Call]:
+    """The call taken apart; what differs between devices at all does so everywhere."""
+    x, rest = sweep.split(call)
+    return varying(x, (x, rest)), rest
 
 
-def _visit(schedule: Schedule, visit, carry, count: int):
-    """visit(carry, number) for every tile, or row of tiles; in a selection for those in use."""
-    if schedule.used is not None:
-        return lax.fori_loop(0, schedule.used, lambda i, carry: visit(carry, i), carry)
-    numbers = jnp.arange(count, dtype=jnp.int32)
-    return lax.scan(lambda carry, i: (visit(carry, i), None), carry, numbers)[0]
-
-
-class Cut(NamedTuple):
-    """One tile of everything, and its scores."""
-
-    tile: Tile
-    q: Array
-    k: Array
-    v: Array
-    raw: Array  # scaled products, before mods
-    operands: tuple[tuple[Array, ...], ...]
-    ok: Array | None  # None in FULL tiles
-    poison: Array  # NaN where a FULL tile holds a bad query or key: (B,N,t,1)
-
-
-def _cut(x: Inputs, rest: Call, tile: Tile, kind: int) -> Cut:
-    rows = lambda a, at: tiles.take(a, at, -2)
-    mods = [replace(m, operands=o) for m, o in zip(rest.mods, x.operands, strict=True)]
-    operands = cut_operands(tuple(mods), tile)
-    q, k, v = rows(x.q, tile.q), rows(x.k, tile.k), rows(x.v, tile.k)
-    q_bad = tiles.cut("query", rest.q_poison, tile)
-    k_bad = tiles.cut("key", rest.k_poison, tile)
-    if kind == FULL:  # all keys are seen by all queries: no need to poison score by score
-        poison = q_bad + jnp.sum(k_bad, axis=-1, keepdims=True)
-        return Cut(tile, q, k, v, product(q, k), operands, None, poison)
-    ok = (tile.k.start + jnp.arange(tile.k.size) < rest.shape.S)[None, None, None, :]
-    if tile.q.rows is not None:
-        ok = ok & (tile.q.rows < rest.shape.T)[:, None]
-    masked = allowed(rest.mask, tile)
-    ok = ok if masked is None else masked & ok
-    raw = product(q, k)
-    return Cut(tile, q, k, v, raw, operands, jnp.broadcast_to(ok, raw.shape), q_bad + k_bad)
-
-
-def _scores(rest: Call, cut: Cut, raw: Array, operands: Any) -> Array:
-    """Modified scores; poisoned one by one where a mask decides who sees the poison."""
-    s = modify(rest.mods, raw, operands, cut.tile, cut.ok)
-    return s if cut.ok is None else s + cut.poison
-
-
-def _by_kind(schedule: Schedule, kind: Array, visit, otherwise):
-    """visit(kind) for the kind of this tile, compiled once per kind that may occur."""
-    branches = [otherwise if k == EMPTY else functools.partial(visit, k) for k in schedule.kinds]
-    if len(branches) == 1:
-        return branches[0]()
-    at = sum(jnp.where(kind >= k, 1, 0) for k in schedule.kinds[1:])
-    return lax.switch(at, branches)
-
-
-def _take_rows(tree: Any, tile: Tile) -> Any:
-    return jax.tree.map(lambda a: tiles.take(a, tile.q, -2), tree)
-
-
-def _put_rows(tree: Any, part: Any, tile: Tile) -> Any:
-    return jax.tree.map(lambda a, b: tiles.put(a, b, tile.q, -2), tree, part)
-
-
-# ------------------------------------------------------------------------------------- forward
-
-
-def _state_of_none(q: Array, terms: int, D: int) -> State:
-    rows = lambda fill, width=1: jnp.full((*q.shape[:-1], width), fill, q.dtype)
-    return State(rows(lowest(q.dtype)), tuple(rows(0.0) for _ in range(terms)), rows(0.0, D))
-
-
-def _empty_state(n: Normalizer, q: Array, D: int) -> State:
-    """The state of rows that have seen no key."""
-    state = _state_of_none(q, 0 if n.denominator is None else 1, D)
-    if n.floor is None:
-        return state
-    floor = jnp.broadcast_to(lax.stop_gradient(n.floor(n.params)), state.m.shape)
-    return state._replace(m=jnp.maximum(state.m, floor))
-
-
-def _accumulate(x, rest, schedules, state, stats, peak, rescale, terms, weighs: bool) -> State:
-    """One pass over the tiles; terms(s, m, stats) are summed, the first times v if `weighs`."""
-
-    def visit_tile(schedule: Schedule, here: Rows, number: Array, old: State) -> State:
-        entry = jnp.asarray(schedule.entries)[number]
-        tile = _tile(rest, schedule, entry[0], entry[1])
-
-        def visit(kind: int) -> State:
-            cut = _cut(x, rest, tile, kind)
-            s = _scores(rest, cut, cut.raw, cut.operands)
-            top = new_reference(old.m, s, cut.ok, peak)
-            m = normalizers.reference(top)
-            parts = keep(cut.ok, *terms(normalizers.hide(cut.ok, s, m), m, here))
-            sums = parts[1:] if weighs else parts
-            poison = cut.poison if cut.ok is None else jnp.zeros_like(m)
-            fade = rescale(old.m, top) if peak is not None else 1.0
-            sums = tuple(
-                o * fade + jnp.sum(t, axis=-1, keepdims=True) + poison
-                for o, t in zip(old.sums, sums, strict=True)
-            )
-            if not weighs:
-                return State(top, sums, old.values)
-            new = weighted_values(parts[0], cut.v, x.v_table, tile)
-            return State(top, sums, old.values * fade + new + poison)
-
-        return _by_kind(schedule, entry[2], visit, lambda: old)
-
-    for schedule in schedules:
-        ends = jnp.asarray(schedule.row_ends)
-
-        def visit_row(state: State, row: Array, schedule=schedule, ends=ends) -> State:
-            tile = _tile(rest, schedule, row, jnp.zeros_like(row))
-            old, here = _take_rows((state, stats), tile)
-            visit = functools.partial(visit_tile, schedule, here)
-            if schedule.used is not None:  # one tile a row
-                return _put_rows(state, visit(row, old), tile)
-            new = lax.fori_loop(ends[row], ends[row + 1], visit, old)
-            return _put_rows(state, new, tile)
-
-        state = _visit(schedule, visit_row, state, len(schedule.row_ends) - 1)
-    return state
-
-
-def _stage(x: Inputs, rest: Call, schedules: Schedules, stage: Stage, stats: Rows):
-    """The stage's reference and sums over all keys."""
-    count = len(jax.eval_shape(lambda s: stage.terms(s, s, stats, x.params), x.q[..., :1]))
-    terms = lambda s, m, here: stage.terms(s, m, here, x.params)
-    state = _accumulate(
-        x, rest, schedules, _state_of_none(x.q, count, 0), stats,
-        stage.peak, stage.rescale, terms, weighs=False,
-    )  # fmt: skip
-    return normalizers.reference(state.m), state.sums
-
-
-def _statistics(x: Inputs, rest: Call, schedules: Schedules):
-    """All stages: the stats, and (reference, sums, stats before) of the last round."""
-    stats: Rows = ()
-    last: tuple = ((), (), ())
-    for number, stage in enumerate(rest.normalizer.stages):
-        final = number + 1 == len(rest.normalizer.stages)
-
-        def round_(stats: Rows, stage: Stage = stage) -> Rows:
-            m, sums = _stage(x, rest, schedules, stage, stats)
-            return lax.stop_gradient(stage.finish(m, sums, stats, x.params))
-
-        repeat = stage.repeat - 1 if final else stage.repeat
-        if repeat == 1:
-            stats = round_(stats)
-        elif repeat > 1:
-            stats = lax.fori_loop(0, repeat, lambda _, s: round_(s), stats)  # noqa: B023
-        if final:
-            m, sums = _stage(x, rest, schedules, stage, stats)
-            last = (m, sums, stats)
-            stats = stage.finish(m, sums, stats, x.params)
-    return stats, last
-
-
-def _forward(x: Inputs, rest: Call, schedules: Schedules) -> tuple[State, Saved]:
-    n = replace(rest.normalizer, params=x.params)
-    stats, last = _statistics(x, rest, schedules)
-
-    def terms(s: Array, m: Array, here: Rows) -> Rows:
-        w = n.numerator(s, m, here, x.params)
-        return (w,) if n.denominator is None else (w, n.denominator(s, m, here, x.params))
-
-    state = _empty_state(n, x.q, rest.shape.D)
-    state = _accumulate(x, rest, schedules, state, stats, n.peak, n.rescale, terms, weighs=True)
-    return state, Saved(state.m, stats, last)
-
-
-def _forward_only(x: Inputs, rest: Call, schedules: Schedules) -> State:
-    return _forward(x, rest, schedules)[0]
-
-
-# ------------------------------------------------------------------------------------ backward
-
-
-def _backward(residuals, cotangents: State):
-    """Cotangents of `Inputs`, tile by tile.
-
-    A state is the sums A = sum f v and L = sum g; each tile turns their cotangents dA and dL into
-    ds by the elementwise derivatives of f and g, and ds into the rest.  A stage first needs the
-    cotangent of its statistics: one more pass.  The reference m has none: no result depends on it.
-    """
-    x, rest, schedules, saved = residuals
-    n, params, K = rest.normalizer, x.params, rest.shape.K
-    m = normalizers.reference(saved.m)
-    dA, dL = cotangents.values, cotangents.sums[0] if cotangents.sums else None
-    d_params = jax.tree.map(jnp.zeros_like, params)
-
-    def final(s, here_m, here, p):
-        f = n.numerator(s, here_m, here, p)
-        return (f,) if n.denominator is None else (f, n.denominator(s, here_m, here, p))
-
-    def from_weights(cut: Cut, dA: Array, dL: Array | None):
-        """Cotangents of the terms of the last pass."""
-        df = product(dA, cut.v)
-        if x.v_table is not None:
-            by_distance = lambda w: tiles.sum_by_distance(w, x.v_table, cut.tile)
-            df = df + jax.linear_transpose(by_distance, df)(dA)[0]
-        return (df,) if dL is None else (df, jnp.broadcast_to(dL, df.shape))
-
-    def elementwise(cut: Cut, s: Array, terms, here_m, here):
-        """The terms, zero where hidden, as a function of what they depend on."""
-        hidden = normalizers.hide(cut.ok, s, here_m)
-        wrap = lambda s, stats, p: keep(cut.ok, *terms(s, here_m, stats, p))
-        return jax.vjp(wrap, hidden, here, params)
-
-    # Cotangents of the last stage's sums.
-    d_sums: Rows = ()
-    if n.stages:
-        stage = n.stages[-1]
-        stage_m, sums, before = saved.last_stage
-
-        def statistic_pass(schedule: Schedule, d_stats: Rows, number: Array) -> Rows:
-            entry = jnp.asarray(schedule.entries)[number]
-            tile = _tile(rest, schedule, entry[0], entry[1])
-            here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
-
-            def visit(kind: int) -> Rows:
-                cut = _cut(x, rest, tile, kind)
-                s = _scores(rest, cut, cut.raw, cut.operands)
-                _, pull = elementwise(cut, s, final, here_m, here)
-                return pull(from_weights(cut, hA, hL))[1]
-
-            new = _by_kind(schedule, entry[2], visit, lambda: jax.tree.map(jnp.zeros_like, here))
-            old = _take_rows(d_stats, tile)
-            return _put_rows(d_stats, jax.tree.map(jnp.add, old, new), tile)
-
-        d_stats = jax.tree.map(jnp.zeros_like, saved.stats)
-        for schedule in schedules:
-            visit = functools.partial(statistic_pass, schedule)
-            d_stats = _visit(schedule, visit, d_stats, len(schedule.entries))
-        _, pull = jax.vjp(lambda s, p: stage.finish(stage_m, s, before, p), sums, params)
-        d_sums, more = pull(d_stats)
-        d_params = jax.tree.map(jnp.add, d_params, more)
-
-    # XLA runs a product that contracts the rows of both factors (dk = ds^T q) several times slower
-    # than one that does not, so dk and dv are kept transposed, with q and dA transposed once.
-    flip = lambda a: jnp.swapaxes(a, -1, -2)
-    qT, dAT = flip(x.q), flip(dA)
-    columns = lambda a, at: tiles.take(a, at, -1)
-
-    def visit_tile(schedule: Schedule, grads, number: Array):
-        entry = jnp.asarray(schedule.entries)[number]
-        tile = _tile(rest, schedule, entry[0], entry[1])
-        dq, dkT, dvT, d_table, d_operands, d_params = grads
-        here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
-
-        def visit(kind: int):
-            cut = _cut(x, rest, tile, kind)
-            s, mods_pull = jax.vjp(
-                lambda raw, ops: _scores(rest, cut, raw, ops), cut.raw, cut.operands
-            )
-            weights, pull = elementwise(cut, s, final, here_m, here)
-            ds, _, dp = pull(from_weights(cut, hA, hL))
-            if n.stages:
-                at = _take_rows((stage_m, before, d_sums), tile)
-                terms, pull = elementwise(cut, s, stage.terms, at[0], at[1])
-                more = [jnp.broadcast_to(d, t.shape) for d, t in zip(at[2], terms, strict=True)]
-                ds_more, _, dp_more = pull(tuple(more))
-                ds, dp = ds + ds_more, jax.tree.map(jnp.add, dp, dp_more)
-            if cut.ok is not None:
-                ds = jnp.where(cut.ok, ds, 0.0)
-            d_raw, d_ops = mods_pull(ds)
-            return (
-                weighted_sum(d_raw, cut.k),
-                transposed_product(columns(qT, tile.q), d_raw, K),
-                transposed_product(columns(dAT, tile.q), weights[0], K),
-                _table_cotangent(x.v_table, weights[0], hA, tile),
-                d_ops,
-                dp,
-            )
-
-        def nothing():
-            shapes = jax.eval_shape(functools.partial(visit, FULL))
-            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-
-        new = _by_kind(schedule, entry[2], visit, nothing)
-        d_operands = tuple(
-            tuple(
-                tiles.add(kind, old, part, tile)
-                for kind, old, part in zip(mod.kinds, olds, parts, strict=True)
-            )
-            for mod, olds, parts in zip(rest.mods, d_operands, new[4], strict=True)
-        )
-        return (
-            tiles.add_at(dq, new[0], tile.q, -2),
-            tiles.add_at(dkT, new[1], tile.k, -1),
-            tiles.add_at(dvT, new[2], tile.k, -1),
-            jax.tree.map(jnp.add, d_table, new[3]),
-            d_operands,
-            jax.tree.map(jnp.add, d_params, new[5]),
-        )
-
-    zeros = jax.tree.map(jnp.zeros_like, (x.q, flip(x.k), flip(x.v), x.v_table, x.operands))
-    grads = (*zeros, d_params)
-    for schedule in schedules:
-        visit = functools.partial(visit_tile, schedule)
-        grads = _visit(schedule, visit, grads, len(schedule.entries))
-    dq, dkT, dvT, d_table, d_operands, d_params = grads
-    return Inputs(dq, flip(dkT), flip(dvT), d_table, d_operands, d_params), None, None
-
-
-def _table_cotangent(v_table: Array | None, w: Array, dA: Array, tile: Tile) -> Array | None:
-    if v_table is None:
-        return None
-    by_table = lambda table: tiles.sum_by_distance(w, table, tile)
-    return jax.linear_transpose(by_table, v_table)(dA)[0]
+def _over(part: Part) -> sweep.Fold:
+    """All keys are one part."""
+    return lambda visit, carry: visit(part, carry)
 
 
 @jax.custom_vjp
 def _reverse(x: Inputs, rest: Call, schedules: Schedules) -> State:
-    return _forward(x, rest, schedules)[0]
+    return _reverse_fwd(x, rest, schedules)[0]
 
 
 def _reverse_fwd(x: Inputs, rest: Call, schedules: Schedules):
-    state, saved = _forward(x, rest, schedules)
+    state, saved = sweep.forward(x, rest, _over(Part(x, rest, schedules)))
     return state, (x, rest, schedules, saved)
 
 
-_reverse.defvjp(_reverse_fwd, _backward)
+def _reverse_bwd(residuals, cotangents: State):
+    x, rest, schedules, saved = residuals
+    over = _over(Part(x, rest, schedules))
+    return sweep.backward(x, rest, saved, cotangents, over, over), None, None
+
+
+_reverse.defvjp(_reverse_fwd, _reverse_bwd)
+
+
+def _forward_only(x: Inputs, rest: Call, schedules: Schedules) -> State:
+    return sweep.forward(x, rest, _over(Part(x, rest, schedules)))[0]
+
 
 # Called eagerly, too, a pass over the tiles compiles once per shape.
 _run = {"reverse": jax.jit(_reverse), "forward": jax.jit(_forward_only)}

@@ -1,8 +1,8 @@
 """One call of the pairwise engine, checked and laid out: what every implementation receives."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from attnjax.core import tiles
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues
 from attnjax.core.normalizers import Normalizer
+from attnjax.core.place import HERE, Tokens
 from attnjax.core.tiles import Shape, Tile
 from attnjax.typing import Array
 
@@ -93,6 +94,36 @@ class Blocks:
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """float64 stays, everything else computes in float32."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+OnTokens = Callable[[Array, int], Array]  # (array, the axis along which its tokens are) -> array
+
+
+def along_tokens(call: Call, on_q: OnTokens, on_k: OnTokens) -> Call:
+    """The call with every array along T taken through on_q(x, axis), along S through on_k.
+
+    Arrays that are None stay so; `shape`, the mask and the selection stay as they are.
+    """
+
+    def operand(kind: str, x: Array) -> Array:
+        for axis, on in zip(tiles.along(kind, x), (on_q, on_k), strict=True):
+            x = x if axis is None else on(x, axis)
+        return x
+
+    at = lambda on, x, axis: None if x is None else on(x, axis % x.ndim)
+    return replace(
+        call,
+        q=at(on_q, call.q, 2),
+        k=at(on_k, call.k, 2),
+        v=at(on_k, call.v, 2),
+        mods=tuple(
+            replace(m, operands=tuple(map(operand, m.kinds, m.operands))) for m in call.mods
+        ),
+        q_positions=at(on_q, call.q_positions, -1),
+        k_positions=at(on_k, call.k_positions, -1),
+        q_poison=at(on_q, call.q_poison, 2),
+        k_poison=at(on_k, call.k_poison, 3),
+    )
 
 
 # Products of a tile.  The query heads that share a key/value head become rows of one product.
@@ -224,8 +255,9 @@ def prepare(
     q_positions: Array | None,
     k_positions: Array | None,
     selection: Blocks | None = None,
+    tokens: Tokens = HERE,
 ) -> Call:
-    """Checks the arguments of `attend` and lays them out."""
+    """Checks the arguments of `attend` and lays them out; `tokens` tells where the others are."""
     v_table = None
     if isinstance(v, RelativeValues):
         v, v_table = v.v, v.table
@@ -262,9 +294,9 @@ def prepare(
         k=k.astype(dtype).transpose(0, 2, 1, 3),
         v=v.astype(dtype).transpose(0, 2, 1, 3),
         v_table=None if v_table is None else v_table.astype(dtype),
-        mods=tuple(m.laid_out(z, dtype) for m in mods),
+        mods=tuple(m.laid_out(z, dtype, tokens) for m in mods),
         normalizer=normalizer.laid_out(z, dtype),
-        mask=None if mask is None else mask.resolve(z.T, z.S),
+        mask=None if mask is None else mask.resolve(*tokens.lengths(z.T, z.S)),
         q_positions=_positions("q_positions", "T", q_positions, z.T, heads),
         k_positions=_positions("k_positions", "S", k_positions, z.S, heads),
         q_poison=tiles.lay_out("query", q_bad.astype(dtype), z),

@@ -64,7 +64,7 @@ class Chunked:
 
     def run(self, call: Call) -> tuple[Array, Array]:
         if (block := call.block) is None:
-            memory = self._all_written(call)
+            memory = self.written(call)
             q, spoiled = _cleaned(call.laid_out(call.q))
             return (read(q, memory) + spoiled).swapaxes(1, 2), memory
         # a short run is one chunk of its own length, in whole leaves; blocks are never cut
@@ -80,7 +80,8 @@ class Chunked:
         memory, out = lax.scan(over_chunk, call.memory, chunks)
         return in_a_row(out, call.q.shape[1]), memory
 
-    def _all_written(self, call: Call) -> Array:
+    def written(self, call: Call) -> Array:
+        """The state after all tokens, without what their queries read."""
         if call.beta is None:  # a sum: one product, whatever its length
             (k, v, log_decay, _), bad = _cleaned(call.written(call.tokens))
             return _written(call.memory, k, v, _sums(log_decay)) + _total(bad)

@@ -14,6 +14,7 @@ import numpy as np
 from attnjax.core.call import check_qkv, working_dtype
 from attnjax.core.choice import Impl, Implementation, resolve
 from attnjax.core.chunked import Chunked, Fastest, Parallel
+from attnjax.core.manual import varying
 from attnjax.core.recurrent import Call, Recurrent
 from attnjax.core.tiles import Shape
 from attnjax.typing import Array, Float, K, PerQuery, Q, V
@@ -150,7 +151,7 @@ def _prepare(
             raise ValueError("linear_attend: normalize and beta were given, expected one of them")
         beta = _gate("beta", beta, z, ("BSN",), 0.0, 2.0)
     massed = normalize is not None
-    memory = _memory(state, z, dtype, massed)
+    memory = varying(_memory(state, z, dtype, massed), (q, k, v, log_decay, beta))
     return Call(q, k, v, log_decay, beta, memory, block, massed), given
 
 

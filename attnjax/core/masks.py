@@ -63,28 +63,19 @@ class Mask:
 
     def dense(self, T: int, S: int) -> Any:
         """The whole mask, bool of shape (T, S) or (B|1, N|1, T, S)."""
-        q_pos = np.arange(_integer("T", T, 1), dtype=np.int32)[:, None]
-        k_pos = np.arange(_integer("S", S, 1), dtype=np.int32)[None]
-        return _fill(self.resolve(T, S).allowed(q_pos, k_pos), T, S)
+        q, k = (np.arange(_integer(n, x, 1), dtype=np.int32) for n, x in (("T", T), ("S", S)))
+        return _fill(self.resolve(T, S).allowed(q[:, None], k[None]), T, S)
 
     def tiles(
-        self, T: int, S: int, block_q: int, block_k: int,
-        q_positions: Any = None, k_positions: Any = None,
-    ) -> Any:  # fmt: skip
+        self, T: int, S: int, block_q: int, block_k: int, q_positions=None, k_positions=None
+    ) -> Any:
         """EMPTY, PARTIAL or FULL (int8) of each tile, of shape (ceil(T/block_q), ceil(S/block_k)).
 
         A tile has one value for all examples and heads: EMPTY or FULL only where all agree.  Given
         `q_positions` (T,) or `k_positions` (S,), in any order and possibly traced, a block is
         judged by its smallest and largest position: sound, and exact where they are contiguous.
         """
-        q_lo, q_hi = _intervals("q_positions", q_positions, _integer("T", T, 1), block_q)
-        k_lo, k_hi = _intervals("k_positions", k_positions, _integer("S", S, 1), block_k)
-        mask = self.resolve(T, S)
-        tiles = mask.classify(q_lo[:, None], q_hi[:, None], k_lo[None], k_hi[None])
-        if tiles.ndim == 4:
-            low, high = tiles.min((0, 1)), tiles.max((0, 1))
-            tiles = _numpy_of(tiles).where(low == high, low, low.dtype.type(PARTIAL))
-        return _fill(tiles, len(q_lo), len(k_lo))
+        return tile_kinds(self.resolve(T, S), T, S, block_q, block_k, q_positions, k_positions)
 
     def __and__(self, other: "Mask") -> "Mask":
         return And(self, other) if isinstance(other, Mask) else NotImplemented
@@ -472,6 +463,17 @@ def array(mask: Any) -> Mask:
 # ---------------------------------------------------------------- arithmetic on rectangles
 
 
+def tile_kinds(mask: Mask, T: int, S: int, block_q: int, block_k: int, q_pos: Any, k_pos: Any):
+    """`Mask.tiles` of a resolved mask, which may be that of longer sequences."""
+    q_lo, q_hi = _intervals("q_positions", q_pos, _integer("T", T, 1), block_q)
+    k_lo, k_hi = _intervals("k_positions", k_pos, _integer("S", S, 1), block_k)
+    tiles = mask.classify(q_lo[:, None], q_hi[:, None], k_lo[None], k_hi[None])
+    if tiles.ndim == 4:
+        low, high = tiles.min((0, 1)), tiles.max((0, 1))
+        tiles = _numpy_of(tiles).where(low == high, low, low.dtype.type(PARTIAL))
+    return _fill(tiles, len(q_lo), len(k_lo))
+
+
 def _numpy_of(*values: Any) -> Any:
     """jax.numpy if any leaf is a JAX array, traced or not, else NumPy."""
     leaves = jax.tree_util.tree_leaves(values)
@@ -588,10 +590,9 @@ def _array(name: str, value: Any, kind: Any, ranks: dict[int, str]) -> Any:
 
 def _integers(name: str, value: Any, ranks: dict[int, str]) -> Any:
     value = _array(name, value, np.integer, ranks)
-    narrow = value.astype(np.int32)
-    if isinstance(value, np.ndarray) and (narrow != value).any():
+    if isinstance(value, np.ndarray) and (value.astype(np.int32) != value).any():
         raise ValueError(f"{name} reaches beyond 32 bits, expected values that fit int32")
-    return narrow
+    return value.astype(np.int32)
 
 
 def _show(value: Any) -> str:

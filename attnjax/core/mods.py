@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,19 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from attnjax.core.place import HERE, Tokens
 from attnjax.core.tiles import Shape, Tile, lay_out, look_up
 from attnjax.typing import Array, Float, PerHead, PerQuery, V
 
 Fn = Callable[..., Array]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["x"], meta_fields=[])
+@dataclass(frozen=True)
+class Running:
+    """An operand that is the running sum of x (T,) or (B,T,N), taken where the tokens are."""
+
+    x: Array
 
 
 @functools.partial(
@@ -37,7 +47,7 @@ class Mod:
     """A score modification; made by `mod` and the functions below, not by hand.
 
     fn         (score, [q_position, k_position,] *operands) -> score
-    operands   one array per entry of `kinds`
+    operands   one array, or `Running`, per entry of `kinds`
     positions  fn also takes the positions of query and key, as integers
     contract   fn is (*operands) -> term, and sum over features of the terms replaces the score
     group      if not 1, fn is (score, allowed, ...) and may look at all scores of a query with the
@@ -46,17 +56,25 @@ class Mod:
 
     fn: Fn
     kinds: tuple[str, ...]
-    operands: tuple[Array, ...]
+    operands: tuple[Any, ...]
     positions: bool = False
     contract: bool = False
     group: int = 1
 
-    def laid_out(self, z: Shape, dtype: jnp.dtype) -> "Mod":
+    def laid_out(self, z: Shape, dtype: jnp.dtype, tokens: Tokens = HERE) -> "Mod":
         """The same mod with operands of the working dtype, in the layout of their kinds."""
         _refuse_traced_closure(self.fn)
-        operands = (jnp.asarray(x).astype(dtype) for x in self.operands)
-        laid = tuple(lay_out(k, x, z) for k, x in zip(self.kinds, operands, strict=True))
-        return replace(self, operands=laid)
+        whole = replace(z, S=tokens.columns(z.S))
+        sums: dict[int, Array] = {}  # of an operand that serves as two: once
+
+        def lay(kind: str, x: Array | Running) -> Array:
+            if isinstance(x, Running):
+                if id(x) not in sums:
+                    sums[id(x)] = tokens.running_sum(x.x, 1 if jnp.ndim(x.x) == 3 else 0)
+                x = sums[id(x)]
+            return lay_out(kind, jnp.asarray(x).astype(dtype), whole if kind == "pair" else z)
+
+        return replace(self, operands=tuple(map(lay, self.kinds, self.operands)))
 
     def __call__(
         self, score: Array, operands: tuple[Array, ...], tile: Tile, allowed: Array | None
@@ -88,15 +106,15 @@ def _refuse_traced_closure(fn: Fn) -> None:
             )
 
 
-def _tuple(x: Array | Iterable[Array]) -> tuple[Array, ...]:
-    return tuple(x) if isinstance(x, (tuple, list)) else (x,)  # type: ignore[return-value]
+def _tuple(x: Any) -> tuple[Any, ...]:
+    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
 
 
 def mod(
     fn: Fn,
     *,
-    query: Array | tuple[Array, ...] = (),
-    key: Array | tuple[Array, ...] = (),
+    query: Array | Running | tuple[Array | Running, ...] = (),
+    key: Array | Running | tuple[Array | Running, ...] = (),
     head: Array | tuple[Array, ...] = (),
     pair: Array | tuple[Array, ...] = (),
     table: Array | tuple[Array, ...] = (),
@@ -110,7 +128,8 @@ def mod(
     Operands reach fn in the order of the keywords here; a keyword takes one array or a tuple.
     query (T,) or (B,T,N); key (S,) or (B,S,K|N); head () or (N,); pair broadcastable to
     (B,N,T,S); table (R,) or (N,R), query_table (B,T,N,R) and key_table (B,S,K|N,R) with
-    R = 2*radius+1 entries, read at radius + clip(k_pos - q_pos, -radius, radius).
+    R = 2*radius+1 entries, read at radius + clip(k_pos - q_pos, -radius, radius).  A query or key
+    operand may be `Running(x)`: the sum over the tokens up to each, wherever the tokens are.
 
     With `group`, fn(score, allowed, ...) sees whole groups of that many neighboring keys and may
     reduce over one by `log_sum_exp`.  It is then the only kind of mod that sees the mask.
@@ -267,7 +286,7 @@ def forget(log_f: PerQuery) -> Mod:
     sum is taken in float32 (or float64).  Lin et al. 2025, arXiv:2503.02130.
     """
     wide = jnp.promote_types(log_f.dtype, jnp.float32)
-    c = jnp.cumsum(jnp.maximum(log_f.astype(wide), -60.0), axis=1)
+    c = Running(jnp.maximum(log_f.astype(wide), -60.0))
     return mod(_add_difference, query=c, key=c)
 
 

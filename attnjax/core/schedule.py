@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.core.masks import EMPTY, FULL, PARTIAL, Mask
+from attnjax.core.masks import EMPTY, FULL, PARTIAL, Mask, tile_kinds
 from attnjax.core.tiles import Shape
 from attnjax.typing import Array
 
@@ -24,15 +24,15 @@ class Schedule:
     """A flat list of tiles: entries (tiles, 3) int32 of row, column and kind, row by row.
 
     `row_ends` (rows + 1,): the tiles of row r are entries row_ends[r] to row_ends[r + 1] - 1.
-    `kinds` are the kinds that may occur, known when tracing; EMPTY is among them only where a mask
-    is traced, so that the list could not be shortened.
+    `kinds` are the kinds that may occur, known when tracing.
 
-    `rows` (rows, block_q): the queries of each row of tiles, where they do not stand one behind the
-    other; `used`: how many rows hold tiles, one each, where that is known at run time only.
+    Where a mask or positions are traced, the list is as long as there could be tiles, and `used`
+    says how many there are.  `rows` (rows, block_q): the queries of each row of tiles, where they
+    do not stand one behind the other; each row then holds one tile.
     """
 
     entries: Array | np.ndarray
-    row_ends: np.ndarray
+    row_ends: Array | np.ndarray
     block_q: int
     block_k: int
     kinds: tuple[int, ...]
@@ -48,13 +48,16 @@ def plan(mask: Mask | None, z: Shape, block_q: int, block_k: int, q_positions, k
     if mask is None:
         kind = np.full((rows, columns), FULL, np.int8)
     else:
-        kind = mask.tiles(z.T, z.S, block_q, block_k, q_positions, k_positions)
+        kind = tile_kinds(mask, z.T, z.S, block_q, block_k, q_positions, k_positions)
     row, column = (x.ravel() for x in np.indices((rows, columns), np.int32))
     if isinstance(kind, jax.Array):
         kind = jnp.where(tail & (kind == FULL), PARTIAL, kind).ravel().astype(jnp.int32)
-        entries = jnp.stack([row, column, kind], axis=1)
-        ends = np.arange(rows + 1, dtype=np.int32) * columns
-        return Schedule(entries, ends, block_q, block_k, (EMPTY, PARTIAL, FULL))
+        busy = kind != EMPTY
+        first = jnp.argsort(~busy, stable=True)  # tiles that hold something, in their order
+        entries = jnp.stack([row, column, kind], axis=1)[first]
+        held = jnp.cumsum(busy.reshape(rows, columns).sum(1, dtype=jnp.int32), dtype=jnp.int32)
+        ends = jnp.concatenate([jnp.zeros(1, jnp.int32), held])
+        return Schedule(entries, ends, block_q, block_k, (PARTIAL, FULL), used=held[-1])
     kind = np.where(tail & (kind == FULL), PARTIAL, kind).ravel().astype(np.int32)
     entries = np.stack([row, column, kind], axis=1)[kind != EMPTY]
     kinds = tuple(int(x) for x in np.unique(entries[:, KIND_OF]))

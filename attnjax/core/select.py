@@ -30,6 +30,7 @@ from attnjax.core.choice import Impl
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues, group_of
 from attnjax.core.normalizers import Normalizer, State
+from attnjax.core.place import tokens_of
 from attnjax.typing import Array, Bool, Float, Int, K, Out, Q, V
 
 BlockScores = Float[Array, "B U X n"]
@@ -82,7 +83,7 @@ def attend_selected(
     """
     call = _call(
         q, k, v, selection, block_q, block_k, mods, mask, normalizer, scale,
-        q_positions, k_positions,
+        q_positions, k_positions, impl,
     )  # fmt: skip
     return finish(call, choose("attend_selected", impl, call).run(call))
 
@@ -106,14 +107,15 @@ def selected_state(
     """What `attend_state` gives, of the selected blocks."""
     call = _call(
         q, k, v, selection, block_q, block_k, mods, mask, normalizer, scale,
-        q_positions, k_positions,
+        q_positions, k_positions, impl,
     )  # fmt: skip
     return choose_state("selected_state", impl, call).state(call)
 
 
 def _call(
-    q, k, v, selection, block_q, block_k, mods, mask, normalizer, scale, q_positions, k_positions
-):
+    q, k, v, selection, block_q, block_k, mods, mask, normalizer, scale, q_positions, k_positions,
+    impl,
+):  # fmt: skip
     name = "attend_selected"
     for what, size in (("block_q", block_q), ("block_k", block_k)):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
@@ -124,7 +126,8 @@ def _call(
         )
     values = v.v if isinstance(v, RelativeValues) else v
     z = check_qkv(name, jnp.asarray(q), jnp.asarray(k), jnp.asarray(values))
-    U, n = -(-z.T // block_q), -(-z.S // block_k)
+    tokens = tokens_of(impl)
+    U, n = -(-z.T // block_q), -(-tokens.columns(z.S) // block_k)
     shape = jnp.shape(selection.indices)
     if jnp.shape(selection.valid) != shape:
         raise ValueError(
@@ -149,9 +152,7 @@ def _call(
         None if x is None else jnp.asarray(x) for x in (q_positions, k_positions)
     )
     blocks = Blocks(lay(indices), lay(valid), int(block_q), int(block_k))
-    call = prepare(
-        q, k, v, mods, mask, normalizer, scale, q_positions, k_positions, selection=blocks
-    )
+    call = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions, blocks, tokens)
     if block_k % (group := group_of(call.mods)):
         raise ValueError(
             f"{name}: block_k is {block_k}, expected a multiple of the mods' group {group}"

@@ -32,17 +32,17 @@ from attnjax.typing import Array
     jax.tree_util.register_dataclass, data_fields=["mask", "b", "n"], meta_fields=["heads"]
 )
 @dataclass(frozen=True, repr=False)
-class _Of(Mask):
-    """A mask as example b and heads n, ..., n + heads - 1 see it."""
+class Of(Mask):
+    """A mask as example b (None: all) and heads n, ..., n + heads - 1 see it."""
 
     mask: Mask
-    b: Array | int
+    b: Array | int | None
     n: Array | int
     heads: int
 
     def _part(self, x: Array) -> Array:
         x = jnp.asarray(x)
-        if x.ndim == 4 and x.shape[0] > 1:
+        if x.ndim == 4 and x.shape[0] > 1 and self.b is not None:
             x = lax.dynamic_slice_in_dim(x, self.b, 1, 0)
         if x.ndim == 4 and x.shape[1] > 1:
             x = lax.dynamic_slice_in_dim(x, self.n, self.heads, 1)
@@ -66,7 +66,7 @@ def over_heads(fn: Callable[[Call], Any], call: Call, mapped: Callable) -> Any:
     separate = call.blocks.indices.shape[1] == z.N  # each query head has blocks of its own
 
     def of_head(call: Call, b: Array, n: Array) -> Any:
-        mask = call.mask and _Of(call.mask, b, n, call.shape.N)
+        mask = call.mask and Of(call.mask, b, n, call.shape.N)
         flat = lambda x: x if x is None or x.ndim == 1 else x[0, 0]
         positions = {f: flat(getattr(call, f)) for f in ("q_positions", "k_positions")}
         return fn(replace(call, mask=mask, **positions))

@@ -165,25 +165,16 @@ def lay_out(kind: str, x: Array, z: Shape) -> Array:
     return x[..., None] if kind == "query_features" else x[..., None, :]
 
 
-def _along(kind: str, x: Array) -> tuple[int | None, int | None]:
-    """The axes of x to cut along T and S; a broadcast axis (size 1) is not cut."""
-    t, s = AXES[kind]
-    keep = lambda axis: axis if axis is not None and x.shape[axis] > 1 else None
-    return keep(t), keep(s)
-
-
-def pad(kind: str, x: Array, T: int, S: int) -> Array:
-    """Zeros at the end of the T and S axes up to the lengths given."""
-    widths = [(0, 0)] * x.ndim
-    for axis, length in zip(_along(kind, x), (T, S), strict=True):
-        if axis is not None:
-            widths[axis] = (0, length - x.shape[axis])
-    return jnp.pad(x, widths)
+def along(kind: str, x: Array) -> tuple[int | None, int | None]:
+    """The axes of x along T and S, counted from the front; an axis that broadcasts is none."""
+    broadcast = lambda axis: kind == "pair" and x.shape[axis] == 1
+    t, s = (None if a is None or broadcast(a) else a % x.ndim for a in AXES[kind])
+    return t, s
 
 
 def cut(kind: str, x: Array, tile: Tile) -> Array:
     """The part of a laid-out operand that belongs to the tile."""
-    for axis, at in zip(_along(kind, x), (tile.q, tile.k), strict=True):
+    for axis, at in zip(along(kind, x), (tile.q, tile.k), strict=True):
         if axis is not None:
             x = take(x, at, axis)
     return x
@@ -191,7 +182,7 @@ def cut(kind: str, x: Array, tile: Tile) -> Array:
 
 def add(kind: str, x: Array, part: Array, tile: Tile) -> Array:
     """x with `part` added where `cut` would have taken it."""
-    t, s = _along(kind, x)
+    t, s = along(kind, x)
     if t is None:
         return x + part if s is None else add_at(x, part, tile.k, s)
     if s is not None:

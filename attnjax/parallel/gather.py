@@ -1,0 +1,104 @@
+"""All-gather: every device gets all keys and values, and attends to them for its own queries.
+
+One collective forward, its reverse (a reduce-scatter) backward; O(S) memory.  It fits few key
+heads, short keys and everything that needs all keys at once: selected blocks, too.
+
+Papers: as for softmax layers of LASP-2H, Sun et al., 2025, arXiv:2502.07563; Llama 3, 2024,
+arXiv:2407.21783, section 3.3.2.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from jax import lax
+
+from attnjax.core import masks
+from attnjax.core.attend import choose, choose_state
+from attnjax.core.call import Call, along_tokens, clean
+from attnjax.core.choice import Impl
+from attnjax.core.normalizers import State
+from attnjax.parallel.layouts import Layout, check_layout
+from attnjax.parallel.shared import Lengths, Shared
+from attnjax.typing import Array
+
+
+@dataclass(frozen=True)
+class AllGather:
+    """An implementation for use inside `jax.shard_map`: `attend(..., impl=AllGather("sp"))`.
+
+    axis      mesh axis over which queries and keys are split, T/P and S/P on each device
+    layout    which tokens a device has: "contiguous", "zigzag", "striped", or "given"
+    inner     what runs on a device, as `impl` of `attend`
+    lengths   (T, S) where the last tokens are padding; None: P times what is here
+
+    Arguments as for `Ring`.  `attend_selected` takes it, too: the selection of this device's
+    queries names blocks of all keys, in the order of the text.
+    """
+
+    axis: str
+    layout: Layout = "contiguous"
+    inner: Impl = None
+    lengths: Lengths | None = None
+
+    def __post_init__(self) -> None:
+        check_layout("AllGather", self.layout)
+
+    @property
+    def tokens(self) -> Shared:
+        return Shared("AllGather", (self.axis,), self.layout, self.lengths)
+
+    def supported(self, call: Call) -> str | None:
+        if self.layout == "given":
+            missing = [n for n in ("q_positions", "k_positions") if getattr(call, n) is None]
+            if missing:
+                return (
+                    f"layout 'given' without {' and '.join(missing)}: positions tell who is where"
+                )
+        return None
+
+    def run(self, call: Call) -> Array:
+        """The weighted sum of values for the queries here, (B,N,T,D)."""
+        inside = self._gathered(call)
+        return choose("attend", self.inner, inside).run(inside)
+
+    def state(self, call: Call) -> State:
+        """What all keys leave behind for each query here."""
+        inside = self._gathered(call)
+        return choose_state("attend_state", self.inner, inside).state(inside)
+
+    def _gathered(self, call: Call) -> Call:
+        z, tokens = call.shape, self.tokens
+        _, S = tokens.lengths(z.T, z.S)
+        mask, whole = call.mask, z.S * tokens.size
+        if self.layout == "given":  # padding may stand anywhere
+            inside = masks.prefix(S)
+            mask, S = (inside if mask is None else mask & inside) if S < whole else mask, whole
+
+        def gather(x: Array, axis: int) -> Array:
+            if x.shape[axis] == z.S:  # a pair operand has all columns
+                x = lax.all_gather(x, self.axis, axis=axis, tiled=True)
+            if self.layout != "given":
+                x = tokens.in_text_order(x, axis)
+            return lax.slice_in_dim(x, 0, S, axis=axis)
+
+        bad = jnp.swapaxes(call.k_poison[:, :: z.N // z.K], 2, 3)
+        narrow = replace(
+            call,
+            k=(call.k + bad).astype(call.dtype),  # a NaN travels in its row
+            v=call.v.astype(call.dtype),
+            k_poison=None,
+        )
+        inside = along_tokens(narrow, lambda x, axis: x, gather)
+        k, bad = clean(inside.k)
+        q_positions = call.q_positions
+        if q_positions is None:
+            q_positions = tokens.positions(z.T)
+        return replace(
+            inside,
+            k=k.astype(call.k.dtype),
+            v=inside.v.astype(call.v.dtype),
+            mask=mask,
+            q_positions=q_positions,
+            k_poison=jnp.repeat(bad.astype(call.k.dtype), z.N // z.K, axis=1)[:, :, None, :],
+            shape=replace(z, S=S),
+        )

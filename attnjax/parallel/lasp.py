@@ -1,0 +1,223 @@
+"""LASP-2: linear attention over many devices with one all-gather of states.
+
+    each device: M_i, A_i of its tokens alone;  all_gather;  S_i = A_{i-1} S_{i-1} + M_{i-1};
+    its outputs from S_i on, as one device computes them
+
+M_i is the state that the tokens leave from nothing, A_i what they do to a state before them: a
+product of decays, or for the delta rule a matrix H x H.  Neither grows with T.  The backward pass
+gathers the gradients of the S_i once and sums them up from the other end.
+
+Paper: Sun et al., "LASP-2", 2025, arXiv:2502.07563, algorithms 1 to 4; decays and the delta rule
+by the same prefix, as in flash-linear-attention's context parallelism.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core.chunked import Chunked
+from attnjax.core.manual import varying
+from attnjax.core.recurrent import Call, read
+from attnjax.parallel.layouts import Layout, check_layout, inverse, run_starts, runs
+from attnjax.parallel.shared import Lengths, Shared
+from attnjax.typing import Array
+
+
+@dataclass(frozen=True)
+class LASP2:
+    """An implementation for use inside `jax.shard_map`: `linear_attend(..., impl=LASP2("sp"))`.
+
+    axis      mesh axis over which tokens are split
+    layout    which tokens a device has: "contiguous", or "zigzag" beside attention around a ring
+    chunk     tokens that a device multiplies at once
+    lengths   (T, S) where the last tokens are padding; None: P times what is here
+
+    The state to start from and the state returned are the same on all devices.
+    """
+
+    axis: str
+    layout: Layout = "contiguous"
+    chunk: int = 64
+    lengths: Lengths | None = None
+
+    def __post_init__(self) -> None:
+        check_layout("LASP2", self.layout)
+
+    @property
+    def tokens(self) -> Shared:
+        return Shared("LASP2", (self.axis,), self.layout, self.lengths)
+
+    def supported(self, call: Call) -> str | None:
+        if self.layout not in ("contiguous", "zigzag"):
+            return f"layout {self.layout!r}: a device needs few runs of tokens, not one by one"
+        S, count = call.k.shape[1], runs(self.layout, self.tokens.size, call.k.shape[1])
+        if S % count or call.q.shape[1] % count:
+            return f"zigzag needs even numbers of tokens here, not T = {call.q.shape[1]}, S = {S}"
+        if call.block is not None and S // count % call.block:
+            return f"blocks of {call.block} tokens do not divide the {S // count} that are together"
+        return None
+
+    def run(self, call: Call) -> tuple[Array, Array]:
+        """What the queries here read, (B,T,N,D), and the state after all tokens."""
+        tokens, chunked = self.tokens, Chunked(self.chunk)
+        call = self._without_padding(call)
+        B, S = call.k.shape[:2]
+        count = runs(self.layout, tokens.size, S)
+        starts = run_starts(self.layout, tokens.size, S)
+        alone = _by_run(call, count)
+        written, transition = _alone(alone, chunked)
+        place = _Place(self.axis, tuple(int(x) for x in np.argsort(starts.reshape(-1))), count)
+        own = lambda x: x.reshape(count, B, *x.shape[1:])
+        memory, written, transition = varying(
+            (call.memory, written, transition), (call, lax.axis_index(self.axis))
+        )
+        before, last = _states(place, memory, own(written), own(transition))
+        if call.block is None:
+            (out, _) = chunked.run(replace(call, memory=last, k=call.k[:, :0], v=call.v[:, :0],
+                                           log_decay=None, beta=None))  # fmt: skip
+            return out, last
+        out, _ = chunked.run(replace(alone, memory=before.reshape(count * B, *before.shape[2:])))
+        return _in_a_row(out, count), last
+
+    def _without_padding(self, call: Call) -> Call:
+        """Tokens beyond the last one write nothing and fade nothing."""
+        S = call.k.shape[1]
+        _, true = self.tokens.lengths(call.q.shape[1], S)
+        if true == S * self.tokens.size:
+            return call
+        real = (self.tokens.positions(S) < true)[:, None, None]
+        keep = lambda x: None if x is None else jnp.where(real, x, 0)
+        return replace(
+            call, k=keep(call.k), log_decay=keep(call.log_decay), beta=keep(call.beta),
+            v=keep(call.v),
+        )  # fmt: skip
+
+
+def _by_run(call: Call, count: int) -> Call:
+    """Each run of tokens as an example of its own: (B,t,...) -> (count B,t/count,...)."""
+
+    def split(x: Array | None) -> Array | None:
+        if x is None or count == 1:
+            return x
+        x = x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0).reshape(-1, *x.shape[2:])
+
+    return replace(
+        call, q=split(call.q), k=split(call.k), v=split(call.v),
+        log_decay=split(call.log_decay), beta=split(call.beta),
+        memory=jnp.tile(call.memory, (count, 1, 1, 1)),
+    )  # fmt: skip
+
+
+def _in_a_row(x: Array, count: int) -> Array:
+    """Undoes `_by_run` for outputs."""
+    if count == 1:
+        return x
+    x = jnp.moveaxis(x.reshape(count, -1, *x.shape[1:]), 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _alone(call: Call, chunked: Chunked) -> tuple[Array, Array]:
+    """What the tokens write from nothing (B,N,H,D), and what they do to a state before them.
+
+    The latter is (B,N,1,1) or (B,N,H,1), a factor, or (B,N,H,H), a matrix: under the delta rule.
+    """
+    nothing = varying(jnp.zeros_like(call.memory), call.memory)
+    if call.beta is None:
+        written = chunked.written(replace(call, memory=nothing))
+        if call.log_decay is None:
+            return written, jnp.ones((*nothing.shape[:2], 1, 1), nothing.dtype)
+        faded = jnp.exp(call.laid_out(call.log_decay).sum(axis=2))
+        return written, faded[..., None]
+    # a state is a matrix with one column a value: the identity goes along, with values of zero
+    H, D = nothing.shape[2:]
+    eye = jnp.broadcast_to(jnp.eye(H, dtype=nothing.dtype), (*nothing.shape[:2], H, H))
+    v = jnp.pad(call.v, [(0, 0)] * 3 + [(0, H)])
+    both = chunked.written(replace(call, v=v, memory=jnp.concatenate([nothing, eye], axis=-1)))
+    return both[..., :D], both[..., D:]
+
+
+# -------------------------------------------------------------------------- the one collective
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which runs of tokens, device by device, come first in the text, and how many are here."""
+
+    axis: str
+    rank: tuple[int, ...]
+    count: int
+
+
+def _apply(transition: Array, state: Array) -> Array:
+    if transition.shape[-1] == 1:
+        return transition * state
+    return read(transition, state)
+
+
+def _gathered(place: _Place, x: Array) -> Array:
+    """(count,B,...) of each device -> (P count,B,...) of all, in the order of the text."""
+    every = lax.all_gather(x, place.axis)
+    return every.reshape(-1, *x.shape[1:])[np.array(place.rank)]
+
+
+def _mine(place: _Place, every: Array) -> Array:
+    """The entries of this device's runs."""
+    back = inverse(np.array(place.rank)).reshape(-1, place.count)
+    return every[jnp.asarray(back)[lax.axis_index(place.axis)]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _states(place: _Place, first: Array, written: Array, transition: Array):
+    """The state before each run here (count,B,N,H,D), and the one after all tokens (B,N,H,D)."""
+    return _states_fwd(place, first, written, transition)[0]
+
+
+def _states_fwd(place: _Place, first: Array, written: Array, transition: Array):
+    D = written.shape[-1]
+    factor = transition.shape[-2:]
+    flat = transition.reshape(*transition.shape[:3], -1)  # one array, one collective
+    packed = jnp.concatenate([written.reshape(*written.shape[:3], -1), flat], axis=-1)
+    packed = _gathered(place, packed)
+    size = written.shape[-2] * D
+    every = packed[..., :size].reshape(*packed.shape[:3], -1, D)
+    moves = packed[..., size:].reshape(*packed.shape[:3], *factor)
+
+    def step(state: Array, run: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _apply(run[1], state) + run[0], state
+
+    last, before = lax.scan(step, varying(first, packed), (every, moves))
+    return (_mine(place, before), last), (moves, before)
+
+
+def _states_bwd(place: _Place, residuals, cotangents):
+    moves, before = residuals
+    d_before, d_last = cotangents
+    # One collective: d_last is a share on each device, their sum is the gradient
+    packed = lax.all_gather(jnp.concatenate([d_before, d_last[None]]), place.axis)
+    d_last = packed[:, -1].sum(axis=0)
+    d_before = packed[:, :-1].reshape(-1, *d_last.shape)[np.array(place.rank)]
+
+    def step(d_after: Array, run: tuple[Array, Array, Array]):
+        d_own, move, state = run
+        if move.shape[-1] == 1:
+            kept = move * d_after
+            d_move = jnp.sum(d_after * state, axis=-1, keepdims=True)
+            if move.shape[-2] == 1:
+                d_move = jnp.sum(d_move, axis=-2, keepdims=True)
+        else:
+            kept = read(jnp.swapaxes(move, -1, -2), d_after)
+            d_move = read(d_after, jnp.swapaxes(state, -1, -2))
+        return d_own + kept, (d_after, d_move)
+
+    d_first, (d_written, d_moves) = lax.scan(step, d_last, (d_before, moves, before), reverse=True)
+    # every device has all of d_first: one hands it on, as what is replicated is summed over devices
+    one = lax.axis_index(place.axis) == 0
+    return jnp.where(one, d_first, 0.0), _mine(place, d_written), _mine(place, d_moves)
+
+
+_states.defvjp(_states_fwd, _states_bwd)

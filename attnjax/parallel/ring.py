@@ -1,0 +1,405 @@
+"""Ring attention: keys and values walk from device to device, queries stay.
+
+    hop h: device i holds the keys of device i - h, adds the tiles that its queries form with them
+    to its state, and has sent them on before it began: sending and computing overlap
+
+A state is (reference, sums, weighted values) in float32 and merges over any order of keys, so every
+normalizer that runs blockwise runs here; one of several passes walks as often.  What rides with a
+key (operands of mods, positions, whether it is a NaN) walks with it.  Gradients of keys walk one
+hop behind them and then home.  Memory is O(T/P), forward and backward.
+
+Papers: Liu et al., "Ring Attention", 2023, arXiv:2310.01889; Brandon et al., "Striped Attention",
+2023, arXiv:2311.09431; the zigzag layout of zhuzilin's ring-flash-attention, 2024.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+
+from attnjax.core import masks, normalizers, sweep, tiles
+from attnjax.core.blockwise import Blockwise
+from attnjax.core.call import Call, along_tokens, clean
+from attnjax.core.manual import varying
+from attnjax.core.masks import EMPTY, Mask
+from attnjax.core.mods import group_of
+from attnjax.core.normalizers import State
+from attnjax.core.schedule import choose_blocks, plan, whole_groups
+from attnjax.core.selected import Of
+from attnjax.core.sweep import Grads, Inputs, Part
+from attnjax.parallel.layouts import Layout, check_layout, run_starts, runs
+from attnjax.parallel.shared import Lengths, Shared
+from attnjax.typing import Array
+
+
+@dataclass(frozen=True)
+class Ring:
+    """An implementation for use inside `jax.shard_map`: `attend(..., impl=Ring("sp", "zigzag"))`.
+
+    axis      mesh axis over which queries and keys are split, T/P and S/P on each device
+    layout    which tokens a device has: "contiguous", "zigzag" or "striped", or "given": any, told
+              by q_positions and k_positions
+    inner     a `Blockwise` whose tile sizes are taken; None chooses them
+    lengths   (T, S) where the last tokens are padding; None: P times what is here
+
+    q, k, v and operands of queries and keys are this device's; operands of pairs are (B,N,T/P,S),
+    columns in layout order; masks are those of the whole sequence.  A mask or layout under which
+    distant devices share nothing shortens the walk.  Reverse mode only.
+    """
+
+    axis: str
+    layout: Layout = "contiguous"
+    inner: Blockwise | None = None
+    lengths: Lengths | None = None
+
+    def __post_init__(self) -> None:
+        check_layout("Ring", self.layout)
+        if self.inner is not None and not isinstance(self.inner, Blockwise):
+            raise TypeError(f"Ring: inner is {self.inner!r}, expected None or a Blockwise")
+
+    @property
+    def tokens(self) -> Shared:
+        return Shared("Ring", (self.axis,), self.layout, self.lengths)
+
+    def supported(self, call: Call) -> str | None:
+        return unsupported(call, self.tokens)
+
+    def run(self, call: Call) -> Array:
+        """The weighted sum of values for the queries here, (B,N,T,D)."""
+        return normalizers.finish(call.normalizer, self.state(call))
+
+    def state(self, call: Call) -> State:
+        """What all keys leave behind for each query here."""
+        return walk(call, self.tokens, self.inner or Blockwise())
+
+
+def unsupported(call: Call, tokens: Shared) -> str | None:
+    """The reason why a ring does not run the call, or None."""
+    if call.selection is not None:
+        return "blocks are selected from all keys: take AllGather"
+    z, group = call.shape, group_of(call.mods)
+    if tokens.layout == "given":
+        missing = [n for n in ("q_positions", "k_positions") if getattr(call, n) is None]
+        if missing:
+            return f"layout 'given' without {' and '.join(missing)}"
+        run = z.S
+    else:
+        if tokens.layout == "zigzag" and (z.T % 2 or z.S % 2):
+            return f"zigzag needs even numbers of tokens here, not T = {z.T}, S = {z.S}"
+        run = z.S // runs(tokens.layout, tokens.size, z.S)
+    if run % group:
+        return f"mods look at {group} neighboring keys, and {run} of them stay together"
+    return None
+
+
+# ------------------------------------------------------------------------------- which hops
+
+
+class Hops(NamedTuple):
+    """How far keys walk: `ahead` hops to the next device, and `behind` hops to the one before."""
+
+    ahead: int
+    behind: int
+
+
+def outline(mask: Mask | None) -> Mask | None:
+    """A mask that allows whatever `mask` may, of the parts known while tracing; None allows all."""
+    if isinstance(mask, masks.And):
+        known = [m for m in (outline(mask.a), outline(mask.b)) if m is not None]
+        return known[0] & known[1] if len(known) == 2 else known[0] if known else None
+    if isinstance(mask, Of):
+        return outline(mask.mask)
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(mask))
+    return None if traced else mask
+
+
+def hops_of(mask: Mask | None, tokens: Shared, T: int, S: int, known: bool) -> Hops:
+    """The fewest hops that bring together every pair of devices whose tokens may attend."""
+    P, known_mask = tokens.parts, outline(mask)
+    if known_mask is None or not known:
+        return Hops(P - 1, 0)
+
+    def ends(local: int) -> tuple[np.ndarray, np.ndarray]:
+        if tokens.layout == "striped":
+            first = np.arange(P, dtype=np.int32)
+            return first, first + np.int32(P * (local - 1))
+        starts = run_starts(tokens.layout, P, local).reshape(-1)
+        return starts, starts + np.int32(local * P // len(starts) - 1)
+
+    (q_lo, q_hi), (k_lo, k_hi) = ends(T), ends(S)
+    kinds = known_mask.classify(q_lo[:, None], q_hi[:, None], k_lo[None], k_hi[None])
+    seen = np.broadcast_to(kinds, (*kinds.shape[:-2], len(q_lo), len(k_lo))) != EMPTY
+    seen = seen.reshape(-1, P, len(q_lo) // P, P, len(k_lo) // P).any((0, 2, 4))
+    i, j = np.nonzero(seen)
+    needed = np.unique((i - j) % P)
+    cuts = [0, *needed]  # the last hop ahead; everything further comes from behind
+    walks = [Hops(int(a), int(max((P - n for n in needed if n > a), default=0))) for a in cuts]
+    return min(walks, key=lambda walk: (sum(walk), walk.behind))
+
+
+# ---------------------------------------------------------------------------------- the walk
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What is static about a walk."""
+
+    tokens: Shared
+    hops: Hops
+    block_q: int
+    block_k: int
+    known: bool  # key positions follow from the layout
+
+    @property
+    def axis(self) -> str:
+        return self.tokens.axes[0]
+
+    def shift(self, tree: Any, by: int) -> Any:
+        """What the device `by` places before sent; nothing moves by zero places."""
+        P = self.tokens.parts
+        pairs = [(i, (i + by) % P) for i in range(P)]
+        return jax.tree.map(lambda x: lax.ppermute(x, self.axis, pairs), tree) if by % P else tree
+
+
+class _Keys(NamedTuple):
+    """What walks: keys and values in the caller's dtype, key operands, positions if need be."""
+
+    k: Array  # a row of NaN for a key whose k or v was not finite
+    v: Array
+    operands: tuple[tuple[Array | None, ...], ...]
+    positions: Array | None
+
+
+def walk(call: Call, tokens: Shared, inner: Blockwise) -> State:
+    """The state of all keys, for the queries of this device."""
+    z, P = call.shape, tokens.parts
+    T, S = tokens.lengths(z.T, z.S)
+    mask = call.mask
+    if S < z.S * tokens.size:
+        inside = masks.prefix(S)
+        mask = inside if mask is None else mask & inside
+    known, followed = call.k_positions is None, call.q_positions is None
+    q_positions = call.q_positions
+    if followed:
+        q_positions = tokens.positions_of(lax.axis_index(tokens.axes), z.T)
+    group = group_of(call.mods)
+    count = 1 if tokens.layout in ("given", "striped") else runs(tokens.layout, P, z.S)
+    run = replace(z, T=-(-z.T // count), S=-(-z.S // count))  # tiles should not span several
+    block_q, block_k = choose_blocks(None, run, None, None, group)
+    block_q = min(inner.block_q or block_q, z.T)
+    block_k = whole_groups(min(inner.block_k or block_k, z.S), group)
+    hops = hops_of(mask, tokens, z.T, z.S, known and followed)
+    static = _Walk(tokens, hops, block_q, block_k, known)
+    call = replace(call, mask=mask, q_positions=q_positions)
+    call = _padded(call, P, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
+    x, rest = sweep.split(call)
+    index = lax.axis_index(static.axis)
+    x, rest = varying((x, rest), (x, rest, index))
+    state = _ring(static, x, rest)
+    return jax.tree.map(lambda a: a[..., : z.T, :], state)
+
+
+def _padded(call: Call, P: int, T: int, S: int) -> Call:
+    """Whole tiles on each device; the columns of a pair operand part by part."""
+    z = call.shape
+
+    def stretch(x: Array, axis: int, to: int) -> Array:
+        mode = "edge" if jnp.issubdtype(x.dtype, jnp.integer) else "constant"
+        return jnp.pad(x, [(0, to - x.shape[i] if i == axis else 0) for i in range(x.ndim)], mode)
+
+    def on_k(x: Array, axis: int) -> Array:
+        if x.shape[axis] == z.S:
+            return stretch(x, axis, S)
+        parts = x.reshape(*x.shape[:axis], P, z.S, *x.shape[axis + 1 :])
+        return stretch(parts, axis + 1, S).reshape(*x.shape[:axis], P * S, *x.shape[axis + 1 :])
+
+    return along_tokens(call, lambda x, axis: stretch(x, axis, T), on_k)
+
+
+def _rides_with_keys(kind: str) -> bool:
+    return kind.startswith("key")
+
+
+def _each(rest: Call, fn, *trees: Any) -> tuple[tuple[Any, ...], ...]:
+    """fn(kind, operand of each tree) for all operands of all mods."""
+    return tuple(
+        tuple(map(fn, mod.kinds, *operands))
+        for mod, *operands in zip(rest.mods, *trees, strict=True)
+    )
+
+
+def _columns(kind: str, x: Array, rest: Call) -> int | None:
+    """The axis of a pair operand that has columns for all keys, or None."""
+    return tiles.along(kind, x)[1] if kind == "pair" else None
+
+
+def _packed(x: Inputs, rest: Call) -> _Keys:
+    G = rest.shape.N // rest.shape.K
+    bad = jnp.swapaxes(rest.k_poison[:, ::G], -1, -2)
+    return _Keys(
+        (x.k + bad).astype(rest.dtype),
+        x.v.astype(rest.dtype),
+        _each(rest, lambda kind, a: a if _rides_with_keys(kind) else None, x.operands),
+        rest.k_positions,
+    )
+
+
+def _part(static: _Walk, x: Inputs, rest: Call, keys: _Keys, source: Array) -> Part:
+    """The queries here with the keys of device `source`."""
+    z = rest.shape
+    k, bad = clean(keys.k)
+    dtype = x.q.dtype
+    S = k.shape[2]
+    bad = jnp.repeat(bad.astype(dtype), z.N // z.K, axis=1)[:, :, None, :]
+
+    def operand(kind: str, own: Array, walked: Array | None) -> Array:
+        axis = _columns(kind, own, rest)
+        if axis is not None:
+            own = lax.dynamic_slice_in_dim(own, source * S, S, axis)
+        return own if walked is None else walked
+
+    positions = keys.positions
+    if static.known:
+        positions = static.tokens.positions_of(source, z.S)
+        positions = jnp.pad(positions, (0, S - z.S), mode="edge")
+    at = None if rest.q_positions is None else rest.q_positions[: z.T]
+    schedule = plan(rest.mask, z, static.block_q, static.block_k, at, positions[: z.S])
+    x = x._replace(
+        k=k.astype(dtype),
+        v=keys.v.astype(dtype),
+        operands=_each(rest, operand, x.operands, keys.operands),
+    )
+    rest = replace(rest, k_positions=positions, k_poison=bad)
+    return Part(x, rest, (schedule,))
+
+
+def _over(static: _Walk, x: Inputs, rest: Call) -> sweep.Fold:
+    """All keys, hop by hop."""
+    own = _packed(x, rest)
+    index = lax.axis_index(static.axis)
+
+    def fold(visit, carry):
+        carry = varying(carry, (x, rest, index))
+
+        def along(carry: Any, keys: _Keys, first: int, last: int, by: int) -> Any:
+            """Visits at hops first .. last, keys moving `by` places from one to the next."""
+
+            def hop(carried, h):
+                carry, keys = carried
+                following = static.shift(keys, by)  # on its way while the tiles are computed
+                part = _part(static, x, rest, keys, (index - by * h) % static.tokens.parts)
+                return (visit(part, carry), following), None
+
+            hops = jnp.arange(first, last, dtype=jnp.int32)
+            if first < last:
+                (carry, keys), _ = lax.scan(hop, (carry, keys), hops)
+            part = _part(static, x, rest, keys, (index - by * last) % static.tokens.parts)
+            return visit(part, carry)
+
+        carry = along(carry, own, 0, static.hops.ahead, 1)
+        if static.hops.behind:
+            carry = along(carry, static.shift(own, -1), 1, static.hops.behind, -1)
+        return carry
+
+    return fold
+
+
+def _over_back(static: _Walk, x: Inputs, rest: Call) -> sweep.Fold:
+    """All keys, hop by hop, with their gradients one hop behind."""
+    own = _packed(x, rest)
+    index = lax.axis_index(static.axis)
+
+    def of_keys(grads: Grads) -> Any:
+        walked = lambda kind, d: d if _rides_with_keys(kind) else None
+        return grads.kT, grads.vT, _each(rest, walked, grads.operands)
+
+    def at_hop(visit, carry, keys: _Keys, source: Array):
+        """The gradients kept here, and those of the keys at hand."""
+        part = _part(static, x, rest, keys, source)
+        S = keys.k.shape[2]
+
+        def start(kind: str, d: Array) -> Array:
+            if _rides_with_keys(kind):
+                return jnp.zeros_like(d)
+            axis = _columns(kind, d, rest)
+            return d if axis is None else lax.dynamic_slice_in_dim(d, source * S, S, axis)
+
+        def end(kind: str, d: Array, new: Array) -> Array:
+            if _rides_with_keys(kind):
+                return d
+            axis = _columns(kind, d, rest)
+            if axis is None:
+                return new
+            return lax.dynamic_update_slice_in_dim(d, new, source * S, axis)
+
+        zeros = jax.tree.map(jnp.zeros_like, (carry.kT, carry.vT))
+        before = carry._replace(
+            kT=zeros[0], vT=zeros[1], operands=_each(rest, start, carry.operands)
+        )
+        before = varying(before, (x, rest, index))
+        after = visit(part, before)
+        kept = after._replace(
+            kT=carry.kT, vT=carry.vT, operands=_each(rest, end, carry.operands, after.operands)
+        )
+        return kept, of_keys(after)
+
+    def fold(visit, grads: Grads) -> Grads:
+        add = functools.partial(jax.tree.map, jnp.add)
+        grads = varying(grads, (x, rest, index))
+
+        def along(grads: Grads, keys: _Keys, walking: Any, first: int, last: int, by: int):
+            def hop(carried, h):
+                grads, keys, walking = carried
+                following = static.shift(keys, by)
+                arrived = static.shift(walking, by)
+                source = (index - by * h) % static.tokens.parts
+                grads, more = at_hop(visit, grads, keys, source)
+                return (grads, following, add(arrived, more)), None
+
+            hops = jnp.arange(first, last, dtype=jnp.int32)
+            if first < last:
+                (grads, keys, walking), _ = lax.scan(hop, (grads, keys, walking), hops)
+            arrived = static.shift(walking, by)
+            source = (index - by * last) % static.tokens.parts
+            grads, more = at_hop(visit, grads, keys, source)
+            return grads, static.shift(add(arrived, more), -by * last)
+
+        nothing = of_keys(grads)  # zeros
+        grads, home = at_hop(visit, grads, own, index)
+        if static.hops.ahead:
+            keys = static.shift(own, 1)
+            grads, home = along(grads, keys, home, 1, static.hops.ahead, 1)
+        if static.hops.behind:
+            keys = static.shift(own, -1)
+            grads, more = along(grads, keys, nothing, 1, static.hops.behind, -1)
+            home = add(home, more)
+        ours = lambda kind, d, came: came if _rides_with_keys(kind) else d
+        return grads._replace(
+            kT=home[0], vT=home[1], operands=_each(rest, ours, grads.operands, home[2])
+        )
+
+    return fold
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ring(static: _Walk, x: Inputs, rest: Call) -> State:
+    return _ring_fwd(static, x, rest)[0]
+
+
+def _ring_fwd(static: _Walk, x: Inputs, rest: Call):
+    state, saved = sweep.forward(x, rest, _over(static, x, rest))
+    return state, (x, rest, saved)
+
+
+def _ring_bwd(static: _Walk, residuals, cotangents: State):
+    x, rest, saved = residuals
+    over, back = _over(static, x, rest), _over_back(static, x, rest)
+    return sweep.backward(x, rest, saved, cotangents, over, back), None
+
+
+_ring.defvjp(_ring_fwd, _ring_bwd)

@@ -1,0 +1,213 @@
+"""Ulysses: an exchange of heads for tokens, attention over all tokens for a share of the heads.
+
+    q (B,T/P,N,H) -> (B,T,N/P,H), attend, back: four exchanges, each of 1/P of what is here
+
+Paper: Jacobs et al., "DeepSpeed Ulysses", 2023, arXiv:2309.14509.  USP exchanges over one axis of
+the mesh and walks around a ring over the other: Fang and Zhao, 2024, arXiv:2405.07719.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core import normalizers, tiles
+from attnjax.core.attend import choose, choose_state
+from attnjax.core.blockwise import Blockwise
+from attnjax.core.call import Call, along_tokens, clean
+from attnjax.core.choice import Impl
+from attnjax.core.masks import Mask
+from attnjax.core.normalizers import State
+from attnjax.core.selected import Of
+from attnjax.parallel import ring
+from attnjax.parallel.layouts import Layout, check_layout
+from attnjax.parallel.shared import Lengths, Shared, axis_size
+from attnjax.typing import Array
+
+
+@dataclass(frozen=True)
+class Ulysses:
+    """An implementation for use inside `jax.shard_map`: `attend(..., impl=Ulysses("sp"))`.
+
+    axis      mesh axis over which tokens are split; P must divide N.  Where it does not divide K,
+              key heads are repeated first
+    layout    which tokens a device has: "contiguous", "zigzag" or "striped"
+    inner     what runs on the heads of a device, as `impl` of `attend`
+    lengths   (T, S) where the last tokens are padding; None: P times what is here
+
+    Arguments as for `Ring`.  Every mod, mask, normalizer and derivative that `inner` has.
+    """
+
+    axis: str
+    layout: Layout = "contiguous"
+    inner: Impl = None
+    lengths: Lengths | None = None
+
+    def __post_init__(self) -> None:
+        check_layout("Ulysses", self.layout)
+
+    @property
+    def tokens(self) -> Shared:
+        return Shared("Ulysses", (self.axis,), self.layout, self.lengths)
+
+    def supported(self, call: Call) -> str | None:
+        if self.layout == "given":
+            return "layout 'given': heads see all tokens in the order of the text, take Ring"
+        return unsupported(
+            call, self.tokens.size, f"Ring({self.axis!r}) or AllGather({self.axis!r})"
+        )
+
+    def run(self, call: Call) -> Array:
+        """The weighted sum of values for the queries here, (B,N,T,D)."""
+        inside = self._exchanged(call)
+        return self._back(choose("attend", self.inner, inside).run(inside).astype(call.dtype))
+
+    def state(self, call: Call) -> State:
+        """What all keys leave behind for each query here."""
+        inside = self._exchanged(call)
+        state = choose_state("attend_state", self.inner, inside).state(inside)
+        return jax.tree.map(self._back, state)
+
+    def _exchanged(self, call: Call) -> Call:
+        P, tokens = self.tokens.size, self.tokens
+        T, S = tokens.lengths(call.shape.T, call.shape.S)
+        inside = exchanged(call, self.axis, P)
+        inside = along_tokens(inside, tokens.in_text_order, tokens.in_text_order)
+        # keys behind the last one are cut off; queries there are as good as any
+        cut = lambda x, axis: lax.slice_in_dim(x, 0, S, axis=axis)
+        inside = along_tokens(inside, lambda x, axis: x, cut)
+        return replace(inside, shape=replace(inside.shape, S=S))
+
+    def _back(self, x: Array) -> Array:
+        return returned(self.tokens.in_layout_order(x, 2), self.axis)
+
+
+@dataclass(frozen=True)
+class USP:
+    """Ulysses over `head_axis`, a ring over `ring_axis`: tokens are split over both, ring first.
+
+    With a layout, device r of the ring and its group of `head_axis` hold part r of it, each a U-th.
+    The other fields are those of `Ring`; U = size of head_axis must divide N.
+    """
+
+    ring_axis: str
+    head_axis: str
+    layout: Layout = "contiguous"
+    inner: Blockwise | None = None
+    lengths: Lengths | None = None
+
+    def __post_init__(self) -> None:
+        check_layout("USP", self.layout)
+        if self.ring_axis == self.head_axis:
+            raise ValueError(f"USP: both axes are {self.ring_axis!r}, expected two of the mesh's")
+
+    @property
+    def tokens(self) -> Shared:
+        axes = self.ring_axis, self.head_axis
+        return Shared("USP", axes, self.layout, self.lengths, within=1)
+
+    @property
+    def _ring(self) -> Shared:
+        return Shared("USP", (self.ring_axis,), self.layout, self.lengths)
+
+    def supported(self, call: Call) -> str | None:
+        if self.layout == "given":
+            return "layout 'given': take Ring over both axes"
+        U = axis_size("USP", self.head_axis)
+        if why := unsupported(call, U, f"Ring({self.ring_axis!r})"):
+            return why
+        z = call.shape
+        return ring.unsupported(replace(call, shape=replace(z, T=z.T * U, S=z.S * U)), self._ring)
+
+    def run(self, call: Call) -> Array:
+        """The weighted sum of values for the queries here, (B,N,T,D)."""
+        inside = exchanged(call, self.head_axis, axis_size("USP", self.head_axis))
+        out = normalizers.finish(inside.normalizer, self._walk(inside)).astype(call.dtype)
+        return returned(out, self.head_axis)
+
+    def state(self, call: Call) -> State:
+        """What all keys leave behind for each query here."""
+        inside = exchanged(call, self.head_axis, axis_size("USP", self.head_axis))
+        return jax.tree.map(lambda x: returned(x, self.head_axis), self._walk(inside))
+
+    def _walk(self, inside: Call) -> State:
+        return ring.walk(inside, self._ring, self.inner or Blockwise())
+
+
+def unsupported(call: Call, P: int, instead: str) -> str | None:
+    """The reason why heads cannot be exchanged for tokens among P devices, or None."""
+    z = call.shape
+    if call.selection is not None:
+        return "blocks are selected from all keys: take AllGather"
+    if z.N % P:
+        return f"N = {z.N} heads cannot be shared by {P} devices; {instead} can run it"
+    if z.T == 1 and any(kind == "pair" for mod in call.mods for kind in mod.kinds):
+        return "one query here: rows of a pair operand cannot be told from one row for all"
+    return None
+
+
+# ------------------------------------------------------------------------------ the exchange
+
+
+def exchanged(call: Call, axis: str, P: int) -> Call:
+    """The call with the tokens of all P devices, device by device, and 1/P of the heads."""
+    z = call.shape
+    repeat = P // math.gcd(z.K, P)
+    index = lax.axis_index(axis)
+    swap = lambda x, head, token: _swapped(x, axis, P, head, token)
+
+    def of_keys(x: Array) -> Array:
+        return swap(jnp.repeat(x, repeat, axis=1) if repeat > 1 else x, 1, 2)
+
+    def operand(kind: str, x: Array) -> Array:
+        t, s = tiles.along(kind, x)
+        token = s if kind.startswith("key") else t
+        return swap(x, 2 if kind.endswith("features") else 1, token)
+
+    gather = lambda x: None if x is None else lax.all_gather(x, axis, tiled=True)
+    narrow = lambda x, bad: (x + bad).astype(call.dtype)  # a NaN travels in its row
+    G = z.N // z.K
+    k, k_bad = clean(of_keys(narrow(call.k, jnp.swapaxes(call.k_poison[:, ::G], 2, 3))))
+    K = k.shape[1]
+    heads = lambda bad: jnp.repeat(bad.astype(call.q.dtype), z.N // P // K, axis=1)[:, :, None, :]
+    return replace(
+        call,
+        q=swap(call.q, 1, 2),
+        k=k.astype(call.k.dtype),
+        v=of_keys(call.v.astype(call.dtype)).astype(call.v.dtype),
+        mods=tuple(
+            replace(m, operands=tuple(map(operand, m.kinds, m.operands))) for m in call.mods
+        ),
+        normalizer=jax.tree.map(lambda p: swap(p, 1, None), call.normalizer),
+        mask=_of_heads(call.mask, index * (z.N // P), z.N // P),
+        q_positions=gather(call.q_positions),
+        k_positions=gather(call.k_positions),
+        q_poison=swap(call.q_poison, 1, 2),
+        k_poison=heads(k_bad),
+        shape=replace(z, T=z.T * P, S=z.S * P, N=z.N // P, K=K),
+    )
+
+
+def _of_heads(mask: Mask | None, first: Array, count: int) -> Mask | None:
+    """The mask of so many heads; itself where all heads have the same."""
+    at = np.zeros((1, 1), np.int32)
+    shape = () if mask is None else jax.eval_shape(lambda: jnp.asarray(mask.allowed(at, at))).shape
+    return Of(mask, None, first, count) if len(shape) == 4 and shape[1] > 1 else mask  # type: ignore
+
+
+def _swapped(x: Array, axis: str, P: int, head: int, token: int | None) -> Array:
+    """Heads shared out and tokens put together, as far as x has either."""
+    if x.shape[head] == 1:
+        return x if token is None else lax.all_gather(x, axis, axis=token, tiled=True)
+    if token is not None:
+        return lax.all_to_all(x, axis, split_axis=head, concat_axis=token, tiled=True)
+    size = x.shape[head] // P
+    return lax.dynamic_slice_in_dim(x, lax.axis_index(axis) * size, size, head)
+
+
+def returned(x: Array, axis: str) -> Array:
+    """Rows (B,N/P,T,...) of all tokens as (B,N,T/P,...) of all heads."""
+    return lax.all_to_all(x, axis, split_axis=2, concat_axis=1, tiled=True)
