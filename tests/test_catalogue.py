@@ -22,6 +22,7 @@ from tests.oracles import ORACLES
 ROOT = Path(attnjax.__file__).parent.parent
 LAWS = {
     "causal", "unequal", "grouped", "tiles", "empty_rows", "padding", "bfloat16", "jvp", "split",
+    "devices",
 }  # fmt: skip
 
 # --------------------------------------------------------------------------------- the records
@@ -118,6 +119,7 @@ ORDER = {
     "attnjax.core": 1,
     "attnjax": 2,  # the public names
     "attnjax.ops": 2,
+    "attnjax.parallel": 2,
     "attnjax.catalogue": 3,
     "attnjax.decode": 4,
     "attnjax.probes": 4,

@@ -21,7 +21,7 @@ import pytest
 import attnjax.core.call
 import attnjax.core.linear
 import attnjax.ops.numerics
-from attnjax import Blockwise, Chunked, masks
+from attnjax import Blockwise, Chunked, explain, masks, parallel
 from attnjax.catalogue import VARIANTS
 from tests.oracles import ORACLES
 
@@ -330,6 +330,68 @@ def test_gradients_flow_back_through_the_states(variant):
         slope = lambda f: jax.jit(jax.grad(lambda x: (f(x) ** 2).sum()))(given)
         parts = in_segments(variant, args, "tiles", (4, 5))
         close_trees(slope(parts), slope(bound(variant, args, "tiles")), 1e-9)
+
+
+# ----------------------------------------------------------------------------- many devices
+
+MESHES = {"line": jax.make_mesh((8,), ("sp",)), "square": jax.make_mesh((4, 2), ("ring", "head"))}
+STRATEGIES = {
+    "attend": (
+        ("line", parallel.Ring("sp")),
+        ("square", parallel.Ulysses("head")),
+        ("line", parallel.Ring("sp", "zigzag")),
+        ("line", parallel.AllGather("sp")),
+        ("square", parallel.USP("ring", "head")),
+        ("line", parallel.Ring("sp", "striped")),
+        ("square", parallel.USP("ring", "head", "zigzag")),
+        ("square", parallel.Ulysses("head", "striped")),
+        ("line", parallel.AllGather("sp", "zigzag")),
+    ),
+    "attend_selected": (("line", parallel.AllGather("sp")),),
+    "linear_attend": (("line", parallel.LASP2("sp")), ("line", parallel.LASP2("sp", "zigzag"))),
+}
+
+
+def engines(variant):
+    """The engines that a call of the variant goes to."""
+    headlines = explain(variant.fn, **variant.sample()).calls
+    return {headline.split(":")[0] for headline, _ in headlines}
+
+
+def strategies(variant):
+    selects = engines(variant) & {"attend_selected", "selected_state"}
+    return STRATEGIES["attend_selected" if selects else variant.engine]
+
+
+def in_turn(share):
+    """Every `share`-th variant with a strategy of its engine, by turns; with each of them if ALL."""
+    cases = []
+    for i, variant in enumerate(VARIANTS[:: 1 if ALL else share]):
+        some = strategies(variant)
+        cases += [(variant, *each) for each in (some if ALL else some[i % len(some) :][:1])]
+    name = lambda strategy: "-".join(str(x) for x in vars(strategy).values() if x)
+    return pytest.mark.parametrize(
+        ("variant", "mesh", "strategy"),
+        [pytest.param(*c, id=f"{type(c[2]).__name__}-{name(c[2])}-{c[0].name}") for c in cases],
+    )
+
+
+@in_turn(3)
+def test_eight_devices_equal_one_in_value_and_gradient(variant, mesh, strategy):
+    needs(variant, "impl")
+    obeys(variant, "devices")
+    with jax.enable_x64():
+        args = variant.sample(seed=18)
+        given = cast(arrays(args), jnp.float64)
+
+        def value_and_pull(fn):
+            both = lambda x: (lambda out, pull: (out, pull(jnp.sin(3 * out))))(*jax.vjp(fn, x))
+            return jax.jit(both)(given)
+
+        rest = others(args)
+        spread = parallel.shard(variant.fn, MESHES[mesh], strategy)
+        got = value_and_pull(lambda x: spread(**x, **rest))
+        close_trees(got, value_and_pull(bound(variant, args, "truth")), 1e-10)
 
 
 # ------------------------------------------------------------------------- what must not leak

@@ -95,7 +95,7 @@ def pad(call: Call, T: int, S: int) -> Call:
 
 def _alike(call: Call) -> tuple[Inputs, Call]:
     """The call taken apart; what differs between devices at all does so everywhere."""
-    x, rest = sweep.split(call)
+    x, rest = sweep.split(call.scaled())
     return varying(x, (x, rest)), rest
 
 

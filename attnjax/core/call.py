@@ -21,7 +21,7 @@ from attnjax.typing import Array
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "q", "k", "v", "v_table", "mods", "normalizer", "mask",
+        "q", "k", "v", "scale", "v_table", "mods", "normalizer", "mask",
         "q_positions", "k_positions", "q_poison", "k_poison", "selection",
     ],
     meta_fields=["shape", "dtype"],
@@ -30,7 +30,8 @@ from attnjax.typing import Array
 class Call:
     """Arguments of `attend` in the layout of the tiles, in the working dtype.
 
-    q          (B,N,T,H), times scale       k (B,K,S,H)       v (B,K,S,D)
+    q          (B,N,T,H)       k (B,K,S,H)       v (B,K,S,D)
+    scale      (), what q is yet to be multiplied by
     v_table    (R,D), the relative part of the values, or None
     dtype      that of the caller's q, k and v, and of the result
     q_poison   (B,N,T,1), k_poison (B,N,1,S): zero, or NaN where q, k or v held a NaN or an
@@ -44,6 +45,7 @@ class Call:
     q: Array
     k: Array
     v: Array
+    scale: Array
     v_table: Array | None
     mods: tuple[Mod, ...]
     normalizer: Normalizer
@@ -62,6 +64,10 @@ class Call:
         if self.selection is None:
             raise ValueError("attend: the call selects no blocks")
         return self.selection
+
+    def scaled(self) -> "Call":
+        """The call with q multiplied by scale."""
+        return replace(self, q=self.q * self.scale, scale=jnp.ones_like(self.scale))
 
     @property
     def whole(self) -> Tile:
@@ -287,12 +293,12 @@ def prepare(
     if scale is None:
         scale = z.H**-0.5 if z.H else 1.0
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
-    q = (q.astype(dtype) * jnp.asarray(scale, dtype)).transpose(0, 2, 1, 3)
     heads = None if selection is None else (z.B, selection.indices.shape[1])
     return Call(
-        q=q,
+        q=q.astype(dtype).transpose(0, 2, 1, 3),
         k=k.astype(dtype).transpose(0, 2, 1, 3),
         v=v.astype(dtype).transpose(0, 2, 1, 3),
+        scale=jnp.asarray(scale, dtype),
         v_table=None if v_table is None else v_table.astype(dtype),
         mods=tuple(m.laid_out(z, dtype, tokens) for m in mods),
         normalizer=normalizer.laid_out(z, dtype),

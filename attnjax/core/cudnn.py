@@ -47,7 +47,7 @@ class CuDNN:
 
     def run(self, call: Call) -> Array:
         """The weighted sum of values, (B,N,T,D)."""
-        z = call.shape
+        z, call = call.shape, call.scaled()
         rows = lambda x: x.transpose(0, 2, 1, 3).astype(call.dtype)
         bias = None
         if call.mods:

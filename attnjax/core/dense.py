@@ -28,7 +28,7 @@ def _weights(call: Call) -> Array:
 
 
 def _unnormalized(call: Call) -> tuple[Array, Array, Rows]:
-    tile = call.whole
+    call, tile = call.scaled(), call.whole
     ok = allowed(call.mask, tile)
     if call.selection is not None:
         seen = visible(call)

@@ -97,7 +97,7 @@ def reduce_rows(
     """
     q, k = lax.stop_gradient((q, k))
     v = jnp.zeros((*k.shape[:3], 0), k.dtype)
-    call = prepare(q, k, v, mods, mask, normalizers.softmax, scale, None, None)
+    call = prepare(q, k, v, mods, mask, normalizers.softmax, scale, None, None).scaled()
     z = call.shape
     most = min(_ROWS, z.T + block_q - 1, _SCORES // (z.B * z.N * z.S))
     rows = block_q * max(1, most // block_q)
@@ -143,6 +143,7 @@ def runs(x: Float[Array, "B S K H"], length: int, stride: int) -> Float[Array, "
     last token, and `mask_of_runs` hides it.
     """
     at = stride * np.arange(count_runs(x.shape[1], length, stride))[:, None] + np.arange(length)
+    at = at.astype(np.int32)  # XLA's partitioner fails on 64 bits here
     return jnp.take(jnp.where(jnp.isfinite(x), x, 0), at, axis=1, mode="clip")
 
 

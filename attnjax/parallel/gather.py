@@ -9,15 +9,15 @@ arXiv:2407.21783, section 3.3.2.
 
 from dataclasses import dataclass, replace
 
-import jax.numpy as jnp
 from jax import lax
 
 from attnjax.core import masks
 from attnjax.core.attend import choose, choose_state
-from attnjax.core.call import Call, along_tokens, clean
+from attnjax.core.call import Call, along_tokens
 from attnjax.core.choice import Impl
 from attnjax.core.normalizers import State
 from attnjax.parallel.layouts import Layout, check_layout
+from attnjax.parallel.moves import sent, with_poison, without_poison
 from attnjax.parallel.shared import Lengths, Shared
 from attnjax.typing import Array
 
@@ -74,31 +74,32 @@ class AllGather:
             inside = masks.prefix(S)
             mask, S = (inside if mask is None else mask & inside) if S < whole else mask, whole
 
-        def gather(x: Array, axis: int) -> Array:
-            if x.shape[axis] == z.S:  # a pair operand has all columns
-                x = lax.all_gather(x, self.axis, axis=axis, tiled=True)
+        def arrange(x: Array, axis: int) -> Array:
             if self.layout != "given":
                 x = tokens.in_text_order(x, axis)
             return lax.slice_in_dim(x, 0, S, axis=axis)
 
-        bad = jnp.swapaxes(call.k_poison[:, :: z.N // z.K], 2, 3)
-        narrow = replace(
-            call,
-            k=(call.k + bad).astype(call.dtype),  # a NaN travels in its row
-            v=call.v.astype(call.dtype),
-            k_poison=None,
-        )
-        inside = along_tokens(narrow, lambda x, axis: x, gather)
-        k, bad = clean(inside.k)
+        def gather(x: Array, axis: int) -> Array:
+            if x.shape[axis] != z.S:  # a pair operand has all columns
+                return arrange(x, axis)
+            return arrange(lax.all_gather(x, self.axis, axis=axis, tiled=True), axis)
+
+        def narrow(x: Array) -> Array:
+            move = lambda x: lax.all_gather(x, self.axis, axis=2, tiled=True)
+            return arrange(sent(move, call.dtype, x), 2)
+
+        inside = replace(call, k=None, v=None, k_poison=None)
+        inside = along_tokens(inside, lambda x, axis: x, gather)
+        k, k_poison = without_poison(narrow(with_poison(call.k, call.k_poison)), z.N)
         q_positions = call.q_positions
         if q_positions is None:
             q_positions = tokens.positions(z.T)
         return replace(
             inside,
-            k=k.astype(call.k.dtype),
-            v=inside.v.astype(call.v.dtype),
+            k=k,
+            v=narrow(call.v),
             mask=mask,
             q_positions=q_positions,
-            k_poison=jnp.repeat(bad.astype(call.k.dtype), z.N // z.K, axis=1)[:, :, None, :],
+            k_poison=k_poison,
             shape=replace(z, S=S),
         )

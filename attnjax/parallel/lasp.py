@@ -75,13 +75,22 @@ class LASP2:
         memory, written, transition = varying(
             (call.memory, written, transition), (call, lax.axis_index(self.axis))
         )
-        before, last = _states(place, memory, own(written), own(transition))
+        summary = memory, own(written), own(transition)
         if call.block is None:
-            (out, _) = chunked.run(replace(call, memory=last, k=call.k[:, :0], v=call.v[:, :0],
-                                           log_decay=None, beta=None))  # fmt: skip
-            return out, last
-        out, _ = chunked.run(replace(alone, memory=before.reshape(count * B, *before.shape[2:])))
-        return _in_a_row(out, count), last
+            last = _after_all(place, *summary)
+            nothing = replace(call, k=call.k[:, :0], v=call.v[:, :0], log_decay=None, beta=None)
+            return chunked.run(replace(nothing, memory=last))
+        before = _before_each(place, *summary)
+        out, after = chunked.run(
+            replace(alone, memory=before.reshape(count * B, *before.shape[2:]))
+        )
+        return _in_a_row(out, count), self._last(place, own(after))
+
+    def _last(self, place: "_Place", after: Array) -> Array:
+        """The state after the last of all runs, from the device that has it; (runs,B,N,H,D)."""
+        device, run = divmod(place.rank[-1], place.count)
+        here = lax.axis_index(self.axis) == device
+        return lax.psum(jnp.where(here, after[run], 0.0), self.axis)
 
     def _without_padding(self, call: Call) -> Call:
         """Tokens beyond the last one write nothing and fade nothing."""
@@ -171,18 +180,11 @@ def _mine(place: _Place, every: Array) -> Array:
     return every[jnp.asarray(back)[lax.axis_index(place.axis)]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _states(place: _Place, first: Array, written: Array, transition: Array):
-    """The state before each run here (count,B,N,H,D), and the one after all tokens (B,N,H,D)."""
-    return _states_fwd(place, first, written, transition)[0]
-
-
-def _states_fwd(place: _Place, first: Array, written: Array, transition: Array):
-    D = written.shape[-1]
-    factor = transition.shape[-2:]
-    flat = transition.reshape(*transition.shape[:3], -1)  # one array, one collective
-    packed = jnp.concatenate([written.reshape(*written.shape[:3], -1), flat], axis=-1)
-    packed = _gathered(place, packed)
+    """The states before each of all runs (P runs,B,N,H,D), the last one, and all transitions."""
+    D, factor = written.shape[-1], transition.shape[-2:]
+    flat = lambda x: x.reshape(*x.shape[:3], -1)  # one array, one collective
+    packed = _gathered(place, jnp.concatenate([flat(written), flat(transition)], axis=-1))
     size = written.shape[-2] * D
     every = packed[..., :size].reshape(*packed.shape[:3], -1, D)
     moves = packed[..., size:].reshape(*packed.shape[:3], *factor)
@@ -191,16 +193,11 @@ def _states_fwd(place: _Place, first: Array, written: Array, transition: Array):
         return _apply(run[1], state) + run[0], state
 
     last, before = lax.scan(step, varying(first, packed), (every, moves))
-    return (_mine(place, before), last), (moves, before)
+    return before, last, moves
 
 
-def _states_bwd(place: _Place, residuals, cotangents):
-    moves, before = residuals
-    d_before, d_last = cotangents
-    # One collective: d_last is a share on each device, their sum is the gradient
-    packed = lax.all_gather(jnp.concatenate([d_before, d_last[None]]), place.axis)
-    d_last = packed[:, -1].sum(axis=0)
-    d_before = packed[:, :-1].reshape(-1, *d_last.shape)[np.array(place.rank)]
+def _gradients(place: _Place, before: Array, moves: Array, d_before: Array, d_last: Array):
+    """Gradients of `_states`' arguments, from those of all states, alike on all devices."""
 
     def step(d_after: Array, run: tuple[Array, Array, Array]):
         d_own, move, state = run
@@ -220,4 +217,39 @@ def _states_bwd(place: _Place, residuals, cotangents):
     return jnp.where(one, d_first, 0.0), _mine(place, d_written), _mine(place, d_moves)
 
 
-_states.defvjp(_states_fwd, _states_bwd)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _before_each(place: _Place, first: Array, written: Array, transition: Array) -> Array:
+    """The state before each run here, (runs,B,N,H,D)."""
+    return _mine(place, _states(place, first, written, transition)[0])
+
+
+def _before_each_fwd(place: _Place, first: Array, written: Array, transition: Array):
+    before, _, moves = _states(place, first, written, transition)
+    return _mine(place, before), (before, moves)
+
+
+def _before_each_bwd(place: _Place, residuals, d: Array):
+    d_before = _gathered(place, d)
+    return _gradients(place, *residuals, d_before, jnp.zeros_like(d_before[0]))
+
+
+_before_each.defvjp(_before_each_fwd, _before_each_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _after_all(place: _Place, first: Array, written: Array, transition: Array) -> Array:
+    """The state after all tokens, (B,N,H,D), on every device."""
+    return _states(place, first, written, transition)[1]
+
+
+def _after_all_fwd(place: _Place, first: Array, written: Array, transition: Array):
+    before, last, moves = _states(place, first, written, transition)
+    return last, (before, moves)
+
+
+def _after_all_bwd(place: _Place, residuals, d: Array):
+    d_last = lax.all_gather(d, place.axis).sum(axis=0)  # of the queries of all devices
+    return _gradients(place, *residuals, jnp.zeros_like(residuals[0]), d_last)
+
+
+_after_all.defvjp(_after_all_fwd, _after_all_bwd)

@@ -30,7 +30,6 @@ from attnjax.parallel.ring import Ring
 from attnjax.parallel.ulysses import USP, Ulysses
 from attnjax.typing import Array
 
-_POSITIONS = ("q_positions", "k_positions")
 _FAR = 2**30  # beyond every position
 
 Strategy = Ring | Ulysses | USP | AllGather | LASP2
@@ -103,7 +102,8 @@ class On:
             T = -(-max(z.T, share) // step) * step
         mask, true_S = call.mask, z.S
         if call.k_positions is not None and S > z.S:  # padding lies beyond all positions
-            call = replace(call, k_positions=_padded(call.k_positions, 0, S, _FAR))
+            at = call.k_positions.ndim - 1
+            call = replace(call, k_positions=_padded(call.k_positions, at, S, _FAR))
             mask, true_S = masks.prefix(_FAR) if mask is None else mask & masks.prefix(_FAR), S
         strategy = replace(self.strategy, lengths=(z.T, true_S))
         rows, columns = self._parts(T), self._parts(S)
@@ -156,7 +156,10 @@ class On:
             return along(s if kind.startswith("key") else t)
 
         rows = {name: along(2) for name in ("q", "k", "v", "q_poison")}
-        at = {n: None if getattr(call, n) is None else along(0) for n in _POSITIONS}
+        at = {
+            name: None if (x := getattr(call, name)) is None else along(x.ndim - 1)
+            for name in ("q_positions", "k_positions")
+        }
         return replace(
             jax.tree.map(lambda _: PartitionSpec(), call),
             **rows,

@@ -24,7 +24,7 @@ from jax.core import Tracer
 
 from attnjax.core import masks, normalizers, sweep, tiles
 from attnjax.core.blockwise import Blockwise
-from attnjax.core.call import Call, along_tokens, clean
+from attnjax.core.call import Call, along_tokens
 from attnjax.core.manual import varying
 from attnjax.core.masks import EMPTY, Mask
 from attnjax.core.mods import group_of
@@ -33,6 +33,7 @@ from attnjax.core.schedule import choose_blocks, plan, whole_groups
 from attnjax.core.selected import Of
 from attnjax.core.sweep import Grads, Inputs, Part
 from attnjax.parallel.layouts import Layout, check_layout, run_starts, runs
+from attnjax.parallel.moves import with_poison, without_poison
 from attnjax.parallel.shared import Lengths, Shared
 from attnjax.typing import Array
 
@@ -195,7 +196,7 @@ def walk(call: Call, tokens: Shared, inner: Blockwise) -> State:
     block_k = whole_groups(min(inner.block_k or block_k, z.S), group)
     hops = hops_of(mask, tokens, z.T, z.S, known and followed)
     static = _Walk(tokens, hops, block_q, block_k, known)
-    call = replace(call, mask=mask, q_positions=q_positions)
+    call = replace(call.scaled(), mask=mask, q_positions=q_positions)
     call = _padded(call, P, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
     x, rest = sweep.split(call)
     index = lax.axis_index(static.axis)
@@ -239,10 +240,8 @@ def _columns(kind: str, x: Array, rest: Call) -> int | None:
 
 
 def _packed(x: Inputs, rest: Call) -> _Keys:
-    G = rest.shape.N // rest.shape.K
-    bad = jnp.swapaxes(rest.k_poison[:, ::G], -1, -2)
     return _Keys(
-        (x.k + bad).astype(rest.dtype),
+        with_poison(x.k, rest.k_poison).astype(rest.dtype),
         x.v.astype(rest.dtype),
         _each(rest, lambda kind, a: a if _rides_with_keys(kind) else None, x.operands),
         rest.k_positions,
@@ -252,10 +251,8 @@ def _packed(x: Inputs, rest: Call) -> _Keys:
 def _part(static: _Walk, x: Inputs, rest: Call, keys: _Keys, source: Array) -> Part:
     """The queries here with the keys of device `source`."""
     z = rest.shape
-    k, bad = clean(keys.k)
-    dtype = x.q.dtype
-    S = k.shape[2]
-    bad = jnp.repeat(bad.astype(dtype), z.N // z.K, axis=1)[:, :, None, :]
+    dtype, S = x.q.dtype, keys.k.shape[2]
+    k, k_poison = without_poison(keys.k.astype(dtype), z.N)
 
     def operand(kind: str, own: Array, walked: Array | None) -> Array:
         axis = _columns(kind, own, rest)
@@ -270,11 +267,11 @@ def _part(static: _Walk, x: Inputs, rest: Call, keys: _Keys, source: Array) -> P
     at = None if rest.q_positions is None else rest.q_positions[: z.T]
     schedule = plan(rest.mask, z, static.block_q, static.block_k, at, positions[: z.S])
     x = x._replace(
-        k=k.astype(dtype),
+        k=k,
         v=keys.v.astype(dtype),
         operands=_each(rest, operand, x.operands, keys.operands),
     )
-    rest = replace(rest, k_positions=positions, k_poison=bad)
+    rest = replace(rest, k_positions=positions, k_poison=k_poison)
     return Part(x, rest, (schedule,))
 
 

@@ -24,6 +24,7 @@ from attnjax.core.normalizers import State
 from attnjax.core.selected import Of
 from attnjax.parallel import ring
 from attnjax.parallel.layouts import Layout, check_layout
+from attnjax.parallel.moves import sent, with_poison, without_poison
 from attnjax.parallel.shared import Lengths, Shared, axis_size
 from attnjax.typing import Array
 
@@ -159,8 +160,11 @@ def exchanged(call: Call, axis: str, P: int) -> Call:
     index = lax.axis_index(axis)
     swap = lambda x, head, token: _swapped(x, axis, P, head, token)
 
+    def thin(x: Array) -> Array:
+        return sent(lambda x: swap(x, 1, 2), call.dtype, x)
+
     def of_keys(x: Array) -> Array:
-        return swap(jnp.repeat(x, repeat, axis=1) if repeat > 1 else x, 1, 2)
+        return thin(jnp.repeat(x, repeat, axis=1) if repeat > 1 else x)
 
     def operand(kind: str, x: Array) -> Array:
         t, s = tiles.along(kind, x)
@@ -168,16 +172,13 @@ def exchanged(call: Call, axis: str, P: int) -> Call:
         return swap(x, 2 if kind.endswith("features") else 1, token)
 
     gather = lambda x: None if x is None else lax.all_gather(x, axis, tiled=True)
-    narrow = lambda x, bad: (x + bad).astype(call.dtype)  # a NaN travels in its row
-    G = z.N // z.K
-    k, k_bad = clean(of_keys(narrow(call.k, jnp.swapaxes(call.k_poison[:, ::G], 2, 3))))
-    K = k.shape[1]
-    heads = lambda bad: jnp.repeat(bad.astype(call.q.dtype), z.N // P // K, axis=1)[:, :, None, :]
+    q, q_bad = clean(thin(call.q + call.q_poison))
+    k, k_poison = without_poison(of_keys(with_poison(call.k, call.k_poison)), z.N // P)
     return replace(
         call,
-        q=swap(call.q, 1, 2),
-        k=k.astype(call.k.dtype),
-        v=of_keys(call.v.astype(call.dtype)).astype(call.v.dtype),
+        q=q,
+        k=k,
+        v=of_keys(call.v),
         mods=tuple(
             replace(m, operands=tuple(map(operand, m.kinds, m.operands))) for m in call.mods
         ),
@@ -185,9 +186,9 @@ def exchanged(call: Call, axis: str, P: int) -> Call:
         mask=_of_heads(call.mask, index * (z.N // P), z.N // P),
         q_positions=gather(call.q_positions),
         k_positions=gather(call.k_positions),
-        q_poison=swap(call.q_poison, 1, 2),
-        k_poison=heads(k_bad),
-        shape=replace(z, T=z.T * P, S=z.S * P, N=z.N // P, K=K),
+        q_poison=q_bad[..., None].astype(q.dtype),
+        k_poison=k_poison,
+        shape=replace(z, T=z.T * P, S=z.S * P, N=z.N // P, K=k.shape[1]),
     )
 
 
