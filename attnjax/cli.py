@@ -1,15 +1,16 @@
-"""The command line: the table of papers, what a mechanism is, and what runs it."""
+"""The command line: the table of papers, what a mechanism is, what runs it, and on many devices."""
 
 import difflib
+import functools
 import inspect
 import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -17,6 +18,8 @@ from rich.table import Table
 
 import attnjax
 from attnjax.catalogue import PAPERS, STATUSES, VARIANTS, Paper
+from attnjax.parallel.balance import balance
+from attnjax.parallel.planning import plan
 from attnjax.variant import Variant
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
@@ -88,7 +91,13 @@ def explain(name: Name) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code, 2 for a mistake in the arguments."""
-    commands = {"papers": papers, "show": show, "explain": explain}
+    commands = {
+        "papers": papers,
+        "show": show,
+        "explain": explain,
+        "balance": _checked(balance),
+        "plan": _checked(plan),
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m attnjax", description=__doc__, args=args
@@ -100,6 +109,19 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _checked(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with numbers that it refuses told as mistakes of the person who typed them."""
+
+    @functools.wraps(command)
+    def checked(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    return checked
 
 
 # ------------------------------------------------------------------------------------ look-ups

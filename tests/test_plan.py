@@ -106,12 +106,12 @@ def test_usp_has_the_ring_and_ulysses_at_its_ends(P, mask):
 
 def test_bytes_of_lasp2():
     a = Attention(1, 2**21, 2**21, 16, 16, 128, 128)
-    # 63 states of 16 heads x (128 x 128 + 1) numbers of 4 bytes; backward 63 x 2 states
+    # 63 states of 16 heads x (128 x 128 + 1) numbers of 4 bytes; backward 63 states
     cost = costs.lasp2(a, 64)
-    assert (cost.forward_bytes, cost.backward_bytes) == (66_064_320, 132_120_576)
+    assert (cost.forward_bytes, cost.backward_bytes) == (66_064_320, 66_060_288)
     assert (cost.forward_steps, cost.backward_steps) == (1, 1)
     zigzag = costs.lasp2(a, 64, runs=2)
-    assert (zigzag.forward_bytes, zigzag.backward_bytes) == (132_128_640, 198_180_864)
+    assert (zigzag.forward_bytes, zigzag.backward_bytes) == (132_128_640, 132_120_576)
     per_head = {"none": 16385, "head": 16385, "channel": 16512, "delta": 32768}
     for decay, numbers in per_head.items():
         assert costs.lasp2(a, 64, decay=decay).forward_bytes == 63 * 16 * numbers * 4
@@ -299,7 +299,7 @@ def test_links_between_nodes_are_slower():
 
 def test_lasp2_beats_states_in_turn_and_a_ring_of_keys():
     a = Attention(1, 2**21, 2**21, 16, 16, 128, 128)
-    for machine in (Machine(64, 400e12, 200e9), replace(FAR, latency=5e-5)):
+    for machine in (Machine(64, 400e12, 200e9), replace(FAR, latency=2e-5)):
         found = times(a, machine, kind="linear")
         assert found["lasp2 contiguous"] < found["lasp"]
         assert found["lasp2 contiguous"] < found["ring zigzag"] / 20
@@ -316,10 +316,10 @@ def test_states_in_turn_wait_for_latency():
     more = lambda name: late[name].time - near[name].time
     assert more("lasp2 contiguous") == pytest.approx(2 * 1e-4)  # one collective each way
     assert more("lasp") == pytest.approx(2 * 63 * 1e-4)
-    # without latency the bytes remain: 63 states in turn each way; 63 at once, backward twice 63
+    # without latency the bytes remain: 63 states each way, in turn or at once
     state = 16 * 128 * 128 * 4 / 200e9
     assert near["lasp"].communication == pytest.approx(126 * state)
-    assert near["lasp2 contiguous"].communication == pytest.approx(189 * state, rel=1e-4)
+    assert near["lasp2 contiguous"].communication == pytest.approx(126 * state, rel=1e-4)
 
 
 def test_ulysses_computes_linear_attention_as_one_device_does():

@@ -7,7 +7,7 @@ With t = T/P, s = S/P, h hops around a ring, Kx = lcm(K, P), k = B s (H + D) for
     all-gather   (P - 1) K k b                               (P - 1) K k b'
     ulysses      (P-1)/P (B t N (H + D) + Kx k) b            (P-1)/P (B t N (D b + H b') + Kx k b')
     usp          ulysses over U devices, then the ring over R = P/U with Kx/U heads
-    lasp2        (P - 1) r B N (H D + A) b'                  (P - 1) (r + 1) B N H D b'
+    lasp2        (P - 1) r B N (H D + A) b'                  (P - 1) r B N H D b'
     lasp         B N H D b'                                  B N H D b'
 
 b and b' are the bytes of an element and of what is summed (gradients and states); r runs of tokens
@@ -303,8 +303,7 @@ def lasp2_forward_bytes(a: Attention, P: int, runs: int = 1, decay: Decay = "non
 
 
 def lasp2_backward_bytes(a: Attention, P: int, runs: int = 1) -> int:
-    """The gradient of the state after all tokens goes along with those of the runs."""
-    return (P - 1) * (runs + 1) * state_bytes(a)
+    return (P - 1) * runs * state_bytes(a)
 
 
 def linear_flops(a: Attention, P: int) -> float:
