@@ -148,9 +148,11 @@ ENTRY %main (x: f32[4,16]) -> f32[16,16] {{
         ("[2,4]<=[8]", 3),
         ("[4,2]<=[2,4]T(1,0)", 1),
         ("[1,8]<=[8]", 7),
+        ("mesh['r'=2,'h'=4] {'h'}", 3),  # since JAX 0.12
+        ("mesh['r'=2,'h'=4] {'r','h'}", 7),
     ],
 )
-def test_both_forms_of_groups(groups, others):
+def test_every_form_of_groups(groups, others):
     assert sent(GATHER.format(groups)).get("all-gather", 0) == others * LOCAL
 
 

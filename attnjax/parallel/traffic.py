@@ -125,9 +125,12 @@ def _group_size(instruction: "_Instruction", devices: int) -> int:
     if re.match(r"\{[{}\d, ]*\}", text):
         groups = re.findall(r"\{([\d, ]+)\}", instruction.braces("replica_groups"))
         return max((group.count(",") + 1 for group in groups), default=devices)
+    if mesh := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", text):  # mesh['a'=4,'b'=2] {'b'}
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        return prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
     if not text:
         return devices
-    expected = "expected {{0,1},..} or [groups,size]<=[devices]"
+    expected = "expected {{0,1},..}, [groups,size]<=[devices] or mesh['axis'=size] {'axis'}"
     raise ValueError(
         f"compiled_text: {instruction.name} has replica_groups={text[:40]}, {expected}"
     )
