@@ -364,7 +364,7 @@ def strategies(variant):
 
 
 def in_turn(share):
-    """Every `share`-th variant with a strategy of its engine, by turns; with each of them if ALL."""
+    """Every `share`-th variant with a strategy of its engine, by turns; with all of them if ALL."""
     cases = []
     for i, variant in enumerate(VARIANTS[:: 1 if ALL else share]):
         some = strategies(variant)
@@ -376,6 +376,7 @@ def in_turn(share):
     )
 
 
+@pytest.mark.usefixtures("fresh_programs")
 @in_turn(3)
 def test_eight_devices_equal_one_in_value_and_gradient(variant, mesh, strategy):
     needs(variant, "impl")

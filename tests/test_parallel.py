@@ -34,6 +34,8 @@ from attnjax.parallel.layouts import order
 from attnjax.parallel.ring import Hops, hops_of
 from attnjax.parallel.shared import Shared
 
+pytestmark = pytest.mark.usefixtures("fresh_programs")
+
 B, T, N, K, H, D = 2, 32, 4, 2, 8, 6
 LINE = Mesh(np.array(jax.devices()[:8]), ("sp",), axis_types=(AxisType.Auto,))
 PAIR = Mesh(np.array(jax.devices()[:2]), ("sp",), axis_types=(AxisType.Auto,))
@@ -268,6 +270,49 @@ def test_states_are_those_of_all_keys(name):
     close(got, jnp.swapaxes(want.values / want.sums[0], 1, 2), 3e-6)
 
 
+def test_engines_run_on_the_batches_of_many_devices():
+    """Without any strategy, inside shard_map with its check on: loops, gradients of replicas."""
+    with jax.enable_x64():
+        given = jax.tree.map(lambda x: jnp.concatenate([x] * 4) if x.ndim > 2 else x, drawn(seed=8))
+        given = {**given, "decay": given["log_f"], "pair": given["pair"][:N]}
+
+        def run(x, impl, linear):
+            a = op({**x, "pair": x["pair"] * 0.5}, impl)
+            chosen = every_block(x["q"].shape[0], T // 4, T // 4)
+            b = attend_selected(x["q"], x["k"], x["v"], chosen, block_q=4, block_k=4)
+            c = linear_attend(x["q"], x["k"], x["v"], log_decay=x["decay"], impl=linear)
+            return jnp.concatenate([a, b, c], axis=-1)
+
+        specs = {n: P() if n in ("table", "sink", "pair") else P("sp") for n in given}
+        for linear in ("chunked", None):
+            inside = jax.shard_map(
+                functools.partial(run, impl="blockwise", linear=linear), mesh=LINE,
+                in_specs=(specs,), out_specs=P("sp"),
+            )  # fmt: skip
+            close(both(inside)(given), both(lambda x: run(x, "dense", "recurrent"))(given), 1e-9)
+
+
+def test_padding_of_linear_attention_writes_nothing_whatever_it_holds():
+    q, k, v = (
+        jax.random.normal(key, (1, 16, 2, 4)) for key in jax.random.split(jax.random.key(0), 3)
+    )
+    log_decay, beta = -jax.nn.softplus(q[..., 0]), jax.nn.sigmoid(k[..., 0])
+    want = linear_attend(*(x[:, :13] for x in (q, k, v)), log_decay=log_decay[:, :13],
+                         beta=beta[:, :13], return_state=True)  # fmt: skip
+
+    def inside(q, k, v, log_decay, beta):
+        strategy = LASP2("sp", "zigzag", lengths=(13, 13))
+        gates = {"log_decay": log_decay, "beta": beta}
+        return linear_attend(q, k, v, **gates, impl=strategy, return_state=True)
+
+    at, split = order("zigzag", 8, 16), P(None, "sp")
+    run = jax.shard_map(
+        inside, mesh=LINE, in_specs=split, out_specs=(split, P()), check_vma=False
+    )  # fmt: skip
+    out, state = jax.jit(run)(*(x[:, at] for x in (q, k, v, log_decay, beta)))
+    close((out[:, np.argsort(at)][:, :13], state), want, 1e-5)
+
+
 # ---------------------------------------------------------------------------------- who walks
 
 
@@ -402,6 +447,16 @@ def test_keys_travel_in_their_own_dtype_and_heads_unrepeated():
     text = jax.jit(run).lower(*half).as_text()
     moved = set(re.findall(r"collective_permute.*-> tensor<(\S+)>", text))
     assert moved == {"1x4x8x16xbf16"}  # 4 key heads of 8 tokens
+
+
+def test_gradients_of_keys_are_added_before_they_are_rounded():
+    run, args, _ = wired("gather")
+    half = [jax.ShapeDtypeStruct(a.shape, jnp.bfloat16, sharding=a.sharding) for a in args]
+    slope = jax.grad(lambda *x: jnp.sum(run(*x).astype(jnp.float32)), (0, 1, 2))
+    text = jax.jit(slope).lower(*half).as_text()
+    gathered = re.findall(r"all_gather\"\(.*?-> tensor<\S+x(\w+)>", text)
+    scattered = re.findall(r"reduce_scatter\".*?-> tensor<\S+x(\w+)>", text, re.S)
+    assert set(gathered) == {"bf16"} and set(scattered) == {"f32"}
 
 
 def test_memory_of_a_ring_is_that_of_a_share():

@@ -311,8 +311,8 @@ def backward(
     def from_weights(cut: Cut, dA: Array, dL: Array | None):
         """Cotangents of the terms of the last pass."""
         df = product(dA, cut.v)
-        if x.v_table is not None:
-            by_distance = lambda w: tiles.sum_by_distance(w, x.v_table, cut.tile)
+        if (v_table := x.v_table) is not None:
+            by_distance = lambda w: tiles.sum_by_distance(w, v_table, cut.tile)
             df = df + jax.linear_transpose(by_distance, df)(dA)[0]
         return (df,) if dL is None else (df, jnp.broadcast_to(dL, df.shape))
 
@@ -415,9 +415,11 @@ def backward(
             grads = _visit(_tiles_of(schedule), visit, grads)
         return grads
 
-    zeros = jax.tree.map(jnp.zeros_like, (x.q, flip(x.k), flip(x.v), x.v_table, x.operands))
-    grads = fold_back(gradient_pass, Grads(*varying(zeros, everything), d_params))
-    return Inputs(grads.q, flip(grads.kT), flip(grads.vT), *grads[3:])
+    nothing = Grads(x.q, flip(x.k), flip(x.v), x.v_table, x.operands, params)
+    nothing = varying(jax.tree.map(jnp.zeros_like, nothing), everything)
+    grads = fold_back(gradient_pass, nothing._replace(params=d_params))
+    d_k, d_v = flip(grads.kT), flip(grads.vT)
+    return Inputs(grads.q, d_k, d_v, grads.v_table, grads.operands, grads.params)
 
 
 def _table_cotangent(v_table: Array | None, w: Array, dA: Array, tile: Tile) -> Array | None:

@@ -80,7 +80,7 @@ class LASP2:
             last = _after_all(place, *summary)
             nothing = replace(call, k=call.k[:, :0], v=call.v[:, :0], log_decay=None, beta=None)
             return chunked.run(replace(nothing, memory=last))
-        before = _before_each(place, *summary)
+        before: Array = _before_each(place, *summary)
         out, after = chunked.run(
             replace(alone, memory=before.reshape(count * B, *before.shape[2:]))
         )
@@ -99,33 +99,24 @@ class LASP2:
         if true == S * self.tokens.size:
             return call
         real = (self.tokens.positions(S) < true)[:, None, None]
-        keep = lambda x: None if x is None else jnp.where(real, x, 0)
-        return replace(
-            call, k=keep(call.k), log_decay=keep(call.log_decay), beta=keep(call.beta),
-            v=keep(call.v),
-        )  # fmt: skip
+        k, v, log_decay, beta = jax.tree.map(lambda x: jnp.where(real, x, 0), call.tokens)
+        return replace(call, k=k, v=v, log_decay=log_decay, beta=beta)
 
 
 def _by_run(call: Call, count: int) -> Call:
     """Each run of tokens as an example of its own: (B,t,...) -> (count B,t/count,...)."""
 
-    def split(x: Array | None) -> Array | None:
-        if x is None or count == 1:
-            return x
+    def split(x: Array) -> Array:
         x = x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0).reshape(-1, *x.shape[2:])
 
-    return replace(
-        call, q=split(call.q), k=split(call.k), v=split(call.v),
-        log_decay=split(call.log_decay), beta=split(call.beta),
-        memory=jnp.tile(call.memory, (count, 1, 1, 1)),
-    )  # fmt: skip
+    q, k, v, log_decay, beta = jax.tree.map(split, (call.q, *call.tokens))
+    memory = jnp.tile(call.memory, (count, 1, 1, 1))
+    return replace(call, q=q, k=k, v=v, log_decay=log_decay, beta=beta, memory=memory)
 
 
 def _in_a_row(x: Array, count: int) -> Array:
     """Undoes `_by_run` for outputs."""
-    if count == 1:
-        return x
     x = jnp.moveaxis(x.reshape(count, -1, *x.shape[1:]), 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
@@ -229,8 +220,9 @@ def _before_each_fwd(place: _Place, first: Array, written: Array, transition: Ar
 
 
 def _before_each_bwd(place: _Place, residuals, d: Array):
+    before, moves = residuals
     d_before = _gathered(place, d)
-    return _gradients(place, *residuals, d_before, jnp.zeros_like(d_before[0]))
+    return _gradients(place, before, moves, d_before, jnp.zeros_like(d_before[0]))
 
 
 _before_each.defvjp(_before_each_fwd, _before_each_bwd)
@@ -248,8 +240,9 @@ def _after_all_fwd(place: _Place, first: Array, written: Array, transition: Arra
 
 
 def _after_all_bwd(place: _Place, residuals, d: Array):
+    before, moves = residuals
     d_last = lax.all_gather(d, place.axis).sum(axis=0)  # of the queries of all devices
-    return _gradients(place, *residuals, jnp.zeros_like(residuals[0]), d_last)
+    return _gradients(place, before, moves, jnp.zeros_like(before), d_last)
 
 
 _after_all.defvjp(_after_all_fwd, _after_all_bwd)

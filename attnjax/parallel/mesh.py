@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from attnjax.core import masks, recurrent, tiles
@@ -39,8 +40,8 @@ Strategy = Ring | Ulysses | USP | AllGather | LASP2
 class On:
     """An implementation for global arrays under jit: `attend(..., impl=On(mesh, Ring("sp")))`.
 
-    Any T and S: tokens are padded to whole shares.  Arrays of any sharding; the result is split
-    over the strategy's axes along T.  Masks are those of the whole sequence.
+    Any T and S: tokens are padded to whole shares.  Arrays of any sharding, on a mesh that may have
+    other axes, too; masks are those of the whole sequence.
     """
 
     mesh: Mesh
@@ -76,80 +77,69 @@ class On:
         """What all keys leave behind for each query."""
         return self._run(call, "state")
 
-    @property
-    def _share(self) -> int:
-        """Lengths are padded to a multiple of this."""
-        tokens = self.strategy.tokens
-        P = int(np.prod([self.mesh.shape[axis] for axis in tokens.axes]))
-        return 2 * P  # two tokens at least: zigzag needs them, and an axis of one would broadcast
+    def _devices(self, axes: tuple[str, ...]) -> int:
+        return int(np.prod([self.mesh.shape[axis] for axis in axes]))
 
-    def _parts(self, length: int) -> np.ndarray:
+    def _order(self, length: int) -> np.ndarray | None:
+        """The order of the tokens on the devices; None: that of the text."""
         tokens = self.strategy.tokens
         outer = tokens.axes[: len(tokens.axes) - tokens.within]
-        parts = int(np.prod([self.mesh.shape[axis] for axis in outer]))
-        return order(tokens.layout, parts, length)
+        at = order(tokens.layout, self._devices(outer), length)
+        return None if tokens.layout == "contiguous" else at
 
     def _mapped(self, fn: Callable, specs: Any, out: Any) -> Callable:
-        mesh = Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=_auto(self.mesh))
-        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+        auto = (AxisType.Auto,) * len(self.mesh.axis_names)
+        mesh = Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=auto)
+        names = set(self.strategy.tokens.axes)  # other axes, of batches or heads, stay XLA's
+        return jax.shard_map(
+            fn, mesh=mesh, in_specs=specs, out_specs=out, axis_names=names, check_vma=False
+        )
 
     def _run(self, call: Call, method: str) -> Any:
-        z, share = call.shape, self._share
-        blocks = call.selection
-        T, S = (-(-n // share) * share for n in (z.T, z.S))
-        if blocks is not None:
-            step = share // 2 * blocks.block_q
-            T = -(-max(z.T, share) // step) * step
-        mask, true_S = call.mask, z.S
+        z, axes = call.shape, self.strategy.tokens.axes
+        P = self._devices(axes)
+        block = 1 if call.selection is None else call.selection.block_q
+        # two tokens at least: zigzag needs an even number, and an axis of one could broadcast
+        T, S = _rounded(max(_rounded(z.T, 2 * P), 2 * P), block * P), _rounded(z.S, 2 * P)
+        mask, known = call.mask, z.S
         if call.k_positions is not None and S > z.S:  # padding lies beyond all positions
-            at = call.k_positions.ndim - 1
-            call = replace(call, k_positions=_padded(call.k_positions, at, S, _FAR))
-            mask, true_S = masks.prefix(_FAR) if mask is None else mask & masks.prefix(_FAR), S
-        strategy = replace(self.strategy, lengths=(z.T, true_S))
-        rows, columns = self._parts(T), self._parts(S)
-        permuted = strategy.tokens.layout != "contiguous"
-
-        def laid(x: Array, axis: int, length: int, at: np.ndarray) -> Array:
-            x = _padded(x, axis, length)
-            return jnp.take(x, at, axis=axis) if permuted else x
-
+            at = _padded(call.k_positions, call.k_positions.ndim - 1, S, _FAR)
+            inside = masks.prefix(_FAR)
+            mask, known = inside if mask is None else mask & inside, S
+            call = replace(call, k_positions=at)
+        strategy = replace(self.strategy, lengths=(z.T, known))
+        rows, columns = self._order(T), self._order(S)
         call = along_tokens(
-            call, lambda x, axis: laid(x, axis, T, rows), lambda x, axis: laid(x, axis, S, columns)
+            call,
+            lambda x, axis: _taken(_padded(x, axis, T), rows, axis),
+            lambda x, axis: _taken(_padded(x, axis, S), columns, axis),
         )
-        call = replace(call, shape=replace(z, T=T // (share // 2), S=S // (share // 2)))
-        if blocks is not None:
-            if permuted:
+        call = replace(call, shape=replace(z, T=T // P, S=S // P))
+        if call.selection is not None:
+            if rows is not None:
                 raise ValueError("On: selected blocks need the layout 'contiguous'")
-            U = T // blocks.block_q
-            pad = lambda x: _padded(x, 2, U)
-            blocks = replace(blocks, indices=pad(blocks.indices), valid=pad(blocks.valid))
-            call = replace(call, selection=blocks)
+            pad = lambda x: _padded(x, 2, T // block)
+            call = replace(call, selection=jax.tree.map(pad, call.selection))
 
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(mask))
+        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(mask))
         given = replace(call, mask=mask if traced else None)  # a known mask shortens walks
 
         def local(call: Call) -> Any:
             call = call if traced else replace(call, mask=mask)
             return getattr(_checked(strategy, call), method)(call)
 
-        axes = strategy.tokens.axes
         row = PartitionSpec(None, None, axes)
-        n = call.normalizer
-        out: Any = row
-        if method == "state":
-            out = State(row, () if n.denominator is None else (row,), row)
+        sums = () if call.normalizer.denominator is None else (row,)
+        out: Any = row if method == "run" else State(row, sums, row)  # type: ignore[arg-type]
         result = self._mapped(local, (self._specs(given),), out)(given)
-        back = inverse(rows)[: z.T]
-        return jax.tree.map(
-            lambda x: jnp.take(x, back, axis=2) if permuted else x[:, :, : z.T], result
-        )
+        return jax.tree.map(lambda x: _untaken(x, rows, 2, z.T), result)
 
     def _specs(self, call: Call) -> Any:
         """How each array is split: along T, or along S; columns of pair operands are not."""
         axes = self.strategy.tokens.axes
-        along = lambda axis: (
-            PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, axes)
-        )
+
+        def along(axis: int | None) -> PartitionSpec:
+            return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, axes)
 
         def operand(kind: str, x: Array) -> PartitionSpec:
             t, s = tiles.along(kind, x)
@@ -171,44 +161,41 @@ class On:
             selection=jax.tree.map(lambda _: along(2), call.selection),
         )
 
-    def _run_linear(self, call: recurrent.Call) -> Any:
+    def _run_linear(self, call: recurrent.Call) -> tuple[Array, Array]:
         T, S = call.q.shape[1], call.k.shape[1]
-        step = self._share * (call.block or 1)
-        whole = lambda n: -(-n // step) * step
-        strategy = replace(self.strategy, lengths=(T, S))
-        rows, columns = self._parts(whole(T)), self._parts(whole(S))
-        permuted = strategy.tokens.layout != "contiguous"
-
-        def laid(x: Array | None, length: int, at: np.ndarray) -> Array | None:
-            if x is None:
-                return None
-            x = _padded(x, 1, length)
-            return jnp.take(x, at, axis=1) if permuted else x
-
-        keys = [laid(x, whole(S), columns) for x in (call.k, call.v, call.log_decay, call.beta)]
-        given = replace(
-            call, q=laid(call.q, whole(T), rows),
-            k=keys[0], v=keys[1], log_decay=keys[2], beta=keys[3],
-        )  # fmt: skip
-        along = PartitionSpec(None, strategy.tokens.axes)
+        axes = self.strategy.tokens.axes
+        step = 2 * self._devices(axes) * (call.block or 1)
+        strategy: Any = replace(self.strategy, lengths=(T, S))
+        rows, columns = self._order(_rounded(T, step)), self._order(_rounded(S, step))
+        of_keys = lambda x: _taken(_padded(x, 1, _rounded(S, step)), columns, 1)
+        k, v, log_decay, beta = jax.tree.map(of_keys, call.tokens)
+        q = _taken(_padded(call.q, 1, _rounded(T, step)), rows, 1)
+        given = replace(call, q=q, k=k, v=v, log_decay=log_decay, beta=beta)
+        along = PartitionSpec(None, axes)
         specs = replace(jax.tree.map(lambda _: along, given), memory=PartitionSpec())
-
-        def local(call: recurrent.Call) -> Any:
-            return _checked(strategy, call).run(call)
-
+        local = lambda call: _checked(strategy, call).run(call)
         out, memory = self._mapped(local, (specs,), (along, PartitionSpec()))(given)
-        back = inverse(rows)[:T]
-        return (jnp.take(out, back, axis=1) if permuted else out[:, :T]), memory
-
-
-def _auto(mesh: Mesh) -> tuple[AxisType, ...]:
-    return (AxisType.Auto,) * len(mesh.axis_names)
+        return _untaken(out, rows, 1, T), memory
 
 
 def _checked(strategy: Strategy, call: Any) -> Strategy:
     if (reason := strategy.supported(call)) is not None:
         raise ValueError(f"{strategy!r} does not run this call: {reason}")
     return strategy
+
+
+def _rounded(length: int, step: int) -> int:
+    return -(-length // step) * step
+
+
+def _taken(x: Array, at: np.ndarray | None, axis: int) -> Array:
+    return x if at is None else jnp.take(x, at, axis=axis)
+
+
+def _untaken(x: Array, at: np.ndarray | None, axis: int, length: int) -> Array:
+    """Undoes `_taken`, and cuts the padding off."""
+    x = x if at is None else jnp.take(x, inverse(at), axis=axis)
+    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
 
 
 def _padded(x: Array, axis: int, length: int, value: int = 0) -> Array:

@@ -154,7 +154,6 @@ class _Walk:
     hops: Hops
     block_q: int
     block_k: int
-    known: bool  # key positions follow from the layout
 
     @property
     def axis(self) -> str:
@@ -184,9 +183,9 @@ def walk(call: Call, tokens: Shared, inner: Blockwise) -> State:
     if S < z.S * tokens.size:
         inside = masks.prefix(S)
         mask = inside if mask is None else mask & inside
-    known, followed = call.k_positions is None, call.q_positions is None
     q_positions = call.q_positions
-    if followed:
+    followed = q_positions is None and call.k_positions is None
+    if q_positions is None:
         q_positions = tokens.positions_of(lax.axis_index(tokens.axes), z.T)
     group = group_of(call.mods)
     count = 1 if tokens.layout in ("given", "striped") else runs(tokens.layout, P, z.S)
@@ -194,8 +193,8 @@ def walk(call: Call, tokens: Shared, inner: Blockwise) -> State:
     block_q, block_k = choose_blocks(None, run, None, None, group)
     block_q = min(inner.block_q or block_q, z.T)
     block_k = whole_groups(min(inner.block_k or block_k, z.S), group)
-    hops = hops_of(mask, tokens, z.T, z.S, known and followed)
-    static = _Walk(tokens, hops, block_q, block_k, known)
+    hops = hops_of(mask, tokens, z.T, z.S, followed)
+    static = _Walk(tokens, hops, block_q, block_k)
     call = replace(call.scaled(), mask=mask, q_positions=q_positions)
     call = _padded(call, P, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
     x, rest = sweep.split(call)
@@ -261,7 +260,7 @@ def _part(static: _Walk, x: Inputs, rest: Call, keys: _Keys, source: Array) -> P
         return own if walked is None else walked
 
     positions = keys.positions
-    if static.known:
+    if positions is None:
         positions = static.tokens.positions_of(source, z.S)
         positions = jnp.pad(positions, (0, S - z.S), mode="edge")
     at = None if rest.q_positions is None else rest.q_positions[: z.T]
