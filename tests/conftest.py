@@ -15,21 +15,37 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import contextlib  # noqa: E402
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 
-@pytest.fixture
-def fresh_programs():
+@contextlib.contextmanager
+def uncached():
     """No program comes from the cache: XLA's CPU backend runs those of several devices wrongly.
 
     Read back from disk, a program with collectives in nested loops gives wrong numbers now and
     then (jaxlib 0.10.2); the same program just compiled never does.
     """
     used = jax.config.jax_enable_compilation_cache
-    for on in (False, used):
-        jax.config.update("jax_enable_compilation_cache", on)
-        compilation_cache.reset_cache()
-        if not on:
-            yield
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", used)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def fresh_programs():
+    with uncached():
+        yield
+
+
+@pytest.fixture(scope="module")
+def fresh_programs_everywhere():
+    """For a whole module, and the processes that it starts."""
+    with uncached(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "0")
+        yield

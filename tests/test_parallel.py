@@ -34,7 +34,7 @@ from attnjax.parallel.layouts import order
 from attnjax.parallel.ring import Hops, hops_of
 from attnjax.parallel.shared import Shared
 
-pytestmark = pytest.mark.usefixtures("fresh_programs")
+pytestmark = pytest.mark.usefixtures("fresh_programs_everywhere")
 
 B, T, N, K, H, D = 2, 32, 4, 2, 8, 6
 LINE = Mesh(np.array(jax.devices()[:8]), ("sp",), axis_types=(AxisType.Auto,))

@@ -98,9 +98,14 @@ class Stack(nnx.Module):
         )
         self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
 
-    def __call__(self, x: jax.Array, edit: Edit) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, x: jax.Array, edit: Edit, positions: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         if self.positions is not None:
-            x = x + self.positions[...][:, : x.shape[1]]
+            table = self.positions[...]
+            x = x + (
+                table[:, : x.shape[1]] if positions is None else jnp.take(table, positions, axis=1)
+            )
         x = embedding = edit("embedding", x)
         seen = []
         for index, block in enumerate(self.blocks):
@@ -135,10 +140,14 @@ class TinyLM(nnx.Module):
         self.head = nnx.Linear(shape.width, vocab, use_bias=False, kernel_init=_small, rngs=rngs)
 
     def __call__(
-        self, tokens: jax.Array, edit: Edit = unedited
+        self, tokens: jax.Array, edit: Edit = unedited, *, positions: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`edit(name, x)` may replace what flows: '0.mlp', '3.residual', 'output' and so on."""
-        x, seen = self.stack(self.embed(tokens), edit)
+        """`edit(name, x)` may replace what flows: '0.mlp', '3.residual', 'output' and so on.
+
+        `positions` (T,) says where in the text the tokens stand, 0 .. T-1 if None; one beyond
+        `shape.length` gives NaN.
+        """
+        x, seen = self.stack(self.embed(tokens), edit, positions)
         return self.head(x), seen
 
 

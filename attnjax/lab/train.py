@@ -5,6 +5,7 @@ else that changes (parameters, optimizer state, step, losses) is in the checkpoi
 is killed and started again ends with the same bits, on one machine and the same versions.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,19 +69,37 @@ def train(
     folder: Path | None = None,
     every: int = 100,
     watch: Watch = unwatched,
+    sharding: Callable[[Any], jax.sharding.Sharding] | None = None,
 ) -> Run:
     """Minimizes `loss(params, batch)` for `optimizer.steps` steps over `batches(step)`.
 
     Where `folder` is given, a checkpoint is written every `every` steps and at the end, and a run
     starts from the newest sound one; a finished run is only read.  Tokens are counted as the
     entries of the first array of a batch.
+
+    `sharding(leaf)` says how each parameter, and so its moments, is split over devices between
+    steps, of one process or several; `params` are then arrays on the host or of those devices.
     """
     transformation = optimizer.transformation()
-    state = (params, transformation.init(params), jnp.zeros(optimizer.steps))
+
+    def begin(params):
+        return params, transformation.init(params), jnp.zeros(optimizer.steps)
+
+    if sharding is None:
+        state, jit = begin(params), jax.jit
+    else:
+        *learned, losses = jax.eval_shape(begin, params)
+        # A number cannot be split, so its sharding is that of what every device has in full.
+        whole = sharding(losses.update(shape=()))
+        where = (*jax.tree.map(sharding, learned), whole)
+        jit = functools.partial(jax.jit, out_shardings=where)
+        state = jit(begin)(params)
     found = None if folder is None else checkpoint.latest(folder, state)
     first, state = (0, state) if found is None else found
+    if first:
+        watch(first, float(np.asarray(state[2])[first - 1]), 0.0)
 
-    @jax.jit
+    @jit
     def update(state, step, batch):
         params, moments, losses = state
         value, gradient = jax.value_and_grad(loss)(params, batch)
@@ -94,7 +113,7 @@ def train(
         done = step + 1
         due = done % every == 0 or done == optimizer.steps
         if counted is None or due or time.monotonic() - looked > _LOOK_EVERY:
-            value = float(state[2][step])  # waits for the device
+            value = float(np.asarray(state[2])[step])  # waits for the device
             looked = time.monotonic()
             # Speed is counted from the end of the first step, which compiles.
             counted = counted or (done, looked)
@@ -103,6 +122,4 @@ def train(
             watch(done, value, rate)
         if due and folder is not None:
             checkpoint.save(folder, done, state)
-    if first == optimizer.steps:
-        watch(first, float(state[2][-1]), 0.0)
     return Run(state[0], np.asarray(state[2]), rate)
