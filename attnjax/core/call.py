@@ -31,7 +31,7 @@ class Call:
     """Arguments of `attend` in the layout of the tiles, in the working dtype.
 
     q          (B,N,T,H)       k (B,K,S,H)       v (B,K,S,D)
-    scale      (), what q is yet to be multiplied by
+    scale      (), what q is yet to be multiplied by; None: q has been, in the working dtype
     v_table    (R,D), the relative part of the values, or None
     dtype      that of the caller's q, k and v, and of the result
     q_poison   (B,N,T,1), k_poison (B,N,1,S): zero, or NaN where q, k or v held a NaN or an
@@ -45,7 +45,7 @@ class Call:
     q: Array
     k: Array
     v: Array
-    scale: Array
+    scale: Array | None
     v_table: Array | None
     mods: tuple[Mod, ...]
     normalizer: Normalizer
@@ -67,7 +67,7 @@ class Call:
 
     def scaled(self) -> "Call":
         """The call with q multiplied by scale."""
-        return replace(self, q=self.q * self.scale, scale=jnp.ones_like(self.scale))
+        return self if self.scale is None else replace(self, q=self.q * self.scale, scale=None)
 
     @property
     def whole(self) -> Tile:
@@ -292,13 +292,15 @@ def prepare(
         )
     if scale is None:
         scale = z.H**-0.5 if z.H else 1.0
+    scale = jnp.asarray(scale, dtype)
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
+    q = q.astype(dtype) * scale if scale.ndim else q.astype(dtype)
     heads = None if selection is None else (z.B, selection.indices.shape[1])
     return Call(
-        q=q.astype(dtype).transpose(0, 2, 1, 3),
+        q=q.transpose(0, 2, 1, 3),
         k=k.astype(dtype).transpose(0, 2, 1, 3),
         v=v.astype(dtype).transpose(0, 2, 1, 3),
-        scale=jnp.asarray(scale, dtype),
+        scale=None if scale.ndim else scale,
         v_table=None if v_table is None else v_table.astype(dtype),
         mods=tuple(m.laid_out(z, dtype, tokens) for m in mods),
         normalizer=normalizer.laid_out(z, dtype),

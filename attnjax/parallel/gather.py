@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 
 from jax import lax
 
-from attnjax.core import masks
 from attnjax.core.attend import choose, choose_state
 from attnjax.core.call import Call, along_tokens
 from attnjax.core.choice import Impl
 from attnjax.core.normalizers import State
 from attnjax.parallel.layouts import Layout, check_layout
 from attnjax.parallel.moves import sent, with_poison, without_poison
-from attnjax.parallel.shared import Lengths, Shared
+from attnjax.parallel.shared import Inside, Lengths, Shared
 from attnjax.typing import Array
 
 
@@ -68,11 +67,12 @@ class AllGather:
 
     def _gathered(self, call: Call) -> Call:
         z, tokens = call.shape, self.tokens
-        _, S = tokens.lengths(z.T, z.S)
-        mask, whole = call.mask, z.S * tokens.size
+        T, S = tokens.lengths(z.T, z.S)
+        mask, whole = call.mask, (z.T * tokens.size, z.S * tokens.size)
+        if (T, S) != whole:
+            mask = Inside(mask, T, S)
         if self.layout == "given":  # padding may stand anywhere
-            inside = masks.prefix(S)
-            mask, S = (inside if mask is None else mask & inside) if S < whole else mask, whole
+            S = whole[1]
 
         def arrange(x: Array, axis: int) -> Array:
             if self.layout != "given":

@@ -34,7 +34,7 @@ from attnjax.core.selected import Of
 from attnjax.core.sweep import Grads, Inputs, Part
 from attnjax.parallel.layouts import Layout, check_layout, run_starts, runs
 from attnjax.parallel.moves import with_poison, without_poison
-from attnjax.parallel.shared import Lengths, Shared
+from attnjax.parallel.shared import Inside, Lengths, Shared
 from attnjax.typing import Array
 
 
@@ -115,6 +115,8 @@ def outline(mask: Mask | None) -> Mask | None:
         return known[0] & known[1] if len(known) == 2 else known[0] if known else None
     if isinstance(mask, Of):
         return outline(mask.mask)
+    if isinstance(mask, Inside):
+        return replace(mask, mask=outline(mask.mask))
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(mask))
     return None if traced else mask
 
@@ -180,9 +182,8 @@ def walk(call: Call, tokens: Shared, inner: Blockwise) -> State:
     z, P = call.shape, tokens.parts
     T, S = tokens.lengths(z.T, z.S)
     mask = call.mask
-    if S < z.S * tokens.size:
-        inside = masks.prefix(S)
-        mask = inside if mask is None else mask & inside
+    if (T, S) != (z.T * P, z.S * P):
+        mask = Inside(mask, T, S)
     q_positions = call.q_positions
     followed = q_positions is None and call.k_positions is None
     if q_positions is None:

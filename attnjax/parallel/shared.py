@@ -1,12 +1,15 @@
 """Tokens that the devices of a mesh axis share: who has which, inside `jax.shard_map`."""
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from attnjax.core import masks
 from attnjax.core.place import Tokens
 from attnjax.parallel.layouts import Layout, inverse, order, run_starts, runs
 from attnjax.typing import Array
@@ -118,6 +121,36 @@ class Shared(Tokens):
         """Runs of one device where several share a part of the layout: they may end in between."""
         ends = np.flatnonzero(np.diff(self.order(local * self.size)) != 1) + 1
         return local // int(np.gcd.reduce(np.append(ends, local)))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["mask"], meta_fields=["T", "S"])
+@dataclass(frozen=True, repr=False)
+class Inside(masks.Mask):
+    """A mask (None: all) of T queries and S keys, of tokens that go on with padding behind them.
+
+    Keys from S on are seen by nobody; what queries from T on see does not matter.
+    """
+
+    mask: masks.Mask | None
+    T: int
+    S: int
+
+    def _real(self, q: Any, k: Any) -> tuple[Any, Any]:
+        """The mask itself answers for real positions only."""
+        clip = lambda x, n: (jnp if isinstance(x, jax.Array) else np).minimum(x, n - 1)
+        return clip(q, self.T), clip(k, self.S)
+
+    def allowed(self, q_pos: Any, k_pos: Any) -> Any:
+        real = k_pos < self.S
+        return real if self.mask is None else self.mask.allowed(*self._real(q_pos, k_pos)) & real
+
+    def classify(self, q_lo: Any, q_hi: Any, k_lo: Any, k_hi: Any) -> Any:
+        inside = masks.prefix(self.S).classify(q_lo, q_hi, k_lo, k_hi)
+        if self.mask is None:
+            return inside
+        (q_lo, k_lo), (q_hi, k_hi) = self._real(q_lo, k_lo), self._real(q_hi, k_hi)
+        kind = self.mask.classify(q_lo, q_hi, k_lo, k_hi)
+        return (jnp if isinstance(kind, jax.Array) else np).minimum(kind, inside)
 
 
 def axis_size(name: str, axis: str) -> int:

@@ -17,7 +17,7 @@ from jax import lax
 from attnjax.core import normalizers, tiles
 from attnjax.core.attend import choose, choose_state
 from attnjax.core.blockwise import Blockwise
-from attnjax.core.call import Call, along_tokens, clean
+from attnjax.core.call import Call, OnTokens, along_tokens, clean
 from attnjax.core.choice import Impl
 from attnjax.core.masks import Mask
 from attnjax.core.normalizers import State
@@ -64,25 +64,28 @@ class Ulysses:
     def run(self, call: Call) -> Array:
         """The weighted sum of values for the queries here, (B,N,T,D)."""
         inside = self._exchanged(call)
-        return self._back(choose("attend", self.inner, inside).run(inside).astype(call.dtype))
+        out = choose("attend", self.inner, inside).run(inside).astype(call.dtype)
+        return self._back(out, call.shape.T * self.tokens.size)
 
     def state(self, call: Call) -> State:
         """What all keys leave behind for each query here."""
         inside = self._exchanged(call)
         state = choose_state("attend_state", self.inner, inside).state(inside)
-        return jax.tree.map(self._back, state)
+        return jax.tree.map(lambda x: self._back(x, call.shape.T * self.tokens.size), state)
 
     def _exchanged(self, call: Call) -> Call:
-        P, tokens = self.tokens.size, self.tokens
+        tokens = self.tokens
         T, S = tokens.lengths(call.shape.T, call.shape.S)
-        inside = exchanged(call, self.axis, P)
-        inside = along_tokens(inside, tokens.in_text_order, tokens.in_text_order)
-        # keys behind the last one are cut off; queries there are as good as any
-        cut = lambda x, axis: lax.slice_in_dim(x, 0, S, axis=axis)
-        inside = along_tokens(inside, lambda x, axis: x, cut)
-        return replace(inside, shape=replace(inside.shape, S=S))
 
-    def _back(self, x: Array) -> Array:
+        def real(length: int) -> OnTokens:
+            cut = lambda x, axis: lax.slice_in_dim(x, 0, length, axis=axis)
+            return lambda x, axis: cut(tokens.in_text_order(x, axis), axis)
+
+        inside = along_tokens(exchanged(call, self.axis, tokens.size), real(T), real(S))
+        return replace(inside, shape=replace(inside.shape, T=T, S=S))
+
+    def _back(self, x: Array, padded: int) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, padded - x.shape[2]), (0, 0)))
         return returned(self.tokens.in_layout_order(x, 2), self.axis)
 
 
@@ -160,8 +163,8 @@ def exchanged(call: Call, axis: str, P: int) -> Call:
     index = lax.axis_index(axis)
     swap = lambda x, head, token: _swapped(x, axis, P, head, token)
 
-    def thin(x: Array) -> Array:
-        return sent(lambda x: swap(x, 1, 2), call.dtype, x)
+    def thin(x: Array, dtype: jnp.dtype = call.dtype) -> Array:
+        return sent(lambda x: swap(x, 1, 2), dtype, x)
 
     def of_keys(x: Array) -> Array:
         return thin(jnp.repeat(x, repeat, axis=1) if repeat > 1 else x)
@@ -172,7 +175,8 @@ def exchanged(call: Call, axis: str, P: int) -> Call:
         return swap(x, 2 if kind.endswith("features") else 1, token)
 
     gather = lambda x: None if x is None else lax.all_gather(x, axis, tiled=True)
-    q, q_bad = clean(thin(call.q + call.q_poison))
+    exact = call.q.dtype if call.scale is None else call.dtype
+    q, q_bad = clean(thin(call.q + call.q_poison, exact))
     k, k_poison = without_poison(of_keys(with_poison(call.k, call.k_poison)), z.N // P)
     return replace(
         call,
