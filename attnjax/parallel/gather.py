@@ -17,7 +17,7 @@ from attnjax.core.choice import Impl
 from attnjax.core.normalizers import State
 from attnjax.parallel.layouts import Layout, check_layout
 from attnjax.parallel.moves import sent, with_poison, without_poison
-from attnjax.parallel.shared import Inside, Lengths, Shared
+from attnjax.parallel.shared import Lengths, Shared, without_padding
 from attnjax.typing import Array
 
 
@@ -67,12 +67,9 @@ class AllGather:
 
     def _gathered(self, call: Call) -> Call:
         z, tokens = call.shape, self.tokens
-        T, S = tokens.lengths(z.T, z.S)
-        mask, whole = call.mask, (z.T * tokens.size, z.S * tokens.size)
-        if (T, S) != whole:
-            mask = Inside(mask, T, S)
+        _, S = tokens.lengths(z.T, z.S)
         if self.layout == "given":  # padding may stand anywhere
-            S = whole[1]
+            S = z.S * tokens.size
 
         def arrange(x: Array, axis: int) -> Array:
             if self.layout != "given":
@@ -98,7 +95,7 @@ class AllGather:
             inside,
             k=k,
             v=narrow(call.v),
-            mask=mask,
+            mask=without_padding(call, tokens),
             q_positions=q_positions,
             k_poison=k_poison,
             shape=replace(z, S=S),

@@ -91,9 +91,10 @@ class On:
         auto = (AxisType.Auto,) * len(self.mesh.axis_names)
         mesh = Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=auto)
         names = set(self.strategy.tokens.axes)  # other axes, of batches or heads, stay XLA's
-        return jax.shard_map(
+        mapped = jax.shard_map(
             fn, mesh=mesh, in_specs=specs, out_specs=out, axis_names=names, check_vma=False
         )
+        return jax.jit(mapped)  # eagerly it takes no mesh with other axes
 
     def _run(self, call: Call, method: str) -> Any:
         z, axes = call.shape, self.strategy.tokens.axes

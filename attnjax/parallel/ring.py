@@ -34,7 +34,7 @@ from attnjax.core.selected import Of
 from attnjax.core.sweep import Grads, Inputs, Part
 from attnjax.parallel.layouts import Layout, check_layout, run_starts, runs
 from attnjax.parallel.moves import with_poison, without_poison
-from attnjax.parallel.shared import Inside, Lengths, Shared
+from attnjax.parallel.shared import Inside, Lengths, Shared, without_padding
 from attnjax.typing import Array
 
 
@@ -180,10 +180,7 @@ class _Keys(NamedTuple):
 def walk(call: Call, tokens: Shared, inner: Blockwise) -> State:
     """The state of all keys, for the queries of this device."""
     z, P = call.shape, tokens.parts
-    T, S = tokens.lengths(z.T, z.S)
-    mask = call.mask
-    if (T, S) != (z.T * P, z.S * P):
-        mask = Inside(mask, T, S)
+    mask = without_padding(call, tokens)
     q_positions = call.q_positions
     followed = q_positions is None and call.k_positions is None
     if q_positions is None:

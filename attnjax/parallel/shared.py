@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from attnjax.core import masks
+from attnjax.core.call import Call
 from attnjax.core.place import Tokens
 from attnjax.parallel.layouts import Layout, inverse, order, run_starts, runs
 from attnjax.typing import Array
@@ -128,29 +129,46 @@ class Shared(Tokens):
 class Inside(masks.Mask):
     """A mask (None: all) of T queries and S keys, of tokens that go on with padding behind them.
 
-    Keys from S on are seen by nobody; what queries from T on see does not matter.
+    Keys from S on are seen by nobody; what queries from T on see does not matter.  None is no end.
     """
 
     mask: masks.Mask | None
-    T: int
-    S: int
+    T: int | None
+    S: int | None
 
     def _real(self, q: Any, k: Any) -> tuple[Any, Any]:
         """The mask itself answers for real positions only."""
-        clip = lambda x, n: (jnp if isinstance(x, jax.Array) else np).minimum(x, n - 1)
+        xp = lambda x: jnp if isinstance(x, jax.Array) else np
+        clip = lambda x, n: x if n is None else xp(x).minimum(x, n - 1)
         return clip(q, self.T), clip(k, self.S)
 
+    @property
+    def _ends(self) -> masks.Mask:
+        return masks.window(None, None) if self.S is None else masks.prefix(self.S)
+
     def allowed(self, q_pos: Any, k_pos: Any) -> Any:
-        real = k_pos < self.S
+        real = self._ends.allowed(q_pos, k_pos)
         return real if self.mask is None else self.mask.allowed(*self._real(q_pos, k_pos)) & real
 
     def classify(self, q_lo: Any, q_hi: Any, k_lo: Any, k_hi: Any) -> Any:
-        inside = masks.prefix(self.S).classify(q_lo, q_hi, k_lo, k_hi)
+        inside = self._ends.classify(q_lo, q_hi, k_lo, k_hi)
         if self.mask is None:
             return inside
         (q_lo, k_lo), (q_hi, k_hi) = self._real(q_lo, k_lo), self._real(q_hi, k_hi)
         kind = self.mask.classify(q_lo, q_hi, k_lo, k_hi)
         return (jnp if isinstance(kind, jax.Array) else np).minimum(kind, inside)
+
+
+def without_padding(call: Call, tokens: Shared) -> masks.Mask | None:
+    """The mask of a call with tokens of this device, which forbids the padding among all."""
+    z = call.shape
+    (T, S), whole = tokens.lengths(z.T, z.S), (z.T * tokens.size, z.S * tokens.size)
+    if (T, S) == whole:
+        return call.mask
+    # positions that the caller gives under a named layout are not those of padding
+    own = lambda x: x is None or tokens.layout == "given"
+    ends = (T if own(call.q_positions) else None, S if own(call.k_positions) else None)
+    return Inside(call.mask, *ends)
 
 
 def axis_size(name: str, axis: str) -> int:
