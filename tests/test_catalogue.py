@@ -269,6 +269,13 @@ def test_explain_names_the_implementation_that_runs(capsys):
     assert code == 0 and "-> dense" in out and "mods add_difference" in out
 
 
+def test_balance_and_plan_tell_about_many_devices(capsys):
+    code, out, _ = run(capsys, "balance", "--length", "1024", "--window", "64")
+    assert code == 0 and "1.874" in out  # causal, contiguous: (2 T - T/P + 1) / (T + 1)
+    code, out, _ = run(capsys, "plan", "--context", "64k", "--devices", "8")
+    assert code == 0 and "best (predicted): " in out
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [
@@ -280,6 +287,11 @@ def test_explain_names_the_implementation_that_runs(capsys):
         ),
         (("show", "999"), "NAME: no paper 999; expected an id 0 .. 404"),
         (("papers", "--json", "--markdown"), "given together; expected one of them"),
+        (
+            ("balance", "--length", "1001"),
+            "length is 1001, expected a multiple of 2 * devices",
+        ),
+        (("plan", "--kv-heads", "5"), "K=5: expected N to be a multiple of K"),
     ],
 )
 def test_a_mistake_is_one_line_with_a_suggestion(capsys, args, told):

@@ -88,7 +88,7 @@ def unsupported(call: Call, tokens: Shared) -> str | None:
         missing = [n for n in ("q_positions", "k_positions") if getattr(call, n) is None]
         if missing:
             return f"layout 'given' without {' and '.join(missing)}"
-        run = z.S
+        run = 1
     else:
         if tokens.layout == "zigzag" and (z.T % 2 or z.S % 2):
             return f"zigzag needs even numbers of tokens here, not T = {z.T}, S = {z.S}"
