@@ -292,6 +292,21 @@ def test_engines_run_on_the_batches_of_many_devices():
             close(both(inside)(given), both(lambda x: run(x, "dense", "recurrent"))(given), 1e-9)
 
 
+def test_states_of_later_devices_reach_no_earlier_one():
+    q, k, v = (
+        jax.random.normal(key, (1, 32, 2, 4)) for key in jax.random.split(jax.random.key(1), 3)
+    )
+    beta, split = jax.nn.sigmoid(k[..., 0]), P(None, "sp")
+    alone = Mesh(np.array(jax.devices()[:1]), ("sp",), axis_types=(AxisType.Auto,))
+    fn = lambda *x: linear_attend(*x[:3], beta=x[3], impl=LASP2("sp"))
+    over = lambda mesh: jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=split, out_specs=split))
+    out = over(LINE)(q, k, v, beta)
+    later = [x.at[:, 20:].set(0.5) for x in (q, k, v, beta)]
+    assert np.array_equal(over(LINE)(*later)[:, :20], out[:, :20])
+    assert np.abs(over(LINE)(*later)[:, 20:] - out[:, 20:]).max() > 0.1
+    close(over(alone)(q, k, v, beta), linear_attend(q, k, v, beta=beta, impl="recurrent"), 1e-5)
+
+
 def test_padding_of_linear_attention_writes_nothing_whatever_it_holds():
     q, k, v = (
         jax.random.normal(key, (1, 16, 2, 4)) for key in jax.random.split(jax.random.key(0), 3)
