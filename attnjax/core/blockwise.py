@@ -85,12 +85,13 @@ def pad(call: Call, T: int, S: int) -> Call:
     if (T, S) == (z.T, z.S):
         return call
 
-    def stretch(x: Array, axis: int, to: int) -> Array:
-        mode = "edge" if jnp.issubdtype(x.dtype, jnp.integer) else "constant"  # edge: positions
-        at = axis % x.ndim
-        return jnp.pad(x, [(0, to - x.shape[i] if i == at else 0) for i in range(x.ndim)], mode)
-
     return along_tokens(call, lambda x, at: stretch(x, at, T), lambda x, at: stretch(x, at, S))
+
+
+def stretch(x: Array, axis: int, to: int) -> Array:
+    """Zeros at the end up to a length; positions go on with the last one."""
+    mode = "edge" if jnp.issubdtype(x.dtype, jnp.integer) else "constant"
+    return jnp.pad(x, [(0, to - n if i == axis else 0) for i, n in enumerate(x.shape)], mode)
 
 
 def _alike(call: Call) -> tuple[Inputs, Call]:

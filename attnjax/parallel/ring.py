@@ -23,7 +23,7 @@ from jax import lax
 from jax.core import Tracer
 
 from attnjax.core import masks, normalizers, sweep, tiles
-from attnjax.core.blockwise import Blockwise
+from attnjax.core.blockwise import Blockwise, stretch
 from attnjax.core.call import Call, along_tokens
 from attnjax.core.manual import varying
 from attnjax.core.masks import EMPTY, Mask
@@ -122,7 +122,10 @@ def outline(mask: Mask | None) -> Mask | None:
 
 
 def hops_of(mask: Mask | None, tokens: Shared, T: int, S: int, known: bool) -> Hops:
-    """The fewest hops that bring together every pair of devices whose tokens may attend."""
+    """The fewest hops that bring together every pair of devices whose tokens may attend.
+
+    `known`: positions are those of the layout, so that this can be told while tracing.
+    """
     P, known_mask = tokens.parts, outline(mask)
     if known_mask is None or not known:
         return Hops(P - 1, 0)
@@ -206,10 +209,6 @@ def _padded(call: Call, P: int, T: int, S: int) -> Call:
     """Whole tiles on each device; the columns of a pair operand part by part."""
     z = call.shape
 
-    def stretch(x: Array, axis: int, to: int) -> Array:
-        mode = "edge" if jnp.issubdtype(x.dtype, jnp.integer) else "constant"
-        return jnp.pad(x, [(0, to - x.shape[i] if i == axis else 0) for i in range(x.ndim)], mode)
-
     def on_k(x: Array, axis: int) -> Array:
         if x.shape[axis] == z.S:
             return stretch(x, axis, S)
@@ -231,7 +230,7 @@ def _each(rest: Call, fn, *trees: Any) -> tuple[tuple[Any, ...], ...]:
     )
 
 
-def _columns(kind: str, x: Array, rest: Call) -> int | None:
+def _columns(kind: str, x: Array) -> int | None:
     """The axis of a pair operand that has columns for all keys, or None."""
     return tiles.along(kind, x)[1] if kind == "pair" else None
 
@@ -252,7 +251,7 @@ def _part(static: _Walk, x: Inputs, rest: Call, keys: _Keys, source: Array) -> P
     k, k_poison = without_poison(keys.k.astype(dtype), z.N)
 
     def operand(kind: str, own: Array, walked: Array | None) -> Array:
-        axis = _columns(kind, own, rest)
+        axis = _columns(kind, own)
         if axis is not None:
             own = lax.dynamic_slice_in_dim(own, source * S, S, axis)
         return own if walked is None else walked
@@ -260,7 +259,7 @@ def _part(static: _Walk, x: Inputs, rest: Call, keys: _Keys, source: Array) -> P
     positions = keys.positions
     if positions is None:
         positions = static.tokens.positions_of(source, z.S)
-        positions = jnp.pad(positions, (0, S - z.S), mode="edge")
+        positions = stretch(positions, 0, S)
     at = None if rest.q_positions is None else rest.q_positions[: z.T]
     schedule = plan(rest.mask, z, static.block_q, static.block_k, at, positions[: z.S])
     x = x._replace(
@@ -320,13 +319,13 @@ def _over_back(static: _Walk, x: Inputs, rest: Call) -> sweep.Fold:
         def start(kind: str, d: Array) -> Array:
             if _rides_with_keys(kind):
                 return jnp.zeros_like(d)
-            axis = _columns(kind, d, rest)
+            axis = _columns(kind, d)
             return d if axis is None else lax.dynamic_slice_in_dim(d, source * S, S, axis)
 
         def end(kind: str, d: Array, new: Array) -> Array:
             if _rides_with_keys(kind):
                 return d
-            axis = _columns(kind, d, rest)
+            axis = _columns(kind, d)
             if axis is None:
                 return new
             return lax.dynamic_update_slice_in_dim(d, new, source * S, axis)
