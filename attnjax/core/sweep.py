@@ -107,6 +107,12 @@ def _tile(rest: Call, schedule: Schedule, row: Array, column: Array) -> Tile:
     return Tile(tiles.span(at, schedule.block_q, rest.q_positions), keys)
 
 
+def _nth(rest: Call, schedule: Schedule, number: Array) -> tuple[Tile, Array]:
+    """A tile of the list, and its kind."""
+    row, column, kind = jnp.asarray(schedule.entries)[number]
+    return _tile(rest, schedule, row, column), kind
+
+
 def _visit(count: Array | int, visit, carry):
     """visit(carry, number) for so many numbers."""
     if isinstance(count, jax.Array):
@@ -196,8 +202,7 @@ def _accumulate(part: Part, state: State, stats, peak, rescale, terms, weighs: b
     x, rest, schedules = part
 
     def visit_tile(schedule: Schedule, here: Rows, number: Array, old: State) -> State:
-        entry = jnp.asarray(schedule.entries)[number]
-        tile = _tile(rest, schedule, entry[0], entry[1])
+        tile, kind_here = _nth(rest, schedule, number)
 
         def visit(kind: int) -> State:
             cut = _cut(x, rest, tile, kind)
@@ -217,7 +222,7 @@ def _accumulate(part: Part, state: State, stats, peak, rescale, terms, weighs: b
             new = weighted_values(parts[0], cut.v, x.v_table, tile)
             return State(top, sums, old.values * fade + new + poison)
 
-        return _by_kind(schedule, entry[2], visit)
+        return _by_kind(schedule, kind_here, visit)
 
     state = varying(state, (part, stats))
     for schedule in schedules:
@@ -324,8 +329,7 @@ def backward(
 
     def statistic_pass(part: Part, d_stats: Rows) -> Rows:
         def visit_tile(schedule: Schedule, d_stats: Rows, number: Array) -> Rows:
-            entry = jnp.asarray(schedule.entries)[number]
-            tile = _tile(part.rest, schedule, entry[0], entry[1])
+            tile, kind_here = _nth(part.rest, schedule, number)
             here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
 
             def visit(kind: int) -> Rows:
@@ -334,7 +338,7 @@ def backward(
                 _, pull = elementwise(cut, s, final, here_m, here)
                 return pull(from_weights(cut, hA, hL))[1]
 
-            new = _by_kind(schedule, entry[2], visit)
+            new = _by_kind(schedule, kind_here, visit)
             old = _take_rows(d_stats, tile)
             return _put_rows(d_stats, jax.tree.map(jnp.add, old, new), tile)
 
@@ -364,8 +368,7 @@ def backward(
 
     def gradient_pass(part: Part, grads: Grads) -> Grads:
         def visit_tile(schedule: Schedule, grads: Grads, number: Array) -> Grads:
-            entry = jnp.asarray(schedule.entries)[number]
-            tile = _tile(part.rest, schedule, entry[0], entry[1])
+            tile, kind_here = _nth(part.rest, schedule, number)
             here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
 
             def visit(kind: int) -> Grads:
@@ -393,7 +396,7 @@ def backward(
                     dp,
                 )
 
-            new = _by_kind(schedule, entry[2], visit)
+            new = _by_kind(schedule, kind_here, visit)
             d_operands = tuple(
                 tuple(
                     tiles.add(kind, old, part, tile)
