@@ -122,7 +122,11 @@ def launch(
         told.append(program)
     run = _interpreted if interpret else _on_gpu
     filled = iter(run(program, inputs))
-    return jax.tree.map(lambda _: next(filled), dict(outputs))
+
+    def fill(x: Any) -> Any:  # in the order of `spell`; jax.tree sorts the names
+        return tuple(map(fill, x)) if isinstance(x, tuple) else next(filled)
+
+    return {name: fill(x) for name, x in outputs.items()}
 
 
 def _storable(x: Any) -> jax.Array:

@@ -465,12 +465,16 @@ def array(mask: Any) -> Mask:
 
 def tile_kinds(mask: Mask, T: int, S: int, block_q: int, block_k: int, q_pos: Any, k_pos: Any):
     """`Mask.tiles` of a resolved mask, which may be that of longer sequences."""
+    tiles = tile_kinds_of_each(mask, T, S, block_q, block_k, q_pos, k_pos)
+    low, high = tiles.min((0, 1)), tiles.max((0, 1))
+    return _numpy_of(tiles).where(low == high, low, low.dtype.type(PARTIAL))
+
+
+def tile_kinds_of_each(mask: Mask, T: int, S: int, block_q: int, block_k: int, q_pos, k_pos):
+    """The same for each example and head, (B|1, N|1, rows, columns)."""
     q_lo, q_hi = _intervals("q_positions", q_pos, _integer("T", T, 1), block_q)
     k_lo, k_hi = _intervals("k_positions", k_pos, _integer("S", S, 1), block_k)
-    tiles = mask.classify(q_lo[:, None], q_hi[:, None], k_lo[None], k_hi[None])
-    if tiles.ndim == 4:
-        low, high = tiles.min((0, 1)), tiles.max((0, 1))
-        tiles = _numpy_of(tiles).where(low == high, low, low.dtype.type(PARTIAL))
+    tiles = _rank4(mask.classify(q_lo[:, None], q_hi[:, None], k_lo[None], k_hi[None]))
     return _fill(tiles, len(q_lo), len(k_lo))
 
 

@@ -1,0 +1,341 @@
+"""Fused execution on a GPU: engine 1 and engine 3 through the Triton kernels in `kernels.flash`.
+
+Mods, masks and normalizers are the same values as everywhere: what they compute for one pair is
+traced, written as Triton, and takes its place in the kernels, derivatives included.  Kernels sum
+over keys or over queries; what is done with a row of sums (the finish of a statistic, a last
+division in the backward pass) stays in XLA.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.core import masks, normalizers, tiles
+from attnjax.core.call import Call
+from attnjax.core.manual import varying
+from attnjax.core.normalizers import Normalizer, Rows, State, reference
+from attnjax.core.riding import riding
+from attnjax.typing import Array
+from kernels import launch
+from kernels.emit import NotElementwise
+from kernels.flash import lists, triton
+from kernels.flash.pieces import Function, Operand
+from kernels.flash.triton import Arrays, Cotangents, Lists, Plan, Tiling
+
+
+@dataclass(frozen=True)
+class Triton:
+    """The implementation as a value: `attend(..., impl=Triton(block_q=128, block_k=64))`.
+
+    block_q, block_k   sizes of the tiles, powers of two from 16 on; None takes those of `tilings`
+    tf32               float32 products by TensorFloat-32, with 10 bits of mantissa; else exactly
+    interpret          by Triton's interpreter, on any machine: for tests, far too slow for use
+
+    Reverse mode alone, once; jvp raises.
+    """
+
+    block_q: int | None = None
+    block_k: int | None = None
+    tf32: bool = False
+    interpret: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("block_q", "block_k"):
+            size = getattr(self, name)
+            if size is not None and (not isinstance(size, int) or size < 16 or size & (size - 1)):
+                raise ValueError(f"Triton: {name} is {size!r}, expected a power of two from 16 on")
+
+    def supported(self, call: Call) -> str | None:
+        """The first reason why the kernels do not apply, or None."""
+        z = call.shape
+        if not self.interpret and (reason := launch.missing()) is not None:
+            return reason
+        if call.dtype not in (jnp.float16, jnp.bfloat16, jnp.float32):
+            return f"dtype {jnp.dtype(call.dtype).name}: only float16, bfloat16 and float32"
+        if max(z.H, z.D) > 256 or min(z.H, z.D) < 1:
+            return f"H = {z.H}, D = {z.D}: only 1 to 256"
+        if call.v_table is not None:
+            return "relative values"
+        for m in call.mods:
+            if m.group != 1:
+                return "mods: one that looks at groups of keys"
+            if m.contract:
+                return "mods: additive scores"
+        if call.selection is not None:
+            if any(x.sums == "pair" for f in _functions(call) for x in f.operands):
+                return "mods: operands of pairs under a selection"
+        q_at, k_at = _positions(call)
+        ridden = call.mask and riding(call.mask, q_at, k_at, z.N)
+        if call.mask is not None and ridden is None:
+            return f"mask {call.mask!r}: its arrays are not known to ride with queries or keys"
+        try:
+            _emitted(_functions(call), ridden[0] if ridden else None, _static(call.normalizer))
+        except NotElementwise as error:
+            return str(error)
+        return None
+
+    def run(self, call: Call) -> Array:
+        """The weighted sum of values, (B,N,T,D)."""
+        out = _run(self, call, _Finish(_static(call.normalizer)))["out"]
+        return out.transpose(0, 2, 1, 3).astype(call.q.dtype)
+
+    def state(self, call: Call) -> State:
+        """What the keys leave behind for each query, to be merged with what other keys leave."""
+        got = _run(self, call, None)
+        rows = lambda x: x[..., None]
+        return State(rows(got["m"]), tuple(map(rows, got["sums"])), got["out"].swapaxes(1, 2))
+
+
+def tilings(dtype: Any, H: int, D: int) -> tuple[Tiling, Tiling]:
+    """Tiles of the forward and of the backward kernels; see tests/test_flash.py for what they take."""
+    width = max(triton.padded(H), triton.padded(D))
+    if jnp.dtype(dtype).itemsize == 4:
+        return Tiling(64, 32, 4, 2), Tiling(32, 32, 4, 1)
+    if width <= 64:
+        return Tiling(128, 64, 4, 3), Tiling(64, 64, 4, 2)
+    if width <= 128:
+        return Tiling(128, 64, 8, 3), Tiling(64, 64, 8, 2)
+    return Tiling(64, 32, 8, 2), Tiling(32, 32, 8, 1)
+
+
+# ------------------------------------------------------------------------- a call, for kernels
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """The last division, as an elementwise function."""
+
+    normalizer: Normalizer
+
+    def __call__(self, values: Any, sums: Rows, m: Any, params: Rows) -> Any:
+        return normalizers.finish(replace(self.normalizer, params=params), State(m, sums, values))
+
+
+def _static(n: Normalizer) -> Normalizer:
+    return replace(n, params=())
+
+
+def _functions(call: Call) -> tuple[Function, ...]:
+    """The mods as the kernels take them."""
+
+    def operand(kind: str, x: Array) -> Operand:
+        kind = kind if kind.endswith("table") else "plain"
+        return Operand(kind, x.shape)
+
+    return tuple(
+        Function(m.fn, tuple(map(operand, m.kinds, m.operands)), m.positions) for m in call.mods
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _emitted(mods: tuple[Function, ...], mask: Function | None, n: Normalizer) -> None:
+    """Raises NotElementwise where one of the functions is not."""
+    from kernels.flash import pieces
+
+    pieces.score_back(mods)
+    pieces.allowed(mask)
+
+
+def _positions(call: Call) -> tuple[Array, Array]:
+    """(B|1,X|1,T) and (B|1,X|1,S)."""
+    z = call.shape
+    own = lambda x, n: jnp.arange(n, dtype=jnp.int32) if x is None else x
+    lift = lambda x: jnp.asarray(x, jnp.int32).reshape((1,) * (3 - x.ndim) + x.shape)
+    return lift(own(call.q_positions, z.T)), lift(own(call.k_positions, z.S))
+
+
+class _Given(NamedTuple):
+    """All arrays of one attention; gradients reach those of `x` that are floating-point."""
+
+    x: Arrays
+    q_poison: Array  # (B,T,N,1), see `Call`
+    k_poison: Array
+    back_rows: Lists
+    back_columns: Lists
+
+
+def _run(impl: Triton, call: Call, finish: Callable[..., Any] | None) -> dict[str, Any]:
+    """out (B,T,N,D), m and sums (B,N,T)."""
+    z, (q_at, k_at) = call.shape, _positions(call)
+    tiling, back = tilings(call.dtype, z.H, z.D)
+    tiling, back = (_fitted(impl, t, call) for t in (tiling, back))
+    ridden = call.mask and riding(call.mask, q_at, k_at, z.N)
+    mask, mask_operands = ridden or (None, ())
+    blocks = call.selection and (call.selection.block_q, call.selection.block_k)
+    plan = Plan(
+        _functions(call), mask, _static(call.normalizer), finish, blocks, tiling, back,
+        "tf32" if impl.tf32 else "ieee", impl.interpret,
+    )  # fmt: skip
+    tokens = lambda x: x.transpose(0, 2, 1, 3)
+    narrow = lambda x: tokens(x).astype(call.dtype)
+    scale = jnp.ones((), jnp.float32) if call.scale is None else call.scale
+    rows, _ = _lists(call, tiling)
+    back_rows, back_columns = _lists(call, back)
+    x = Arrays(
+        narrow(call.q), narrow(call.k), narrow(call.v), jnp.reshape(scale, (1,)),
+        sum((m.operands for m in call.mods), ()), mask_operands, call.normalizer.params,
+        None if call.q_positions is None else q_at, None if call.k_positions is None else k_at,
+        rows, back_columns,
+    )  # fmt: skip
+    poison = tokens(call.q_poison), call.k_poison.transpose(0, 3, 1, 2)
+    if call.k_poison.shape[1] != z.K:  # laid out for query heads
+        poison = poison[0], poison[1][:, :, :: z.N // z.K]
+    given = varying(_Given(x, *poison, back_rows, back_columns), x)
+    return varying(_attend(plan, given), given)
+
+
+def _fitted(impl: Triton, t: Tiling, call: Call) -> Tiling:
+    """The tiling, no larger than what there is to do."""
+    z, blocks = call.shape, call.selection
+    most_q, most_k = (z.T, z.S) if blocks is None else (blocks.block_q, blocks.block_k)
+    q = impl.block_q or min(t.block_q, triton.padded(most_q))
+    k = impl.block_k or min(t.block_k, triton.padded(most_k))
+    return Tiling(q, k, t.warps, t.stages)
+
+
+def _lists(call: Call, t: Tiling) -> tuple[Lists, Lists]:
+    """Keys for each block of queries, and the other way round."""
+    z, size = call.shape, (t.block_q, t.block_k)
+    if (blocks := call.selection) is not None:
+        bq, bk = blocks.block_q, blocks.block_k
+        whole = call.mask is None and not (z.S % bk or z.T % bq or bk % size[1] or bq % size[0])
+        kind = lists.FULL if whole else lists.PARTIAL
+        given = blocks.indices, blocks.valid
+        columns = -(-z.S // bk)
+        return (
+            lists.of_selection(*given, bk, size[1], kind),
+            lists.of_selected(*given, columns, bq, size[0], kind),
+        )
+    if call.mask is None:
+        kinds: Any = np.full((1, 1, -(-z.T // size[0]), -(-z.S // size[1])), lists.FULL, np.int8)
+    else:
+        at = call.q_positions, call.k_positions
+        kinds = masks.tile_kinds_of_each(call.mask, z.T, z.S, *size, *at)
+    kinds = lists.with_tails(kinds, z.T, z.S, *size)
+    return lists.of_kinds(kinds, size[1]), lists.of_kinds(lists.transposed(kinds), size[0])
+
+
+# ------------------------------------------------------------------------- forward and backward
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: Plan, given: _Given) -> dict[str, Any]:
+    return _forward(plan, given)[0]
+
+
+def _statistics(plan: Plan, x: Arrays) -> tuple[Rows, tuple[Array, Rows, Rows] | None]:
+    """Rows of statistics, and of the last stage (reference, sums, statistics before it)."""
+    stats: Rows = ()
+    last = None
+    for number, stage in enumerate(plan.normalizer.stages):
+        for _ in range(stage.repeat):
+            got = triton.stage_sums(plan, number, x, stats)
+            top = reference(got["m_out"])
+            last = (top, got["sums_out"], stats)
+            stats = _stage_finish(plan, number, last, x.params)
+    return stats, last
+
+
+def _stage_finish(plan: Plan, number: int, last: tuple[Array, Rows, Rows], params: Rows) -> Rows:
+    wide = lambda x: x[..., None]
+    m, sums, before = jax.tree.map(wide, last)
+    stats = plan.normalizer.stages[number].finish(m, sums, before, params)
+    return tuple(jnp.broadcast_to(s, m.shape)[..., 0] for s in stats)
+
+
+def _forward(plan: Plan, given: _Given) -> tuple[dict[str, Any], Any]:
+    # A bad query or key is NaN in the scores of exactly the pairs that see it, and zero elsewhere.
+    poisoned = lambda x, bad: x + bad.astype(x.dtype)
+    x = given.x._replace(
+        q=poisoned(given.x.q, given.q_poison), k=poisoned(given.x.k, given.k_poison)
+    )
+    stats, last = _statistics(plan, x)
+    got = triton.forward(plan, x, stats)
+    result = {"out": got["out"], "m": got["m_out"], "sums": got["sums_out"]}
+    return result, (given, stats, last, result)
+
+
+def _backward(plan: Plan, residuals: Any, cotangents: dict[str, Any]) -> tuple[Any]:
+    given, stats, last, result = residuals
+    x, n = given.x._replace(of_rows=given.back_rows, of_columns=given.back_columns), plan.normalizer
+    g, out = cotangents["out"], result["out"].astype(jnp.float32)
+    m = reference(result["m"])
+    d_params = jax.tree.map(jnp.zeros_like, x.params)
+    # Results are values * r with r a function of the sums: r, and the cotangent of the denominator.
+    bad = 0.0 * jnp.einsum("BTND->BNT", out)  # NaN for rows that saw one
+    r, dL = jnp.ones_like(m) + bad, bad
+    if plan.finish is None:
+        if n.denominator is not None:
+            dL = cotangents["sums"][0] + bad
+    elif n.denominator is not None:
+        wide = lambda a: a[..., None]
+
+        def mass_of(sums: Rows, params: Rows) -> Array:
+            extra = 0.0 if n.extra is None else n.extra(wide(m), params)[..., :]
+            return (wide(sums[0]) + extra)[..., 0]
+
+        mass, pull = jax.vjp(mass_of, result["sums"], x.params)
+        r = normalizers.divide(jnp.ones_like(mass), mass)
+        dL = -r * jnp.einsum("BTND,BTND->BNT", g.astype(jnp.float32), out)
+        d_params = pull(dL)[1]
+    c = Cotangents(g, r, dL, m, stats, ((), (), ()))
+    if last is not None:
+        number = len(n.stages) - 1
+        d_stats = triton.statistics_back(plan, x, c)
+        top, sums, before = last
+        finish = lambda sums, p: _stage_finish(plan, number, (top, sums, before), p)
+        d_sums, more = jax.vjp(finish, sums, x.params)[1](d_stats)
+        d_params = jax.tree.map(jnp.add, d_params, more)
+        c = c._replace(more=((top,), before, d_sums))
+    dq, by_row = triton.rows_back(plan, x, c)
+    dk, dv, by_column = triton.columns_back(plan, x, c)
+    count = len(x.params)
+    sums_of = lambda rows, p: _reduced(rows[..., None], p.shape)
+    d_params = tuple(
+        d + sums_of(rows, p) for d, rows, p in zip(d_params, by_row[:count], x.params, strict=True)
+    )
+    found = {"row": iter(by_row[count:]), "column": iter(by_column)}
+    operands, pairs = [], 0
+    places = [o for f in plan.mods for o in f.operands]
+    for place, value in zip(places, x.operands, strict=True):
+        if place.sums == "row":
+            operands.append(_reduced(next(found["row"])[..., None], value.shape))
+        elif place.sums == "column":
+            operands.append(_reduced(next(found["column"])[..., None, :], value.shape))
+        else:
+            lead = value.shape[:2]
+            tile = triton.pair_back(plan, pairs, lead, x, c)
+            operands.append(_of_pairs(place, value, tile, x))
+            pairs += 1
+    scaled = dq.astype(jnp.float32)
+    d_scale = jnp.sum(scaled * x.q).reshape(1) if x.scale.shape == (1,) else None
+    d_x = Arrays(
+        (scaled * x.scale).astype(dq.dtype), dk, dv, d_scale, tuple(operands), None, d_params,
+        None, None, None, None,
+    )  # type: ignore[arg-type]  # fmt: skip
+    return (_Given(d_x, None, None, None, None),)  # type: ignore[arg-type]
+
+
+def _reduced(x: Array, shape: tuple[int, ...]) -> Array:
+    """x summed over the axes along which an operand of this shape was broadcast."""
+    axes = tuple(i for i, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if b == 1 < a)
+    return jnp.sum(x, axis=axes, keepdims=True) if axes else x
+
+
+def _of_pairs(place: Operand, value: Array, tile: Array, x: Arrays) -> Array:
+    """From the cotangent of each pair to that of the operand."""
+    if place.kind == "plain":
+        return tile
+    T, S = tile.shape[2:]
+    at = lambda p: None if p is None else p[0, 0]
+    whole = tiles.Tile(tiles.span(0, T, at(x.q_positions)), tiles.span(0, S, at(x.k_positions)))
+    read = lambda table: tiles.look_up(place.kind, table, whole)
+    return jax.linear_transpose(read, value)(tile)[0]
+
+
+_attend.defvjp(_forward, _backward)
