@@ -201,6 +201,13 @@ def missing() -> str | None:
     return _import_failure()
 
 
+def capability() -> int:
+    """Of the GPU here, 90 for 9.0; without one that of a Hopper."""
+    if jax.default_backend() != "gpu":
+        return 90
+    return round(10 * float(jax.devices()[0].compute_capability))
+
+
 def _on_gpu(program: Program, inputs: Sequence[jax.Array]) -> Sequence[jax.Array]:
     triton_call = _jax_triton().triton_call
     known = inspect.signature(triton_call).parameters

@@ -332,7 +332,8 @@ def taylor(order: int = 2) -> Normalizer:
 def _near_top(s: Array, m: Array) -> Array:
     """Whether s is the maximum m up to rounding: passes may round the same score differently."""
     slack = 64 * jnp.finfo(s.dtype).eps * jnp.maximum(jnp.abs(m), 1.0)
-    return jnp.where(s >= m - slack, 1.0, 0.0).astype(s.dtype)
+    near = jnp.where(s >= m - slack, 1.0, 0.0).astype(s.dtype)
+    return near + 0.0 * lax.stop_gradient(s - m)  # NaN stays NaN, which no comparison keeps
 
 
 def _hard(s: Array, m: Array, stats: Rows, params: Params) -> Array:
@@ -432,7 +433,7 @@ def entmax(alpha: float = 1.5) -> Normalizer:
 
     def weigh(s: Array, tau: Array) -> Array:
         x = (alpha - 1.0) * s - tau
-        return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** power, 0.0)
+        return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** power, 0.0 * x)  # NaN stays NaN
 
     def slope(s: Array, tau: Array) -> Array:
         x = (alpha - 1.0) * s - tau

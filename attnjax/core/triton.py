@@ -91,16 +91,19 @@ class Triton:
         return State(rows(got["m"]), tuple(map(rows, got["sums"])), got["out"].swapaxes(1, 2))
 
 
-def tilings(dtype: Any, H: int, D: int) -> tuple[Tiling, Tiling]:
-    """Tiles of the forward and of the backward kernels; see tests/test_flash.py for what they take."""
-    width = max(triton.padded(H), triton.padded(D))
+def tilings(dtype: Any, H: int, D: int, capability: int) -> tuple[Tiling, Tiling, Tiling]:
+    """Tiles of the forward kernel, and of those that give dq and dk, dv: the largest known that
+    spill no registers on a GPU of this compute capability (tests/test_flash.py looks)."""
+    width, hopper = max(triton.padded(H), triton.padded(D)), capability >= 90
     if jnp.dtype(dtype).itemsize == 4:
-        return Tiling(64, 32, 4, 2), Tiling(32, 32, 4, 1)
+        return (Tiling(16, 16, 4, 1),) * 3
     if width <= 64:
-        return Tiling(128, 64, 4, 3), Tiling(64, 64, 4, 2)
+        return Tiling(128, 128, 8, 3), Tiling(64, 64, 4, 2), Tiling(64, 128, 8, 2)
     if width <= 128:
-        return Tiling(128, 64, 8, 3), Tiling(64, 64, 8, 2)
-    return Tiling(64, 32, 8, 2), Tiling(32, 32, 8, 1)
+        forward = Tiling(128, 128, 8, 3) if hopper else Tiling(128, 64, 8, 3)
+        columns = Tiling(32, 128, 8, 2) if hopper else Tiling(64, 64, 8, 2)
+        return forward, Tiling(128, 64, 8, 3), columns
+    return Tiling(64, 64, 8, 2), Tiling(32, 32, 4, 2), Tiling(32, 32, 4, 1)
 
 
 # ------------------------------------------------------------------------- a call, for kernels
@@ -162,20 +165,20 @@ class _Given(NamedTuple):
 def _run(impl: Triton, call: Call, finish: Callable[..., Any] | None) -> dict[str, Any]:
     """out (B,T,N,D), m and sums (B,N,T)."""
     z, (q_at, k_at) = call.shape, _positions(call)
-    tiling, back = tilings(call.dtype, z.H, z.D)
-    tiling, back = (_fitted(impl, t, call) for t in (tiling, back))
+    of_each = tilings(call.dtype, z.H, z.D, launch.capability())
+    tiling, of_rows, of_columns = (_fitted(impl, t, call) for t in of_each)
     ridden = call.mask and riding(call.mask, q_at, k_at, z.N)
     mask, mask_operands = ridden or (None, ())
     blocks = call.selection and (call.selection.block_q, call.selection.block_k)
     plan = Plan(
-        _functions(call), mask, _static(call.normalizer), finish, blocks, tiling, back,
+        _functions(call), mask, _static(call.normalizer), finish, blocks, tiling, of_rows, of_columns,
         "tf32" if impl.tf32 else "ieee", impl.interpret,
     )  # fmt: skip
     tokens = lambda x: x.transpose(0, 2, 1, 3)
     narrow = lambda x: tokens(x).astype(call.dtype)
     scale = jnp.ones((), jnp.float32) if call.scale is None else call.scale
-    rows, _ = _lists(call, tiling)
-    back_rows, back_columns = _lists(call, back)
+    rows, back_rows = _lists(call, tiling)[0], _lists(call, of_rows)[0]
+    back_columns = _lists(call, of_columns)[1]
     x = Arrays(
         narrow(call.q), narrow(call.k), narrow(call.v), jnp.reshape(scale, (1,)),
         sum((m.operands for m in call.mods), ()), mask_operands, call.normalizer.params,

@@ -168,8 +168,10 @@ def read(x, b, index, head, EACH: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.c
     h = tl.arange(0, PAD)[None, :]
     where = x + b.to(tl.int64) * EACH + index.to(tl.int64) * (HEADS * WIDTH) + head * WIDTH + h
     if PAD == WIDTH:
-        return tl.load(where)
-    return tl.load(where, mask=h < WIDTH, other=0.0)
+        tokens = tl.load(where)
+    else:
+        tokens = tl.load(where, mask=h < WIDTH, other=0.0)
+    return tokens
 
 
 @triton.jit
@@ -192,9 +194,11 @@ def row_of(b, n, t):
 def position(x, b, n, index, IN_B: tl.constexpr, IN_N: tl.constexpr, LENGTH: tl.constexpr):
     """Positions of tokens, from an array (IN_B,IN_N,LENGTH) or None: their numbers."""
     if x is None:
-        return index
-    example = b if IN_B > 1 else 0
-    return tl.load(x + (example * IN_N + n * IN_N // N) * LENGTH + index)
+        found = index
+    else:
+        example = b if IN_B > 1 else 0
+        found = tl.load(x + (example * IN_N + n * IN_N // N) * LENGTH + index)
+    return found
 
 
 @triton.jit
@@ -215,7 +219,7 @@ def tile_start(number, BLOCK: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def rows_of(number, head, ROW_TILES: tl.constexpr):
+def rows_of(number, head):
     """Queries of a tile, (BM,1): numbers, which of them count, and their heads."""
     first, end = tile_start(number, ROWS, BM // PACK)
     i = tl.arange(0, BM)[:, None]
@@ -223,10 +227,12 @@ def rows_of(number, head, ROW_TILES: tl.constexpr):
     inside = t < tl.minimum(end, T)
     t = tl.minimum(t, T - 1)
     if PACK == 1:
-        return t, inside, head
-    n = head * (N // K) + i // (BM // PACK)
-    inside = inside & (n < (head + 1) * (N // K))
-    return t, inside, tl.minimum(n, (head + 1) * (N // K) - 1)
+        n = head
+    else:
+        n = head * (N // K) + i // (BM // PACK)
+        inside = inside & (n < (head + 1) * (N // K))
+        n = tl.minimum(n, (head + 1) * (N // K) - 1)
+    return t, inside, n
 
 
 # ------------------------------------------------------------------------------------- forward
@@ -275,7 +281,7 @@ def forward(q, k, v, scale, xs, ms, ps, stats, q_pos, k_pos, bounds, entries, ou
     """A tile of queries against its keys: results, references and sums of terms."""
     number = ROW_TILES - 1 - tl.program_id(0)  # under a causal mask the last have most to do
     head, b = tl.program_id(1), tl.program_id(2)
-    t, inside, n = rows_of(number, head, ROW_TILES)
+    t, inside, n = rows_of(number, head)
     kh = head * K // (N if PACK == 1 else K)
     at_rows = row_of(b, n, t)
     qt = read(q, b, t, n, Q_EACH, N, H, HP)
@@ -348,7 +354,7 @@ def rows(q, k, v, g, scale, r, dL, m, stats, more, xs, ms, ps, q_pos, k_pos, bou
     """Cotangents that ride with a tile of queries: dq over scale (if WEIGHS), sums over keys."""
     number = ROW_TILES - 1 - tl.program_id(0)
     n, b = tl.program_id(1), tl.program_id(2)
-    t, inside, n = rows_of(number, n, ROW_TILES)
+    t, inside, n = rows_of(number, n)
     kh = n * K // N
     at_rows = row_of(b, n, t)
     qt = read(q, b, t, n, Q_EACH, N, H, HP)

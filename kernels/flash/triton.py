@@ -72,6 +72,7 @@ class Plan:
     normalizer   an object with numerator, denominator, peak, rescale, floor and stages, functions
                  of scalars (s, m, stats, params), as attnjax.core.normalizers describes
     finish       (values, sums, m, params) -> results; None leaves sums as they are, in float32
+    tiling, rows, columns   of the forward kernel, and of the backward ones
     blocks       (queries, keys) of the blocks that lists speak of; None: one tile each
     """
 
@@ -81,7 +82,8 @@ class Plan:
     finish: Callable[..., Any] | None
     blocks: tuple[int, int] | None
     tiling: Tiling
-    back: Tiling
+    rows: Tiling
+    columns: Tiling
     precision: str
     interpret: bool
 
@@ -332,7 +334,7 @@ def _operand_sums(plan: Plan, kind: str) -> int:
 @over_examples
 def statistics_back(plan: Plan, x: Arrays, c: Cotangents) -> Rows:
     """The cotangents (B,N,T) of the statistics."""
-    text = _letters(plan, x, plan.back, x.of_rows, WEIGHS=False)
+    text = _letters(plan, x, plan.rows, x.of_rows, WEIGHS=False)
     text += _back_holes(plan, x, c, _pull_statistics(plan))
     text += pieces.gradients(len(c.stats), 0, "(BM, BN)")
     return _rows_pass(plan, x, c, text, len(c.stats), None)["by_row"]
@@ -342,7 +344,7 @@ def statistics_back(plan: Plan, x: Arrays, c: Cotangents) -> Rows:
 def rows_back(plan: Plan, x: Arrays, c: Cotangents) -> tuple[Array, Rows]:
     """dq over scale (B,T,N,H), and sums over keys (B,N,T): of params, then of operands of rows."""
     sums = len(x.params) + _operand_sums(plan, "row")
-    text = _letters(plan, x, plan.back, x.of_rows, WEIGHS=True)
+    text = _letters(plan, x, plan.rows, x.of_rows, WEIGHS=True)
     text += _back_holes(plan, x, c, _pull(plan, len(c.more[1])))
     text += pieces.gradients(len(x.params), sums - len(x.params), "(BM, BN)")
     dq = jax.ShapeDtypeStruct(x.q.shape, x.q.dtype)
@@ -351,7 +353,7 @@ def rows_back(plan: Plan, x: Arrays, c: Cotangents) -> tuple[Array, Rows]:
 
 
 def _rows_pass(plan, x, c, text, sums, dq) -> dict[str, Any]:
-    (B, T, N, _), tile = x.q.shape, plan.back
+    (B, T, N, _), tile = x.q.shape, plan.rows
     tiles = _tiles(T, _blocks(plan, tile)[0], tile.block_q)
     arguments = {
         **_back_arguments(plan, x, c), "bounds": x.of_rows.bounds, "entries": x.of_rows.entries,
@@ -368,7 +370,7 @@ def _rows_pass(plan, x, c, text, sums, dq) -> dict[str, Any]:
 @over_examples
 def columns_back(plan: Plan, x: Arrays, c: Cotangents) -> tuple[Array, Array, Rows]:
     """dk (B,S,K,H), dv (B,S,K,D), and sums over queries (B,N,S) of operands of columns."""
-    (B, _, N, H), (S, K, D), tile = x.q.shape, x.v.shape[1:], plan.back
+    (B, _, N, H), (S, K, D), tile = x.q.shape, x.v.shape[1:], plan.columns
     sums = _operand_sums(plan, "column")
     text = _letters(plan, x, tile, x.of_columns)
     text += _back_holes(plan, x, c, _pull(plan, len(c.more[1])))
@@ -395,9 +397,9 @@ def pair_back(plan: Plan, number: int, shape: tuple[int, int], x: Arrays, c: Cot
 @over_examples
 def _pair_back(key: tuple[Plan, int, tuple[int, int], int], x: Arrays, c: Cotangents) -> Array:
     plan, number, (lead, heads), examples = key
-    (B, T, _, _), S, tile = x.q.shape, x.k.shape[1], plan.back
+    (B, T, _, _), S, tile = x.q.shape, x.k.shape[1], plan.rows
     lead = B if lead > 1 else B // examples  # vmap has made more examples
-    text = _letters(plan, x, plan.back, None)
+    text = _letters(plan, x, plan.rows, None)
     text += _back_holes(plan, x, c, _pull(plan, len(c.more[1])))
     text += pieces.pair(number)
     arguments = {**_back_arguments(plan, x, c), "OUT_B": lead, "OUT_N": heads}
