@@ -208,6 +208,11 @@ def capability() -> int:
     return round(10 * float(jax.devices()[0].compute_capability))
 
 
+def processors() -> int:
+    """Multiprocessors of the GPU here; without one those of an H100."""
+    return getattr(jax.devices()[0], "core_count", None) or 132
+
+
 def _on_gpu(program: Program, inputs: Sequence[jax.Array]) -> Sequence[jax.Array]:
     triton_call = _jax_triton().triton_call
     known = inspect.signature(triton_call).parameters

@@ -19,12 +19,14 @@ from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues
 from attnjax.core.normalizers import Normalizer, State
 from attnjax.core.place import tokens_of
+from attnjax.core.triton import Triton
 from attnjax.typing import Array, Bool, Float, Int, K, Out, Positions, Q, V, Weights
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dense": dense.Dense(),
     "blockwise": Blockwise(),
     "cudnn": CuDNN(),
+    "triton": Triton(),
 }
 
 
@@ -52,7 +54,7 @@ def attend(
     scale        1/sqrt(H) if None; may be traced
     q_positions  (T,) and k_positions (S,), integers: what masks and mods take for positions,
                  0, 1, 2, ... if None
-    impl         "dense", "blockwise", "cudnn" or an Implementation: runs, or raises with the
+    impl         "dense", "blockwise", "cudnn", "triton" or an Implementation: runs, or raises with the
                  reason.  None takes what is fastest here; `explain` tells which
 
     Scores, statistics and sums are float32 (float64 for float64); the result has q's dtype.  A
@@ -197,8 +199,10 @@ def choose_state(engine: str, impl: Impl, call: Call) -> Any:
 
 
 def _choose(call: Call) -> Implementation:
-    cudnn = IMPLEMENTATIONS["cudnn"]
-    return cudnn if cudnn.supported(call) is None else _by_size(call)
+    for name in ("cudnn", "triton"):  # on a GPU alone
+        if IMPLEMENTATIONS[name].supported(call) is None:
+            return IMPLEMENTATIONS[name]
+    return _by_size(call)
 
 
 def _by_size(call: Call) -> Implementation:

@@ -96,7 +96,10 @@ def tilings(dtype: Any, H: int, D: int, capability: int) -> tuple[Tiling, Tiling
     spill no registers on a GPU of this compute capability (tests/test_flash.py looks)."""
     width, hopper = max(triton.padded(H), triton.padded(D)), capability >= 90
     if jnp.dtype(dtype).itemsize == 4:
-        return (Tiling(16, 16, 4, 1),) * 3
+        if width <= 64:
+            return Tiling(64, 32, 8, 2), Tiling(32, 32, 8, 1), Tiling(32, 32, 8, 1)
+        small = Tiling(16, 32, 8, 1) if width <= 128 else Tiling(16, 16, 8, 1)
+        return Tiling(32, 32, 8, 1), small, small
     if width <= 64:
         return Tiling(128, 128, 8, 3), Tiling(64, 64, 4, 2), Tiling(64, 128, 8, 2)
     if width <= 128:
@@ -169,16 +172,16 @@ def _run(impl: Triton, call: Call, finish: Callable[..., Any] | None) -> dict[st
     tiling, of_rows, of_columns = (_fitted(impl, t, call) for t in of_each)
     ridden = call.mask and riding(call.mask, q_at, k_at, z.N)
     mask, mask_operands = ridden or (None, ())
+    rows, back_rows = _lists(call, tiling)[0], _lists(call, of_rows)[0]
+    back_columns = _lists(call, of_columns)[1]
     blocks = call.selection and (call.selection.block_q, call.selection.block_k)
     plan = Plan(
         _functions(call), mask, _static(call.normalizer), finish, blocks, tiling, of_rows, of_columns,
-        "tf32" if impl.tf32 else "ieee", impl.interpret,
+        "tf32" if impl.tf32 else "ieee", impl.interpret, _programs(impl, call, rows),
     )  # fmt: skip
     tokens = lambda x: x.transpose(0, 2, 1, 3)
     narrow = lambda x: tokens(x).astype(call.dtype)
     scale = jnp.ones((), jnp.float32) if call.scale is None else call.scale
-    rows, back_rows = _lists(call, tiling)[0], _lists(call, of_rows)[0]
-    back_columns = _lists(call, of_columns)[1]
     x = Arrays(
         narrow(call.q), narrow(call.k), narrow(call.v), jnp.reshape(scale, (1,)),
         sum((m.operands for m in call.mods), ()), mask_operands, call.normalizer.params,
@@ -199,6 +202,17 @@ def _fitted(impl: Triton, t: Tiling, call: Call) -> Tiling:
     q = impl.block_q or min(t.block_q, triton.padded(most_q))
     k = impl.block_k or min(t.block_k, triton.padded(most_k))
     return Tiling(q, k, t.warps, t.stages)
+
+
+def _programs(impl: Triton, call: Call, rows: Lists) -> int:
+    """Over how many programs the keys are split; 0 where there are queries enough."""
+    z = call.shape
+    few = z.T <= 16 and z.T * z.N // z.K <= 128
+    alone = call.selection is not None or call.normalizer.stages
+    if not few or alone or rows.bounds.shape[1] not in (1, z.K):
+        return 0
+    tiles = z.B * z.K * -(-z.S // (impl.block_k or 64))
+    return 5 if impl.interpret else max(1, min(2 * launch.processors(), tiles))
 
 
 def _lists(call: Call, t: Tiling) -> tuple[Lists, Lists]:

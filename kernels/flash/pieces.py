@@ -166,7 +166,7 @@ def reference(n: Any, peak: Any, rescale: Any, count: int, floored: bool) -> str
 def terms(fn: Callable[..., Sequence[Any]], stats: int, count: int, weighs: bool) -> str:
     """`terms` and the sums of them."""
     rows = (FLOAT,) * stats, (FLOAT,) * count
-    number = len(jax.eval_shape(fn, *_scalars(FLOAT, FLOAT, *rows)))
+    number = len(jax.eval_shape(fn, *scalars(FLOAT, FLOAT, *rows)))
     text = emit("terms", fn, FLOAT, FLOAT, *rows) + "\n\n"
     summed = range(1 if weighs else 0, number)
     each = lambda spell: _tuple([spell(i, term) for i, term in enumerate(summed)])
@@ -199,7 +199,7 @@ def terms_back(fn: Callable[..., Any], stats: int, more: int, count: int) -> str
     tuples = (FLOAT,) * stats, (FLOAT,) * count, (FLOAT,) * more
     flat = lambda *given: (lambda w, ds, rest: (w, ds, *rest))(*fn(*given))
     text = emit("terms_back_flat", flat, FLOAT, FLOAT, *tuples, FLOAT, FLOAT) + "\n\n"
-    number = len(jax.eval_shape(flat, *_scalars(FLOAT, FLOAT, *tuples, FLOAT, FLOAT))) - 2
+    number = len(jax.eval_shape(flat, *scalars(FLOAT, FLOAT, *tuples, FLOAT, FLOAT))) - 2
     rest = _tuple([f"all[{i + 2}]" for i in range(number)])
     return text + _function(
         "terms_back", "s, m, stats, p, more, df, dL",
@@ -231,6 +231,7 @@ def letters(**values: Any) -> str:
     return "\n".join(f"{k} = constant({v!r})" for k, v in values.items()) + f"\n\n{HELPERS}\n\n"
 
 
-def _scalars(*dtypes: Any) -> tuple[Any, ...]:
+def scalars(*dtypes: Any) -> tuple[Any, ...]:
+    """What stands for arguments when a function is traced: dtypes, or tuples of them."""
     make = lambda d: jax.ShapeDtypeStruct((), jnp.dtype(d))
     return tuple(tuple(map(make, d)) if isinstance(d, tuple) else make(d) for d in dtypes)

@@ -9,7 +9,7 @@ or 1, so that `jax.vmap` makes more examples of what it maps over (`over_example
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +73,7 @@ class Plan:
                  of scalars (s, m, stats, params), as attnjax.core.normalizers describes
     finish       (values, sums, m, params) -> results; None leaves sums as they are, in float32
     tiling, rows, columns   of the forward kernel, and of the backward ones
+    split        programs over which the tiles of all heads are dealt, where queries are few
     blocks       (queries, keys) of the blocks that lists speak of; None: one tile each
     """
 
@@ -86,6 +87,7 @@ class Plan:
     columns: Tiling
     precision: str
     interpret: bool
+    split: int = 0
 
 
 def padded(width: int) -> int:
@@ -229,29 +231,55 @@ def _pass(plan, x, stats, terms, peak, rescale, values) -> dict[str, Any]:
     tile, (B, T, N, _) = plan.tiling, x.q.shape
     weighs = values is not None
     count = len(x.params)
-    sums = len(jax.eval_shape(terms, *pieces._scalars(
+    sums = len(jax.eval_shape(terms, *pieces.scalars(
         "float32", "float32", ("float32",) * len(stats), ("float32",) * count
     ))) - weighs  # fmt: skip
-    text = _letters(
-        plan, x, tile, x.of_rows, PEAKED=peak is not None, WEIGHS=weighs
-    )
-    text += _holes(plan, x)
-    text += pieces.reference(plan.normalizer, peak, rescale, count, weighs)
-    text += pieces.terms(terms, len(stats), count, weighs)
-    text += pieces.finish(plan.finish if weighs else None, sums, count)
-    text += pieces.rows("load_rows", len(stats))
-    tiles = _tiles(T, _blocks(plan, tile)[0], tile.block_q)
+    holes = _holes(plan, x)
+    holes += pieces.reference(plan.normalizer, peak, rescale, count, weighs)
+    holes += pieces.terms(terms, len(stats), count, weighs)
+    holes += pieces.finish(plan.finish if weighs else None, sums, count)
+    holes += pieces.rows("load_rows", len(stats)) + pieces.rows("load_sums", sums)
     row = _rows_like(x)
+    out: dict[str, Any] = {"m_out": row, "sums_out": (row,) * sums}
+    out = {"out": values, **out} if weighs else out
+    more = {"PEAKED": peak is not None, "WEIGHS": weighs}
+    if weighs and plan.split:
+        return _split_pass(plan, x, holes, more, out)
+    text = _letters(plan, x, tile, x.of_rows, **more) + holes
+    tiles = _tiles(T, _blocks(plan, tile)[0], tile.block_q)
     arguments = {
         **_common(plan, x), "stats": stats, "bounds": x.of_rows.bounds,
         "entries": x.of_rows.entries, "ROW_TILES": tiles, "BLOCKS": x.of_rows.bounds.shape[2],
     }  # fmt: skip
-    out: dict[str, Any] = {"m_out": row, "sums_out": (row,) * sums}
-    if weighs:
-        out = {"out": values, **out}
-    else:
-        arguments["out"] = None
+    arguments = arguments if weighs else {**arguments, "out": None}
     return _launch(plan, tile, "forward", text, arguments, out, (tiles, N, B))
+
+
+def _split_pass(plan: Plan, x: Arrays, holes: str, more: dict[str, bool], out: Any) -> Any:
+    """The same for at most 16 queries, whose tiles of keys are dealt to `split` programs."""
+    (B, T, N, _), K, (bounds, entries) = x.q.shape, x.k.shape[2], x.of_rows
+    pack = 1 << (N // K - 1).bit_length()
+    tile = replace(plan.tiling, block_q=max(16, pack << (T - 1).bit_length()))
+    text = _letters(plan, x, tile, x.of_rows, ROWS=tile.block_q // pack, PACK=pack, **more) + holes
+    counts = (bounds[:, :, 0, 2] - bounds[:, :, 0, 0])[:, np.arange(K) * bounds.shape[1] // K]
+    ends = jnp.cumsum(jnp.broadcast_to(jnp.asarray(counts), (B, K)).reshape(-1))
+    ends = jnp.concatenate([jnp.zeros(1, jnp.int32), ends.astype(jnp.int32)])
+    share = jnp.maximum(1, -(-ends[-1:] // plan.split))
+    first = jnp.searchsorted(ends, jnp.arange(plan.split) * share, side="right") - 1
+    slots, row = (plan.split + B * K, tile.block_q), jnp.float32
+    parts = {
+        "m_part": jax.ShapeDtypeStruct(slots, row),
+        "sums_part": (jax.ShapeDtypeStruct(slots, row),) * len(out["sums_out"]),
+        "part": jax.ShapeDtypeStruct((*slots, padded(x.v.shape[3])), row),
+    }
+    dealt = {"ends": ends, "share": share}
+    arguments = {
+        **_common(plan, x), "bounds": bounds, "entries": entries,
+        "heads": first.astype(jnp.int32), **dealt,
+    }  # fmt: skip
+    got = _launch(plan, tile, "split", text, arguments, parts, (plan.split,))
+    arguments = {**got, **dealt, "ps": x.params}
+    return _launch(plan, replace(tile, stages=1), "combine", text, arguments, out, (K, B))
 
 
 # ------------------------------------------------------------------------------------ backward
