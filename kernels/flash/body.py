@@ -254,7 +254,7 @@ def forward_tile(column, qt, k, v, sc, xs, ms, p, stats, k_pos, b, n, kh, t, tq,
     kt = read(k, b, j[:, None], kh, K_EACH, K, H, HP)
     raw = tl.dot(qt, tl.trans(kt), input_precision=PRECISION) * sc
     at = (b, n, t, j[None, :], tq, position(k_pos, b, n, j[None, :], KPOS_B, KPOS_N, S))
-    s = score(raw, at, xs)
+    s = tl.broadcast_to(score(raw, at, xs), raw.shape)
     ok = seen[None, :] < S
     if MASKED:
         end = tl.minimum(column // COLS * COLS + COLS, S)
@@ -319,7 +319,7 @@ def forward(q, k, v, scale, xs, ms, ps, stats, q_pos, k_pos, bounds, entries, ou
 @triton.jit
 def back(raw, df, dL, m, stats, more, p, ok, at, xs, MASKED: tl.constexpr):
     """The weights of a tile, the cotangent of its raw scores, and tiles of other cotangents."""
-    s = score(raw, at, xs)
+    s = tl.broadcast_to(score(raw, at, xs), raw.shape)
     if MASKED:
         s = tl.where(ok, s, m)
     w, ds, by_terms = terms_back(s, m, stats, p, more, df, dL)
@@ -327,6 +327,7 @@ def back(raw, df, dL, m, stats, more, p, ok, at, xs, MASKED: tl.constexpr):
         w = tl.where(ok, w, 0.0)
         ds = tl.where(ok, ds, 0.0)
     d, by_row, by_column, by_pair = score_back(raw, ds, at, xs)
+    d = tl.broadcast_to(d, raw.shape)  # zero where a mod forgets the product
     return w, d, by_terms, by_row, by_column, by_pair
 
 
