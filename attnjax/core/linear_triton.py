@@ -1,4 +1,4 @@
-"""Engine 2 on a GPU: the chunked form by Triton kernels (`kernels.linear`), forward and backward."""
+"""Engine 2 on a GPU: the chunked form by Triton kernels, forward and backward."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from attnjax.core.chunked import inverse
 from attnjax.core.manual import varying
 from attnjax.core.recurrent import Call
 from attnjax.typing import Array
@@ -26,14 +25,15 @@ _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 @dataclass(frozen=True)
 class Triton:
-    """Chunks by kernels, a state between them; O(T) memory.  No forward mode.
+    """Chunks by kernels, a state between them; O(T) memory.  First derivatives, in reverse mode.
 
     chunk      tokens that are multiplied at once: a power of two from 16 on
     interpret  run in Triton's interpreter, on NumPy, anywhere: for tests
 
     Products are taken in the inputs' dtype with float32 sums, float32 ones without TF32; decays,
     states and sums are float32.  The backward pass computes states again: what is kept are the
-    inputs.  Results are bit-equal from run to run.
+    inputs, and for the delta rule what it solves in each chunk.  Results are bit-equal from run to
+    run.
     """
 
     chunk: int = 64
@@ -71,10 +71,12 @@ class Triton:
         if call.massed:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
         q, k, v = (x.astype(dtype) for x in (q, k, v))
-        how = _How(self.chunk, self.interpret, jnp.dtype(out_dtype))
+        short = max(16, 1 << (q.shape[1] - 1).bit_length())  # a short run is one chunk
+        how = _How(min(self.chunk, short), self.interpret, jnp.dtype(out_dtype))
         decays = None if log_decay is None else _sums(how, _clean(log_decay))
         u, w = (v, None) if beta is None else _delta(how, k, v, decays, _clean(beta))
-        out, last = _walked(how, _Inputs(q, k, u, w, decays, start, spoiled + written))
+        walked: Any = _walked(how, _Inputs(q, k, u, w, decays, start, spoiled + written))
+        out, last = walked
         return out.astype(jnp.float32), last + written[:, -1, :, :, None]
 
 
@@ -106,7 +108,7 @@ def _sizes(how: _How, q: Array, N: int, D: int) -> "Sizes":
 # ------------------------------------------------------------------ before the kernels, and after
 
 
-def _spoiled(*xs: Array | None) -> Array | float:
+def _spoiled(*xs: Array | None) -> Array:
     """(B,T,heads,1), float32: NaN where one of (B,T,heads,width) has NaN or infinities, else zero.
 
     The kernels take zeros in their place: in a product of a chunk, or of its derivative, 0 * NaN
@@ -114,7 +116,7 @@ def _spoiled(*xs: Array | None) -> Array | float:
     """
     given = lax.stop_gradient([x for x in xs if x is not None])
     bad = (jnp.sum(0.0 * x, axis=-1, keepdims=True).astype(jnp.float32) for x in given)
-    return functools.reduce(jnp.add, bad, 0.0)
+    return functools.reduce(jnp.add, bad, jnp.zeros(()))
 
 
 def _clean(x: Array) -> Array:
@@ -156,7 +158,9 @@ def _delta(how: _How, k: Array, v: Array, decays: Decays, beta: Array) -> tuple[
     """
     T, N = k.shape[1], beta.shape[2]
     strength = _cut(how, beta, N)
-    solved = inverse(strength * _erased(how, (k, decays, beta))).astype(k.dtype)
+    erased: Any = _erased(how, (k, decays, beta))
+    solved: Any = _inverse(how, strength * erased)
+    solved = solved.astype(k.dtype)
 
     def solve(x: Array) -> Array:
         x = (strength * x).astype(k.dtype)
@@ -269,3 +273,30 @@ def _erased_backward(how: _How, x: _Keys, dp: Array) -> tuple[_Keys]:
 
 
 _erased.defvjp(_erased_forward, _erased_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _inverse(how: _How, lower: Array) -> Array:
+    """(I + L)^-1 for strictly lower triangular L (B,N,NC,C,C)."""
+
+    def run(lower: Array) -> Array:
+        from kernels.linear import triton as kernels
+
+        B, N, NC, C, _ = lower.shape
+        return kernels.inverse(kernels.Sizes(B, NC * C, N, 1, 1, C, how.interpret), lower)
+
+    return _folding(run, lower)
+
+
+def _inverse_forward(how: _How, lower: Array) -> tuple[Array, Array]:
+    x: Any = _inverse(how, lower)
+    return x, x
+
+
+def _inverse_backward(how: _How, x: Array, dx: Array) -> tuple[Array]:
+    x = x.mT
+    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    return (-product(x, product(dx, x)),)
+
+
+_inverse.defvjp(_inverse_forward, _inverse_backward)

@@ -492,13 +492,15 @@ def pairs(q, k, v, g, scale, r, dL, m, stats, more, xs, ms, ps, q_pos, k_pos, ou
 
 
 @triton.jit
-def split(q, k, v, scale, xs, ms, ps, q_pos, k_pos, bounds, entries, ends, heads, share, m_part,
+def split(q, k, v, scale, xs, ms, ps, q_pos, k_pos, bounds, entries, ends, starts, heads, m_part,
           sums_part, part):  # fmt: skip
-    """What each program's share of the tiles leaves behind."""
+    """What each program's share of the tiles leaves behind.
+
+    The tiles of head s are ends[s] .. ends[s + 1] of the line, program p's share starts[p] ..
+    starts[p + 1], which begins in head heads[p].
+    """
     number = tl.program_id(0)
-    each = tl.load(share)
-    place = number * each
-    stop = tl.minimum(place + each, tl.load(ends + B * K))
+    place, stop = tl.load(starts + number), tl.load(starts + number + 1)
     one = tl.load(heads + number)
     rows_here = tl.arange(0, BM)[:, None]
     while place < stop:
@@ -530,8 +532,8 @@ def split(q, k, v, scale, xs, ms, ps, q_pos, k_pos, bounds, entries, ends, heads
 
 
 @triton.jit
-def combine(m_part, sums_part, part, ends, share, ps, out, m_out, sums_out):
-    """The parts of a head, merged in order."""
+def combine(m_part, sums_part, part, first, last, ps, out, m_out, sums_out):
+    """The parts of a head, merged in order: those of programs first[s] .. last[s] - 1."""
     kh, b = tl.program_id(0), tl.program_id(1)
     one = b * K + kh
     t, inside, n = rows_of(0, kh)
@@ -539,10 +541,7 @@ def combine(m_part, sums_part, part, ends, share, ps, out, m_out, sums_out):
     m = start(p, tl.full((BM, 1), LOWEST, tl.float32))
     sums = no_sums(tl.full((BM, 1), 0.0, tl.float32))
     acc = tl.full((BM, DP), 0.0, tl.float32)
-    each = tl.load(share)
-    begin, end = tl.load(ends + one), tl.load(ends + one + 1)
-    last = tl.where(end > begin, (end + each - 1) // each, 0)  # a head without tiles has no parts
-    for number in range(begin // each, last):
+    for number in range(tl.load(first + one), tl.load(last + one)):
         slot = (number + one).to(tl.int64) * BM + tl.arange(0, BM)[:, None]
         more = tl.load(m_part + slot)
         top = tl.maximum(m, more)

@@ -50,9 +50,7 @@ def transposed(kinds: Any) -> Any:
     return kinds.swapaxes(-1, -2)
 
 
-def of_selection(
-    indices: jax.Array, valid: jax.Array, block_k: int, tile: int, kind: int
-) -> Lists:
+def of_selection(indices: jax.Array, valid: jax.Array, block_k: int, tile: int, kind: int) -> Lists:
     """The tiles of the selected key blocks (B,X,U,M) of each block of queries."""
     B, X, U, M = indices.shape
     each = -(-block_k // tile)

@@ -170,14 +170,18 @@ def terms(fn: Callable[..., Sequence[Any]], stats: int, count: int, weighs: bool
     text = emit("terms", fn, FLOAT, FLOAT, *rows) + "\n\n"
     summed = range(1 if weighs else 0, number)
     each = lambda spell: _tuple([spell(i, term) for i, term in enumerate(summed)])
-    add = lambda i, term: f"sums[{i}] * fade + tl.sum(tl.broadcast_to(new[{term}], (BM, BN)), 1)[:, None]"  # noqa: E501
+    add = lambda i, term: (
+        f"sums[{i}] * fade + tl.sum(tl.broadcast_to(new[{term}], (BM, BN)), 1)[:, None]"
+    )  # noqa: E501
     merge = lambda i, term: f"a[{i}] * fade_a + b[{i}] * fade_b"
     text += _function("no_sums", "empty", [f"return {each(lambda i, term: 'empty')}"])
     text += _function("add_terms", "sums, new, fade", [f"return {each(add)}"])
     text += _function("merge_sums", "a, b, fade_a, fade_b", [f"return {each(merge)}"])
     kept = _tuple([f"tl.where(ok, new[{i}], 0.0)" for i in range(number)])
     text += _function("keep", "ok, new", [f"return {kept}"])
-    stores = [f"tl.store(pointers[{i}] + where, values[{i}], mask=inside)" for i in range(len(summed))]  # noqa: E501
+    stores = [
+        f"tl.store(pointers[{i}] + where, values[{i}], mask=inside)" for i in range(len(summed))
+    ]  # noqa: E501
     return text + _function("store_rows", "pointers, values, where, inside", stores or ["pass"])
 
 
@@ -214,11 +218,15 @@ def gradients(by_terms: int, by_score: int, shape: str) -> str:
     add = lambda i, x: (
         f"sums[{i}] + tl.sum(tl.where(ok, tl.broadcast_to({x}, {shape}), 0.0), 1)[:, None]"
     )
-    stores = [f"tl.store(pointers[{i}] + where, values[{i}], mask=inside)" for i in range(len(names))]  # noqa: E501
+    stores = [
+        f"tl.store(pointers[{i}] + where, values[{i}], mask=inside)" for i in range(len(names))
+    ]  # noqa: E501
     added = _tuple([add(i, x) for i, x in enumerate(names)])
     text = _function("no_gradients", "empty", [f"return {_tuple(['empty'] * len(names))}"])
     text += _function("add_gradients", "sums, by_terms, by_score, ok", [f"return {added}"])
-    return text + _function("store_gradients", "pointers, values, where, inside", stores or ["pass"])
+    return text + _function(
+        "store_gradients", "pointers, values, where, inside", stores or ["pass"]
+    )
 
 
 def pair(number: int) -> str:

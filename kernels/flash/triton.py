@@ -255,6 +255,32 @@ def _pass(plan, x, stats, terms, peak, rescale, values) -> dict[str, Any]:
     return _launch(plan, tile, "forward", text, arguments, out, (tiles, N, B))
 
 
+class Dealt(NamedTuple):
+    """A line of tiles, head behind head, dealt to programs; see `split` in the body."""
+
+    ends: Array  # (heads + 1,)
+    starts: Array  # (programs + 1,)
+    heads: Array  # (programs,)
+    first: Array  # (heads,)
+    last: Array  # (heads,)
+
+
+def deal(counts: Array, programs: int) -> Dealt:
+    """Stream-K: contiguous shares that differ by one tile at most, of heads with so many tiles.
+
+    Sanovar et al. 2024, arXiv:2405.10480.
+    """
+    whole = lambda x: x.astype(jnp.int32)
+    ends = whole(jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)]))
+    busy = jnp.clip(ends[-1], 1, programs)  # programs with at least a tile, if there is one
+    starts = jnp.minimum(jnp.arange(programs + 1), busy) * ends[-1] // busy
+    heads = jnp.searchsorted(ends, starts[:-1], side="right") - 1
+    first = jnp.searchsorted(starts, ends[:-1], side="right") - 1
+    last = jnp.searchsorted(starts, ends[1:], side="left")
+    last = jnp.where(counts > 0, last, first)  # a head without tiles has no parts
+    return Dealt(ends, *map(whole, (starts, heads, first, last)))
+
+
 def _split_pass(plan: Plan, x: Arrays, holes: str, more: dict[str, bool], out: Any) -> Any:
     """The same for at most 16 queries, whose tiles of keys are dealt to `split` programs."""
     (B, T, N, _), K, (bounds, entries) = x.q.shape, x.k.shape[2], x.of_rows
@@ -262,23 +288,19 @@ def _split_pass(plan: Plan, x: Arrays, holes: str, more: dict[str, bool], out: A
     tile = replace(plan.tiling, block_q=max(16, pack << (T - 1).bit_length()))
     text = _letters(plan, x, tile, x.of_rows, ROWS=tile.block_q // pack, PACK=pack, **more) + holes
     counts = (bounds[:, :, 0, 2] - bounds[:, :, 0, 0])[:, np.arange(K) * bounds.shape[1] // K]
-    ends = jnp.cumsum(jnp.broadcast_to(jnp.asarray(counts), (B, K)).reshape(-1))
-    ends = jnp.concatenate([jnp.zeros(1, jnp.int32), ends.astype(jnp.int32)])
-    share = jnp.maximum(1, -(-ends[-1:] // plan.split))
-    first = jnp.searchsorted(ends, jnp.arange(plan.split) * share, side="right") - 1
+    dealt = deal(jnp.broadcast_to(jnp.asarray(counts), (B, K)).reshape(-1), plan.split)
     slots, row = (plan.split + B * K, tile.block_q), jnp.float32
     parts = {
         "m_part": jax.ShapeDtypeStruct(slots, row),
         "sums_part": (jax.ShapeDtypeStruct(slots, row),) * len(out["sums_out"]),
         "part": jax.ShapeDtypeStruct((*slots, padded(x.v.shape[3])), row),
     }
-    dealt = {"ends": ends, "share": share}
     arguments = {
-        **_common(plan, x), "bounds": bounds, "entries": entries,
-        "heads": first.astype(jnp.int32), **dealt,
+        **_common(plan, x), "bounds": bounds, "entries": entries, "ends": dealt.ends,
+        "starts": dealt.starts, "heads": dealt.heads,
     }  # fmt: skip
     got = _launch(plan, tile, "split", text, arguments, parts, (plan.split,))
-    arguments = {**got, **dealt, "ps": x.params}
+    arguments = {**got, "first": dealt.first, "last": dealt.last, "ps": x.params}
     return _launch(plan, replace(tile, stages=1), "combine", text, arguments, out, (K, B))
 
 
