@@ -1,4 +1,5 @@
-"""GPU kernels behind `impl="triton"` and `impl="mosaic"`; none has landed yet.
+"""GPU kernels in Triton: `flash` behind attend and attend_selected, `linear` behind linear_attend.
 
-They will know nothing of attnjax's variants and import only jax and, inside functions, triton.
+They know nothing of attnjax's variants and import only jax, and triton inside functions, so that an
+installation without a GPU imports everything.  See README.md beside this file.
 """

@@ -29,6 +29,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -160,7 +161,7 @@ def path_of(program: Program) -> Path:
     return path
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _module(path: Path, interpret: bool) -> ModuleType:
     """The file as a module whose functions are compiled, or interpreted."""
     from triton import knobs
@@ -191,6 +192,10 @@ def _import_failure() -> str | None:
         _jax_triton()
     except Exception as error:  # 0.3 raises whatever its CUDA library raises
         return f"jax-triton cannot be imported: {error}"
+    ours, triton = (version(name) for name in ("jax-triton", "triton"))
+    number = lambda text: tuple(int(n) for n in text.split(".")[:2])
+    if number(ours) >= (0, 4) and number(triton) < (3, 7):  # it imports, and fails when it compiles
+        return f"jax-triton {ours} needs Triton 3.7, this is {triton}; jax-triton 0.3.1 takes it"
     return None
 
 
@@ -391,7 +396,7 @@ def _assembled(ptx: str, capability: int) -> tuple[int, int]:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         told = subprocess.run(
-            [get_ptxas(capability).path, "-v", f"--gpu-name={target}", source, "-o", Path(folder) / "kernel.cubin"],
+            [get_ptxas(capability).path, "-v", f"--gpu-name={target}", source, "-o", f"{source}.cubin"],
             capture_output=True, text=True, check=True,
         ).stderr  # fmt: skip
     number = lambda pattern: sum(int(n) for n in re.findall(pattern, told))

@@ -174,7 +174,8 @@ def _run(impl: Triton, call: Call, finish: Callable[..., Any] | None) -> dict[st
     mask, mask_operands = ridden or (None, ())
     rows, back_rows = _lists(call, tiling)[0], _lists(call, of_rows)[0]
     back_columns = _lists(call, of_columns)[1]
-    blocks = call.selection and (call.selection.block_q, call.selection.block_k)
+    chosen = call.selection
+    blocks = None if chosen is None else (chosen.block_q, chosen.block_k)
     plan = Plan(
         _functions(call), mask, _static(call.normalizer), finish, blocks, tiling, of_rows, of_columns,
         "tf32" if impl.tf32 else "ieee", impl.interpret, _programs(impl, call, rows),
@@ -325,9 +326,7 @@ def _backward(plan: Plan, residuals: Any, cotangents: dict[str, Any]) -> tuple[A
         elif place.sums == "column":
             operands.append(_reduced(next(found["column"])[..., None, :], value.shape))
         else:
-            lead = value.shape[:2]
-            tile = triton.pair_back(plan, pairs, lead, x, c)
-            operands.append(_of_pairs(place, value, tile, x))
+            operands.append(_of_pairs(plan, pairs, place, value, x, c))
             pairs += 1
     scaled = dq.astype(jnp.float32)
     d_scale = jnp.sum(scaled * x.q).reshape(1) if x.scale.shape == (1,) else None
@@ -344,14 +343,30 @@ def _reduced(x: Array, shape: tuple[int, ...]) -> Array:
     return jnp.sum(x, axis=axes, keepdims=True) if axes else x
 
 
-def _of_pairs(place: Operand, value: Array, tile: Array, x: Arrays) -> Array:
-    """From the cotangent of each pair to that of the operand."""
+def _of_pairs(
+    plan: Plan, number: int, place: Operand, value: Array, x: Arrays, c: Cotangents
+) -> Array:
+    """The cotangent of an operand of pairs, or of a table of distances."""
+    lead, at = value.shape[:2], (x.q_positions, x.k_positions)
     if place.kind == "plain":
-        return tile
-    T, S = tile.shape[2:]
-    at = lambda p: None if p is None else p[0, 0]
-    whole = tiles.Tile(tiles.span(0, T, at(x.q_positions)), tiles.span(0, S, at(x.k_positions)))
-    read = lambda table: tiles.look_up(place.kind, table, whole)
+        return triton.pair_back(plan, number, lead, x, c)
+    if place.kind == "table" and at == (None, None):
+        tile = triton.table_back(plan, number, lead, x, c)
+        diagonals, size = tile.shape[2:4]
+        first = 1 - -(-x.q.shape[1] // size)
+
+        def of_diagonal(table: Array, d: Array) -> Array:
+            square = tiles.Tile(tiles.span(0, size, None), tiles.span(d * size, size, None))
+            return tiles.look_up("table", table, square)
+
+        read = lambda table: jax.vmap(of_diagonal, (None, 0), 2)(
+            table, first + jnp.arange(diagonals)
+        )
+    else:
+        tile = triton.pair_back(plan, number, lead, x, c)
+        span = lambda n, p: tiles.span(0, n, None if p is None else p[0, 0])
+        whole = tiles.Tile(span(tile.shape[2], at[0]), span(tile.shape[3], at[1]))
+        read = lambda table: tiles.look_up(place.kind, table, whole)
     return jax.linear_transpose(read, value)(tile)[0]
 
 

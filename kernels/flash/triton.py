@@ -8,7 +8,7 @@ or 1, so that `jax.vmap` makes more examples of what it maps over (`over_example
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -166,10 +166,18 @@ def _common(plan: Plan, x: Arrays) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _shaped(functions: Sequence[Function], arrays: Rows) -> tuple[Function, ...]:
+    """The functions with operands of the shapes that arrays have now: vmap makes more examples."""
+    rest = iter(arrays)
+    fit = lambda f: tuple(replace(o, shape=next(rest).shape) for o in f.operands)
+    return tuple(replace(f, operands=fit(f)) for f in functions)
+
+
 def _holes(plan: Plan, x: Arrays) -> str:
     """Holes that all kernels have: scores, mask, parameters."""
-    shapes = [p.shape for p in x.params]
-    return pieces.score(plan.mods) + pieces.allowed(plan.mask) + pieces.params(shapes)
+    mask = None if plan.mask is None else _shaped([plan.mask], x.mask_operands)[0]
+    text = pieces.score(_shaped(plan.mods, x.operands)) + pieces.allowed(mask)
+    return text + pieces.params([p.shape for p in x.params])
 
 
 def _rows_like(x: Arrays) -> jax.ShapeDtypeStruct:
@@ -368,7 +376,7 @@ def _back_arguments(plan: Plan, x: Arrays, c: Cotangents) -> dict[str, Any]:
 
 
 def _back_holes(plan: Plan, x: Arrays, c: Cotangents, pull: Callable[..., Any]) -> str:
-    text = _holes(plan, x) + pieces.score_back(plan.mods)
+    text = _holes(plan, x) + pieces.score_back(_shaped(plan.mods, x.operands))
     text += pieces.terms_back(pull, len(c.stats), _length(c.more), len(x.params))
     return text + pieces.rows("load_rows", len(c.stats)) + pieces.rows("load_more", _length(c.more))
 
@@ -439,20 +447,45 @@ def columns_back(plan: Plan, x: Arrays, c: Cotangents) -> tuple[Array, Array, Ro
     return got["dk"], got["dv"], got["by_column"]
 
 
-def pair_back(plan: Plan, number: int, shape: tuple[int, int], x: Arrays, c: Cotangents) -> Array:
-    """The cotangent of the operand of pairs of this number, summed to (B|1,N|1,T,S) = shape."""
-    return _pair_back((plan, number, shape, x.q.shape[0]), x, c)
+class Of(NamedTuple):
+    """Which operand of pairs, and what it is shared by: its first two axes, of so many examples."""
+
+    number: int
+    lead: int
+    heads: int
+    examples: int
+
+
+def pair_back(plan: Plan, number: int, lead: tuple[int, int], x: Arrays, c: Cotangents) -> Array:
+    """The cotangent of the operand of pairs of this number, (*lead,T,S); O(T S) memory."""
+    return _pair_back((plan, Of(number, *lead, x.q.shape[0]), "pairs"), x, c)
+
+
+def table_back(plan: Plan, number: int, lead: tuple[int, int], x: Arrays, c: Cotangents) -> Array:
+    """The same summed over tiles of equal distances: (*lead, diagonals, size, size).
+
+    Diagonal d holds keys from (d - rows + 1) size on for queries from 0 on, with `rows` tiles of
+    queries; positions are 0, 1, 2 ...  O((T + S) size) memory.
+    """
+    size = min(plan.rows.block_q, plan.rows.block_k)
+    square = replace(plan, rows=replace(plan.rows, block_q=size, block_k=size))
+    return _pair_back((square, Of(number, *lead, x.q.shape[0]), "diagonals"), x, c)
 
 
 @over_examples
-def _pair_back(key: tuple[Plan, int, tuple[int, int], int], x: Arrays, c: Cotangents) -> Array:
-    plan, number, (lead, heads), examples = key
+def _pair_back(key: tuple[Plan, Of, str], x: Arrays, c: Cotangents) -> Array:
+    plan, of, function = key
     (B, T, _, _), S, tile = x.q.shape, x.k.shape[1], plan.rows
-    lead = B if lead > 1 else B // examples  # vmap has made more examples
-    text = _letters(plan, x, plan.rows, None)
+    lead = B if of.lead > 1 else B // of.examples  # vmap has made more examples
+    text = _letters(plan, x, tile, None)
     text += _back_holes(plan, x, c, _pull(plan, len(c.more[1])))
-    text += pieces.pair(number)
-    arguments = {**_back_arguments(plan, x, c), "OUT_B": lead, "OUT_N": heads}
-    out = {"out": jax.ShapeDtypeStruct((lead, heads, T, S), jnp.float32)}
-    grid = (-(-T // tile.block_q), -(-S // tile.block_k), lead * heads)
-    return _launch(plan, tile, "pairs", text, arguments, out, grid)["out"]
+    text += pieces.pair(of.number)
+    arguments = {**_back_arguments(plan, x, c), "OUT_B": lead, "OUT_N": of.heads}
+    rows, columns = -(-T // tile.block_q), -(-S // tile.block_k)
+    if function == "pairs":
+        shape, grid = (T, S), (rows, columns, lead * of.heads)
+    else:
+        shape = (rows + columns - 1, tile.block_q, tile.block_k)
+        grid = (shape[0], lead * of.heads)
+    out = {"out": jax.ShapeDtypeStruct((lead, of.heads, *shape), jnp.float32)}
+    return _launch(plan, tile, function, text, arguments, out, grid)["out"]

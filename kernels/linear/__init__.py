@@ -1,0 +1,1 @@
+"""Chunked linear attention by Triton kernels."""
