@@ -181,7 +181,7 @@ def _module(path: Path, interpret: bool) -> ModuleType:
 
 @functools.cache
 def _jax_triton() -> Any:
-    import jax_triton
+    import jax_triton  # pyright: ignore[reportMissingImports]
 
     return jax_triton
 
@@ -313,7 +313,7 @@ def _interpreter() -> Iterator[None]:
                     )
                     setattr(module, name, new)
         interpreter._convert_float = _convert_float
-        interpreter.InterpreterBuilder.create_dot = _dot
+        setattr(interpreter.InterpreterBuilder, "create_dot", _dot)  # noqa: B010
         try:
             yield
         finally:  # the interpreter leaves behind what it changes, and nothing compiles after that
@@ -391,12 +391,13 @@ def _assembled(ptx: str, capability: int) -> tuple[int, int]:
     """Registers and spilled bytes, from the report of Triton's own ptxas."""
     from triton.backends.nvidia.compiler import get_ptxas
 
+    tool = get_ptxas(capability).path
     target = f"sm_{capability}{'a' if capability >= 90 else ''}"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         told = subprocess.run(
-            [get_ptxas(capability).path, "-v", f"--gpu-name={target}", source, "-o", f"{source}.cubin"],
+            [tool, "-v", f"--gpu-name={target}", source, "-o", f"{source}.cubin"],
             capture_output=True, text=True, check=True,
         ).stderr  # fmt: skip
     number = lambda pattern: sum(int(n) for n in re.findall(pattern, told))

@@ -171,7 +171,7 @@ def violations(module, source):
     tree = ast.parse(source)
     if module.split(".")[0] == "kernels":
         # a body is Triton, read as text; a benchmark knows what it times
-        late = ("triton", "jax_triton") if module.split(".")[-1] != "body" else ()
+        late = ("triton", "jax_triton") if not module.endswith("body") else ()
         bad = [name for name in imported(tree, lazy=False) if name.split(".")[0] in late]
         lazy = module not in ("kernels.bench", "kernels.rivals")
         found = imported(tree, lazy)

@@ -148,7 +148,7 @@ def test_vmap_makes_more_examples():
 
 
 def test_inside_shard_map(fresh_programs):
-    mesh = jax.make_mesh((2,), ("data",))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def run(impl, q, k, v):
         if impl == "dense":

@@ -54,8 +54,8 @@ def attend(
     scale        1/sqrt(H) if None; may be traced
     q_positions  (T,) and k_positions (S,), integers: what masks and mods take for positions,
                  0, 1, 2, ... if None
-    impl         "dense", "blockwise", "cudnn", "triton" or an Implementation: runs, or raises with the
-                 reason.  None takes what is fastest here; `explain` tells which
+    impl         "dense", "blockwise", "cudnn", "triton" or an Implementation: runs, or raises with
+                 the reason.  None takes what is fastest here; `explain` tells which
 
     Scores, statistics and sums are float32 (float64 for float64); the result has q's dtype.  A
     row with nothing allowed gives zeros and zero gradients.  A NaN or infinity in q, k or v

@@ -14,6 +14,7 @@ import numpy as np
 from attnjax.core.call import check_qkv, working_dtype
 from attnjax.core.choice import Impl, Implementation, resolve
 from attnjax.core.chunked import Chunked, Fastest, Parallel
+from attnjax.core.linear_triton import Triton
 from attnjax.core.manual import varying
 from attnjax.core.recurrent import Call, Recurrent
 from attnjax.core.tiles import Shape
@@ -26,6 +27,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "recurrent": Recurrent(),
     "chunked": Chunked(),
     "parallel": Parallel(),
+    "triton": Triton(),
 }
 
 
@@ -72,8 +74,9 @@ def linear_attend(
     return_state  also return the State after the last token: a run that is split anywhere (at the
                   end of a block) and carries it equals the whole run
     chunk         tokens that the chunked form multiplies at once; changes speed, not results
-    impl          "recurrent", "chunked", "parallel" (O(T^2) memory), or an Implementation: runs, or
-                  raises with the reason.  None takes what is fastest here; `explain` tells which
+    impl          "recurrent", "chunked", "parallel" (O(T^2) memory), "triton" (GPUs), or an
+                  Implementation: runs, or raises with the reason.  None takes what is fastest
+                  here; `explain` tells which
 
     States, decays and sums are float32 (float64 for float64); the result has v's dtype, and q and k
     may be wider, as features often are.  A decay that float32 cannot hold, log_decay = -inf
@@ -103,6 +106,8 @@ def linear_attend(
 def _choose(call: Call, chunk: int) -> Implementation:
     if call.k.shape[1] == 1:  # a step of decoding: there is nothing to multiply at once
         return IMPLEMENTATIONS["recurrent"]
+    if IMPLEMENTATIONS["triton"].supported(call) is None:
+        return IMPLEMENTATIONS["triton"]
     return Fastest(chunk) if jax.default_backend() == "cpu" else Chunked(chunk)
 
 

@@ -177,7 +177,8 @@ def _run(impl: Triton, call: Call, finish: Callable[..., Any] | None) -> dict[st
     chosen = call.selection
     blocks = None if chosen is None else (chosen.block_q, chosen.block_k)
     plan = Plan(
-        _functions(call), mask, _static(call.normalizer), finish, blocks, tiling, of_rows, of_columns,
+        _functions(call), mask, _static(call.normalizer), finish, blocks,
+        tiling, of_rows, of_columns,
         "tf32" if impl.tf32 else "ieee", impl.interpret, _programs(impl, call, rows),
     )  # fmt: skip
     tokens = lambda x: x.transpose(0, 2, 1, 3)
@@ -329,12 +330,13 @@ def _backward(plan: Plan, residuals: Any, cotangents: dict[str, Any]) -> tuple[A
             operands.append(_of_pairs(plan, pairs, place, value, x, c))
             pairs += 1
     scaled = dq.astype(jnp.float32)
-    d_scale = jnp.sum(scaled * x.q).reshape(1) if x.scale.shape == (1,) else None
-    d_x = Arrays(
-        (scaled * x.scale).astype(dq.dtype), dk, dv, d_scale, tuple(operands), None, d_params,
-        None, None, None, None,
-    )  # type: ignore[arg-type]  # fmt: skip
-    return (_Given(d_x, None, None, None, None),)  # type: ignore[arg-type]
+    d_scale = jnp.sum(scaled * x.q).reshape(1)
+    dq, none = (scaled * x.scale).astype(dq.dtype), _NO_GRADIENT
+    d_x = Arrays(dq, dk, dv, d_scale, tuple(operands), none, d_params, none, none, none, none)
+    return (_Given(d_x, none, none, none, none),)
+
+
+_NO_GRADIENT: Any = None
 
 
 def _reduced(x: Array, shape: tuple[int, ...]) -> Array:
@@ -347,7 +349,7 @@ def _of_pairs(
     plan: Plan, number: int, place: Operand, value: Array, x: Arrays, c: Cotangents
 ) -> Array:
     """The cotangent of an operand of pairs, or of a table of distances."""
-    lead, at = value.shape[:2], (x.q_positions, x.k_positions)
+    lead, at = (value.shape[0], value.shape[1]), (x.q_positions, x.k_positions)
     if place.kind == "plain":
         return triton.pair_back(plan, number, lead, x, c)
     if place.kind == "table" and at == (None, None):

@@ -10,6 +10,7 @@ or 1, so that `jax.vmap` makes more examples of what it maps over (`over_example
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -194,6 +195,10 @@ def _tiles(length: int, block: int, tile: int) -> int:
     return -(-length // block) * -(-block // tile)
 
 
+def _source(name: str) -> str:
+    return (Path(__file__).parent / name).read_text()
+
+
 def _launch(plan: Plan, tiling: Tiling, function: str, text: str, arguments: Any, out: Any, grid):
     return launch(
         "flash/body.py", function, text, arguments, out,
@@ -295,6 +300,7 @@ def _split_pass(plan: Plan, x: Arrays, holes: str, more: dict[str, bool], out: A
     pack = 1 << (N // K - 1).bit_length()
     tile = replace(plan.tiling, block_q=max(16, pack << (T - 1).bit_length()))
     text = _letters(plan, x, tile, x.of_rows, ROWS=tile.block_q // pack, PACK=pack, **more) + holes
+    text += _source("split_body.py")
     counts = (bounds[:, :, 0, 2] - bounds[:, :, 0, 0])[:, np.arange(K) * bounds.shape[1] // K]
     dealt = deal(jnp.broadcast_to(jnp.asarray(counts), (B, K)).reshape(-1), plan.split)
     slots, row = (plan.split + B * K, tile.block_q), jnp.float32
@@ -479,7 +485,7 @@ def _pair_back(key: tuple[Plan, Of, str], x: Arrays, c: Cotangents) -> Array:
     lead = B if of.lead > 1 else B // of.examples  # vmap has made more examples
     text = _letters(plan, x, tile, None)
     text += _back_holes(plan, x, c, _pull(plan, len(c.more[1])))
-    text += pieces.pair(of.number)
+    text += _source("pairs_body.py") + pieces.pair(of.number)
     arguments = {**_back_arguments(plan, x, c), "OUT_B": lead, "OUT_N": of.heads}
     rows, columns = -(-T // tile.block_q), -(-S // tile.block_k)
     if function == "pairs":
