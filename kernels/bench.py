@@ -38,8 +38,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels import launch, rivals
-from kernels.rivals import BOTH, BWD, DTYPE, FWD, MASKS, Form, Runner, Sizes
+from kernels import forms, launch, rivals
+from kernels.forms import BOTH, BWD, DTYPE, FWD, MASKS, Form, Runner, Sizes
 
 Record = dict[str, Any]
 US = "attnjax"
@@ -105,15 +105,15 @@ class Case:
     @property
     def share(self) -> float | None:
         spec = self.form.spec if self.section == "masks" else None
-        return rivals.visited(spec, self.z, self.mode) if spec else None
+        return forms.visited(spec, self.z, self.mode) if spec else None
 
 
 def verify_cases(c: Config) -> Iterator[Case]:
-    known = rivals.normalizer_forms()
+    known = forms.normalizer_forms()
     masks = ("causal", "full", "window 256", "document 8")
-    forms = {name.split(" ")[0]: rivals.plain(*MASKS[name]) for name in masks}
-    forms |= {name: known[name] for name in ("sigmoid", "softmax_sink")}
-    for H, (name, form), K in itertools.product((64, 128), forms.items(), (8, 2)):
+    these = {name.split(" ")[0]: forms.plain(*MASKS[name]) for name in masks}
+    these |= {name: known[name] for name in ("sigmoid", "softmax_sink")}
+    for H, (name, form), K in itertools.product((64, 128), these.items(), (8, 2)):
         yield Case("verify", f"{name} H={H}", form, Sizes(2, 1024, 1024, 8, K, H), BOTH)
 
 
@@ -122,52 +122,52 @@ def dense_cases(c: Config) -> Iterator[Case]:
         z = Sizes(max(1, 16384 // T), T, T, 2048 // H, 2048 // H, H)
         small = ("xla",) if T * T * z.B * z.N * 4 <= 8e9 else ()
         others = ("cudnn", *small, "torch", "torch cudnn", "flex")
-        yield Case("dense", name, rivals.plain(name), z, mode, others)
+        yield Case("dense", name, forms.plain(name), z, mode, others)
 
 
-def compared(section: str, forms: dict[str, Form], base: str, z: Sizes, others: Any = {}):  # noqa: B006
+def compared(section: str, these: dict[str, Form], base: str, z: Sizes, others: Any = {}):  # noqa: B006
     """Each form, forward and backward, beside the one of name `base`."""
-    for name, form in forms.items():
+    for name, form in these.items():
         for mode in (FWD, BWD):
-            beside = None if name == base else (base, forms[base])
+            beside = None if name == base else (base, these[base])
             yield Case(section, name, form, z, mode, others.get(name, ()), beside)
 
 
 def normalizer_cases(c: Config) -> Iterator[Case]:
     z = Sizes(4, 4096, 4096, 16, 16, 128)
-    yield from compared("normalizers", rivals.normalizer_forms(), "softmax", z)
+    yield from compared("normalizers", forms.normalizer_forms(), "softmax", z)
 
 
 def mod_cases(c: Config) -> Iterator[Case]:
-    yield from compared("mods", rivals.mod_forms(), "none", Sizes(4, 4096, 4096, 16, 16, 128))
+    yield from compared("mods", forms.mod_forms(), "none", Sizes(4, 4096, 4096, 16, 16, 128))
 
 
 def mask_cases(c: Config) -> Iterator[Case]:
     others = {name: ("flex",) for name in MASKS}
     others |= {name: ("flex", "cudnn") for name in MASKS if name.startswith("window")}
-    forms = {name: rivals.plain(*spec) for name, spec in MASKS.items()}
-    yield from compared("masks", forms, "full", Sizes(1, 16384, 16384, 16, 16, 128), others)
+    these = {name: forms.plain(*spec) for name, spec in MASKS.items()}
+    yield from compared("masks", these, "full", Sizes(1, 16384, 16384, 16, 16, 128), others)
 
 
 def selected_cases(c: Config) -> Iterator[Case]:
-    for name, how in rivals.SELECTED.items():
+    for name, how in forms.SELECTED.items():
         K = 16 if how[0] == "N" else 8
-        z, form = Sizes(1, 16384, 16384, 16, K, 128), rivals.selected_form(*how)
+        z, form = Sizes(1, 16384, 16384, 16, K, 128), forms.selected_form(*how)
         for mode in (FWD, BWD):
             others = ("choosing",) if mode == FWD else ()
-            yield Case("selected", name, form, z, mode, others, ("causal", rivals.plain("causal")))
+            yield Case("selected", name, form, z, mode, others, ("causal", forms.plain("causal")))
 
 
 def decode_cases(c: Config) -> Iterator[Case]:
     """All queries see all keys: they stand at the end."""
     for S, T in itertools.product(c.contexts, c.queries):
         z = Sizes(max(1, 131072 // S), T, S, 32, 8, 128)
-        yield Case("decode", "keys", rivals.plain("full"), z, FWD, ("cudnn", "xla", "torch"))
+        yield Case("decode", "keys", forms.plain("full"), z, FWD, ("cudnn", "xla", "torch"))
 
 
 def linear_cases(c: Config) -> Iterator[Case]:
-    forms = {kind: rivals.linear_form(kind) for kind in ("none", "scalar", "channel", "delta")}
-    for T, (kind, form), mode in itertools.product(c.linear, forms.items(), (FWD, BOTH)):
+    these = {kind: forms.linear_form(kind) for kind in ("none", "scalar", "channel", "delta")}
+    for T, (kind, form), mode in itertools.product(c.linear, these.items(), (FWD, BOTH)):
         z = Sizes(2 if T > 4096 else 4, T, T, 16, 16, 128)
         yield Case("linear", kind, form, z, mode, ("chunked", "fla"))
 
@@ -194,20 +194,20 @@ def runner(case: Case, name: str) -> Runner:
     """What `name` runs for this case."""
     form, z, mode = case.form, case.z, case.mode
     if name == US:
-        return rivals.ours(form, z, mode, rivals.kernel(form))
+        return forms.ours(form, z, mode, forms.kernel(form))
     if case.base is not None and name == case.base[0]:
-        return rivals.ours(case.base[1], z, mode, rivals.kernel(case.base[1]))
+        return forms.ours(case.base[1], z, mode, forms.kernel(case.base[1]))
     if name == "chunked":
-        return rivals.ours(form, z, mode, "chunked")
+        return forms.ours(form, z, mode, "chunked")
     if name == "choosing":
         choose = lambda q, k, v, *_: form.extras(z, jax.random.key(0), q, k)[0].astype(DTYPE)
-        return rivals.Jax(choose, functools.partial(form.draw, z), mode)
+        return forms.Jax(choose, functools.partial(form.draw, z), mode)
     if name == "fla":
         return rivals.linear(z, mode, form.fla)
     assert form.spec is not None
-    spec = rivals.scaled(form.spec, z)
+    spec = forms.scaled(form.spec, z)
     if name in ("cudnn", "xla"):
-        return rivals.Jax(rivals.jax_nn(name, spec), functools.partial(form.draw, z), mode)
+        return forms.Jax(forms.jax_nn(name, spec), functools.partial(form.draw, z), mode)
     if name == "flex":
         return rivals.flex(z, mode, spec)
     return rivals.sdpa(z, mode, spec, "cudnn" if "cudnn" in name else "default")
@@ -236,21 +236,21 @@ def record(case: Case, absent: dict[str, str], top: Record, rounds: int) -> Reco
                 told["verified"] = told["check"].get("holds", False)
             runs[name].drop()
         except Exception as error:
-            failed[name] = {"error": rivals.one_line(error)}
+            failed[name] = {"error": forms.one_line(error)}
             if name in runs:
                 runs.pop(name).drop()
             if name == US:
                 break  # there is nothing to compare the others with
-    got = rivals.measure(runs, rounds) if US in runs else {}
+    got = forms.measure(runs, rounds) if US in runs else {}
     return finished({**told, "results": {**got, **failed}}, top)
 
 
 def checked(case: Case, run: Any) -> Record:
     """The verdict, or the error of what it is compared with: that is not the kernel's."""
     try:
-        return rivals.verify(case.form, case.z, run)
+        return forms.verify(case.form, case.z, run)
     except Exception as error:
-        return {"error": rivals.one_line(error)}
+        return {"error": forms.one_line(error)}
 
 
 def finished(told: Record, top: Record) -> Record:
@@ -316,7 +316,7 @@ def targets(records: Iterable[Record]) -> list[tuple[str, str, str]]:
     ]
     for mode in (FWD, BWD):
         which = of("normalizers", mode)
-        one_pass = lambda x, which=which: which(x) and x["name"] in rivals.ONE_PASS
+        one_pass = lambda x, which=which: which(x) and x["name"] in forms.ONE_PASS
         what = f"one-pass normalizers {mode}: softmax's speed / 1.1"
         rows.append(row(what, "softmax", 1 / 1.1, one_pass))
     for mode in (FWD, BWD):
@@ -463,7 +463,7 @@ def main(config: Config) -> None:
     for name, why in absent.items():
         console.print(f"left out: {name}: {why}", highlight=False)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    top = rivals.ceilings(config.rounds)
+    top = forms.ceilings(config.rounds)
     store |= {"device": device, "versions": versions(), "date": date}
     store |= {"ceilings": top, "absent": absent}
     save(path, store)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from attnjax import lab
-from kernels import bench, rivals
-from kernels.rivals import BOTH, BWD, FWD, MASKS, Sizes
+from kernels import bench, forms, rivals
+from kernels.forms import BOTH, BWD, FWD, MASKS, Sizes
 
 CASES = bench.cases(bench.Config())
 SMALL = Sizes(1, 256, 256, 1, 1, 16)
@@ -58,16 +58,16 @@ def test_a_wrong_name_of_a_section_or_case_has_a_suggestion():
 def allowed(form, z):
     """(T,S) of the first head, from positions or from a selection that is really made."""
     if form.spec is not None:
-        mask = rivals.mask_of(form.spec, z)
+        mask = forms.mask_of(form.spec, z)
         return np.ones((z.T, z.S), bool) if mask is None else mask.resolve(z.T, z.S).dense(z.T, z.S)
     made = jax.jit(lambda key: form.settings(z, form.draw(z, key)[3:])["mask"].mask)
     return np.asarray(made(jax.random.key(1)))[0, 0]
 
 
-@pytest.mark.parametrize("name", [*MASKS, *rivals.SELECTED])
+@pytest.mark.parametrize("name", [*MASKS, *forms.SELECTED])
 def test_pairs_are_those_allowed(name):
-    how = rivals.SELECTED.get(name)
-    form = rivals.selected_form(*how) if how else rivals.plain(*MASKS[name])
+    how = forms.SELECTED.get(name)
+    form = forms.selected_form(*how) if how else forms.plain(*MASKS[name])
     assert form.pairs(SMALL) == allowed(form, SMALL).sum()
     if how:  # at full size blocks have their length, and not all are taken
         assert form.pairs(SMALL) < 256 * 257 / 2
@@ -75,10 +75,10 @@ def test_pairs_are_those_allowed(name):
 
 def test_operations_of_an_allowed_pair():
     z = Sizes(2, 16, 16, 4, 4, 64)
-    causal = bench.Case("dense", "causal", rivals.plain("causal"), z, FWD)
+    causal = bench.Case("dense", "causal", forms.plain("causal"), z, FWD)
     assert causal.flops == 4 * 136 * 64 * 4 * 2  # 136 = 16 * 17 / 2
     assert replace(causal, mode=BWD).flops == 2.5 * causal.flops
-    linear = bench.Case("linear", "none", rivals.linear_form("none"), z, BOTH)
+    linear = bench.Case("linear", "none", forms.linear_form("none"), z, BOTH)
     assert linear.flops == 3.5 * 4 * 64 * 64 * 16 * 4 * 2
     decode = find("decode", "keys", FWD)
     assert decode.bytes == 2 * (131072 * 8 * 128) * 2  # k and v, two bytes a number
@@ -90,13 +90,13 @@ def test_the_visited_share_is_that_of_tiles_with_an_allowed_pair(name, mode):
     from attnjax.core.triton import tilings
 
     z = Sizes(1, 1024, 1024, 1, 1, 128)
-    dense = allowed(rivals.plain(*MASKS[name]), z)
+    dense = allowed(forms.plain(*MASKS[name]), z)
     used = tilings(jnp.bfloat16, 128, 128, 90)
     shares = [
         dense.reshape(1024 // t.block_q, t.block_q, 1024 // t.block_k, t.block_k).any((1, 3)).mean()
         for t in (used[:1] if mode == FWD else used[1:])
     ]
-    assert rivals.visited(MASKS[name], z, mode) == pytest.approx(np.mean(shares), abs=1e-12)
+    assert forms.visited(MASKS[name], z, mode) == pytest.approx(np.mean(shares), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name in MASKS if name != "full"])
@@ -104,10 +104,10 @@ def test_flex_attention_is_given_the_same_mask(name, monkeypatch):
     """PyTorch is not needed for arithmetic on integers: NumPy stands in."""
     stand_in = types.SimpleNamespace(arange=lambda n, device: np.arange(n), clamp=np.clip)
     monkeypatch.setitem(sys.modules, "torch", stand_in)
-    see = rivals.mask_mod(rivals.scaled(MASKS[name], SMALL), SMALL, "cuda")
+    see = rivals.mask_mod(forms.scaled(MASKS[name], SMALL), SMALL, "cuda")
     at = np.arange(256)
     got = see(0, 0, at[:, None], at[None])
-    np.testing.assert_array_equal(got, allowed(rivals.plain(*MASKS[name]), SMALL))
+    np.testing.assert_array_equal(got, allowed(forms.plain(*MASKS[name]), SMALL))
 
 
 # -------------------------------------------------------------------------------- ready to be run
@@ -121,7 +121,7 @@ def kinds():
 def test_every_case_can_be_traced():
     for case in kinds():
         case = tiny(case, T=64)
-        form, z, impl = case.form, case.z, rivals.kernel(case.form, True)
+        form, z, impl = case.form, case.z, forms.kernel(case.form, True)
         fn, n = form.run(z, impl), form.learned
 
         def both(key, fn=fn, form=form, z=z, n=n):
@@ -156,9 +156,9 @@ RUN = [
 @pytest.mark.parametrize("which", RUN, ids=lambda which: which[0])
 def test_a_case_of_each_section_is_right_in_the_interpreter(which):
     case = tiny(find(*which))
-    run = rivals.ours(case.form, case.z, case.mode, rivals.kernel(case.form, True))
+    run = forms.ours(case.form, case.z, case.mode, forms.kernel(case.form, True))
     run.load(3)
-    got = rivals.verify(case.form, case.z, run)
+    got = forms.verify(case.form, case.z, run)
     assert got["holds"] and got["wrong"] == [], got
     assert len(got["errors"]) == (2 if case.mode == FWD else 8)
     assert all(x[1] < 0.1 for name, x in got["errors"].items() if name.endswith("rms"))
@@ -174,34 +174,34 @@ def test_a_case_of_each_section_is_right_in_the_interpreter(which):
     ids=str,
 )  # fmt: skip
 def test_what_is_compared_runs(which, name, monkeypatch):
-    monkeypatch.setattr(rivals, "kernel", lambda form: "dense")
+    monkeypatch.setattr(forms, "kernel", lambda form: "dense")
     case = tiny(find(*which))
     run = bench.runner(case if name != "xla" else replace(case, base=None), name)
     run.load(0)
     assert np.isfinite(np.asarray(run.run(2), np.float32)).all()
     if name in ("xla", "chunked"):  # the same as ours, at the same tolerance
-        assert rivals.verify(case.form, case.z, run)["holds"]
+        assert forms.verify(case.form, case.z, run)["holds"]
 
 
 def test_what_is_slightly_wrong_is_found():
     z = Sizes(1, 32, 32, 2, 1, 16)
-    form, draw = rivals.plain("causal"), functools.partial(rivals.plain("causal").draw, z)
+    form, draw = forms.plain("causal"), functools.partial(forms.plain("causal").draw, z)
     fn = form.run(z, "dense")
-    wrong = rivals.Jax(lambda q, k, v: fn(q, k, v.at[:, 7].multiply(0.7)), draw, BOTH)
+    wrong = forms.Jax(lambda q, k, v: fn(q, k, v.at[:, 7].multiply(0.7)), draw, BOTH)
     wrong.load(0)
-    got = rivals.verify(form, z, wrong)
+    got = forms.verify(form, z, wrong)
     assert not got["holds"]
     assert {text.split()[0] for text in got["wrong"]} == {"out", "dq", "dk", "dv"}
-    nan = rivals.Jax(lambda q, k, v: fn(q, k, v).at[0, 0, 0, 0].set(jnp.nan), draw, FWD)
+    nan = forms.Jax(lambda q, k, v: fn(q, k, v).at[0, 0, 0, 0].set(jnp.nan), draw, FWD)
     nan.load(0)
-    assert not rivals.verify(form, z, nan)["holds"]
+    assert not forms.verify(form, z, nan)["holds"]
 
 
 def test_modes_give_the_same_numbers_on_fresh_data():
     z = Sizes(1, 32, 32, 2, 1, 16)
-    form = rivals.plain("causal")
+    form = forms.plain("causal")
     fn, draw = form.run(z, "dense"), functools.partial(form.draw, z)
-    runs = {mode: rivals.Jax(fn, draw, mode) for mode in (FWD, BWD, BOTH)}
+    runs = {mode: forms.Jax(fn, draw, mode) for mode in (FWD, BWD, BOTH)}
     for run in runs.values():
         run.load(5)
     out, grads = runs[BOTH].run(2)
@@ -237,9 +237,9 @@ class Fake:
 
 def test_medians_of_rounds_in_turns(monkeypatch):
     clock = []
-    monkeypatch.setattr(rivals.time, "perf_counter", lambda: math.fsum(clock))
+    monkeypatch.setattr(forms.time, "perf_counter", lambda: math.fsum(clock))
     runs = {"a": Fake(clock, 1e-4), "b": Fake(clock, 1.0), "c": Fake(clock, 0.1, fails=True)}
-    got = rivals.measure(runs, 5)
+    got = forms.measure(runs, 5)
     assert got["a"]["median"] == pytest.approx(1e-4) and got["a"]["chain"] in (20, 21)
     assert got["b"]["median"] == pytest.approx(1.0) and got["b"]["chain"] == 1
     assert got["b"]["low"] == pytest.approx(1.0) and got["b"]["high"] > 5  # one round was slow
@@ -318,22 +318,22 @@ def test_each_target(record, what, holds):
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Two small cases, by the dense formula, as if this were a GPU."""
-    z, form = Sizes(1, 16, 16, 1, 1, 8), rivals.plain("causal")
+    z, form = Sizes(1, 16, 16, 1, 1, 8), forms.plain("causal")
     small = [bench.Case("dense", name, form, z, FWD, ("xla", "torch")) for name in ("one", "two")]
     ran = []
-    measure = rivals.measure
+    measure = forms.measure
     spy = lambda runs, n: ran.append(list(runs)) or measure(runs, n)
-    monkeypatch.setattr(rivals, "measure", spy)
+    monkeypatch.setattr(forms, "measure", spy)
     monkeypatch.setattr(bench, "cases", lambda config: small)
-    monkeypatch.setattr(rivals, "kernel", lambda form: "dense")
+    monkeypatch.setattr(forms, "kernel", lambda form: "dense")
     monkeypatch.setattr(rivals, "missing", lambda name: "not here")
-    monkeypatch.setattr(rivals, "ceilings", lambda rounds: {"TFLOP/s": 1.0, "GB/s": 1.0})
+    monkeypatch.setattr(forms, "ceilings", lambda rounds: {"TFLOP/s": 1.0, "GB/s": 1.0})
     return small, ran
 
 
 def test_a_rerun_goes_on_with_what_is_missing(on_cpu, tmp_path, capsys, monkeypatch):
     small, ran = on_cpu
-    monkeypatch.setattr(rivals, "verify", lambda form, z, run: {"holds": True})
+    monkeypatch.setattr(forms, "verify", lambda form, z, run: {"holds": True})
     config = bench.Config(rounds=2, out=tmp_path)
     bench.main(config)
     assert ran == [["attnjax", "xla"]] * 2
@@ -361,7 +361,7 @@ def test_a_case_that_raises_is_recorded_and_others_go_on(on_cpu, tmp_path, monke
     def broken(name, spec):
         raise RuntimeError("xla is unwell")
 
-    monkeypatch.setattr(rivals, "jax_nn", broken)
+    monkeypatch.setattr(forms, "jax_nn", broken)
     bench.main(bench.Config(rounds=1, out=tmp_path))
     store = json.loads((tmp_path / "cpu.json").read_text())
     for told in store["cases"].values():
@@ -380,5 +380,5 @@ def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
 
 
 def test_ceilings_of_a_small_product_and_copy():
-    got = rivals.ceilings(2, n=64, copied=1 << 16)
+    got = forms.ceilings(2, n=64, copied=1 << 16)
     assert set(got) == {"TFLOP/s", "GB/s"} and all(0 < x < 1e5 for x in got.values())

@@ -173,7 +173,7 @@ def violations(module, source):
         # a body is Triton, read as text; a benchmark knows what it times
         late = ("triton", "jax_triton") if not module.endswith("body") else ()
         bad = [name for name in imported(tree, lazy=False) if name.split(".")[0] in late]
-        lazy = module not in ("kernels.bench", "kernels.rivals")
+        lazy = module not in ("kernels.bench", "kernels.forms", "kernels.rivals")
         found = imported(tree, lazy)
         return bad + [name for name in found if name.split(".")[0] == "attnjax"]
     here = place(module)
