@@ -120,8 +120,8 @@ _TEMPLATES = {
 }  # fmt: skip
 _SPECIAL = """bitcast_convert_type convert_element_type integer_pow polynomial pow round
     select_n""".split()
-_SAME = """broadcast_in_dim copy copy_p device_put expand_dims name optimization_barrier reshape
-    sharding_constraint squeeze stop_gradient transpose""".split()
+_SAME = """broadcast_in_dim copy copy_p device_put expand_dims mesh_cast name optimization_barrier
+    pcast pvary reshape reshard sharding_constraint squeeze stop_gradient transpose""".split()
 _CALLS = """checkpoint closed_call composite core_call custom_jvp_call custom_vjp_call
     custom_vjp_call_jaxpr jit pjit remat remat2""".split()
 

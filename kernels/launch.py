@@ -207,10 +207,9 @@ def missing() -> str | None:
 
 
 def capability() -> int:
-    """Of the GPU here, 90 for 9.0; without one that of a Hopper."""
-    if jax.default_backend() != "gpu":
-        return 90
-    return round(10 * float(jax.devices()[0].compute_capability))
+    """Of the NVIDIA GPU here, 90 for 9.0; that of a Hopper where there is none."""
+    told = re.fullmatch(r"(\d+)\.(\d)", getattr(jax.devices()[0], "compute_capability", ""))
+    return int(told[1] + told[2]) if told else 90
 
 
 def processors() -> int:

@@ -404,7 +404,7 @@ OPTIONS = {  # what is wrong -> the options, the error and what it says
     "unknown impl": (
         {"impl": "blokwise"}, ValueError,
         "impl is 'blokwise', expected None, an Implementation or one of 'dense', 'blockwise', "
-        "'cudnn'; did you mean 'blockwise'?",
+        "'cudnn', 'triton'; did you mean 'blockwise'?",
     ),
     "no impl": ({"impl": 3}, TypeError, "impl is 3, expected None, a name or an object"),
     "head operand": (

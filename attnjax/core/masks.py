@@ -52,8 +52,7 @@ class Mask:
     def classify(self, q_lo: Any, q_hi: Any, k_lo: Any, k_hi: Any) -> Any:
         """EMPTY, PARTIAL or FULL (int8) of rectangles, given (nq, 1) and (1, nk) inclusive ends.
 
-        The result broadcasts to (nq, nk), or to (B|1, N|1, nq, nk); it is NumPy when the mask and
-        the arguments are.
+        Broadcasts to (nq, nk), or to (B|1, N|1, nq, nk); NumPy when mask and arguments are.
         """
         raise NotImplementedError
 
@@ -69,11 +68,11 @@ class Mask:
     def tiles(
         self, T: int, S: int, block_q: int, block_k: int, q_positions=None, k_positions=None
     ) -> Any:
-        """EMPTY, PARTIAL or FULL (int8) of each tile, of shape (ceil(T/block_q), ceil(S/block_k)).
+        """EMPTY, PARTIAL or FULL (int8) of each tile, (ceil(T/block_q), ceil(S/block_k)).
 
-        A tile has one value for all examples and heads: EMPTY or FULL only where all agree.  Given
-        `q_positions` (T,) or `k_positions` (S,), in any order and possibly traced, a block is
-        judged by its smallest and largest position: sound, and exact where they are contiguous.
+        One value for all examples and heads: EMPTY or FULL only where all agree.  Given positions
+        (T,), (S,), in any order and possibly traced, a block is judged by its smallest and largest:
+        sound, and exact where they are contiguous.
         """
         return tile_kinds(self.resolve(T, S), T, S, block_q, block_k, q_positions, k_positions)
 
@@ -87,9 +86,8 @@ class Mask:
         return Not(self)
 
     def __repr__(self) -> str:
-        values = [getattr(self, f.name) for f in fields(self)]  # pyright: ignore
-        name = re.sub("(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
-        return f"{name}({', '.join(map(_show, values))})"
+        values = [_show(getattr(self, f.name)) for f in fields(self)]  # pyright: ignore
+        return f"{re.sub('(?<!^)(?=[A-Z])', '_', type(self).__name__).lower()}({', '.join(values)})"
 
 
 def _static() -> Any:
@@ -433,7 +431,6 @@ def neighborhood(
     class share the window of their leader in runs of `stride`: 1 slides, stride = window gives
     separate blocks.  On a causal axis the window ends with the query's run, less the keys after the
     query.  1 <= stride <= window and window * dilation <= extent; a single value serves all axes.
-
     Papers: arXiv 2204.07143 (NAT), 2209.15001 (DiNA), 2504.16922 (GNA).
     """
     return Neighborhood(grid.axes_of(shape, window, stride, dilation, causal))
@@ -472,10 +469,9 @@ def tile_kinds(mask: Mask, T: int, S: int, block_q: int, block_k: int, q_pos: An
 
 def tile_kinds_of_each(mask: Mask, T: int, S: int, block_q: int, block_k: int, q_pos, k_pos):
     """The same for each example and head, (B|1, N|1, rows, columns)."""
-    q_lo, q_hi = _intervals("q_positions", q_pos, _integer("T", T, 1), block_q)
-    k_lo, k_hi = _intervals("k_positions", k_pos, _integer("S", S, 1), block_k)
-    tiles = _rank4(mask.classify(q_lo[:, None], q_hi[:, None], k_lo[None], k_hi[None]))
-    return _fill(tiles, len(q_lo), len(k_lo))
+    q = [x[:, None] for x in _intervals("q_positions", q_pos, _integer("T", T, 1), block_q)]
+    k = [x[None] for x in _intervals("k_positions", k_pos, _integer("S", S, 1), block_k)]
+    return _fill(_rank4(mask.classify(*q, *k)), len(q[0]), k[0].shape[1])
 
 
 def _numpy_of(*values: Any) -> Any:

@@ -240,6 +240,9 @@ def _lists(call: Call, t: Tiling) -> tuple[Lists, Lists]:
 
 
 # ------------------------------------------------------------------------- forward and backward
+#
+# What a kernel gives is told to vary over the mesh axes of its arguments at once (`varying`): what
+# shard_map takes for the same on all devices it would save for the backward pass from one.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -253,7 +256,7 @@ def _statistics(plan: Plan, x: Arrays) -> tuple[Rows, tuple[Array, Rows, Rows] |
     last = None
     for number, stage in enumerate(plan.normalizer.stages):
         for _ in range(stage.repeat):
-            got = triton.stage_sums(plan, number, x, stats)
+            got = varying(triton.stage_sums(plan, number, x, stats), x)
             top = reference(got["m_out"])
             last = (top, got["sums_out"], stats)
             stats = _stage_finish(plan, number, last, x.params)
@@ -274,7 +277,7 @@ def _forward(plan: Plan, given: _Given) -> tuple[dict[str, Any], Any]:
         q=poisoned(given.x.q, given.q_poison), k=poisoned(given.x.k, given.k_poison)
     )
     stats, last = _statistics(plan, x)
-    got = triton.forward(plan, x, stats)
+    got = varying(triton.forward(plan, x, stats), x)
     result = {"out": got["out"], "m": got["m_out"], "sums": got["sums_out"]}
     return result, (given, stats, last, result)
 
@@ -305,14 +308,14 @@ def _backward(plan: Plan, residuals: Any, cotangents: dict[str, Any]) -> tuple[A
     c = Cotangents(g, r, dL, m, stats, ((), (), ()))
     if last is not None:
         number = len(n.stages) - 1
-        d_stats = triton.statistics_back(plan, x, c)
+        d_stats = varying(triton.statistics_back(plan, x, c), x)
         top, sums, before = last
         finish = lambda sums, p: _stage_finish(plan, number, (top, sums, before), p)
         d_sums, more = jax.vjp(finish, sums, x.params)[1](d_stats)
         d_params = jax.tree.map(jnp.add, d_params, more)
         c = c._replace(more=((top,), before, d_sums))
-    dq, by_row = triton.rows_back(plan, x, c)
-    dk, dv, by_column = triton.columns_back(plan, x, c)
+    dq, by_row = varying(triton.rows_back(plan, x, c), x)
+    dk, dv, by_column = varying(triton.columns_back(plan, x, c), x)
     count = len(x.params)
     sums_of = lambda rows, p: _reduced(rows[..., None], p.shape)
     d_params = tuple(
@@ -333,7 +336,7 @@ def _backward(plan: Plan, residuals: Any, cotangents: dict[str, Any]) -> tuple[A
     d_scale = jnp.sum(scaled * x.q).reshape(1)
     dq, none = (scaled * x.scale).astype(dq.dtype), _NO_GRADIENT
     d_x = Arrays(dq, dk, dv, d_scale, tuple(operands), none, d_params, none, none, none, none)
-    return (_Given(d_x, none, none, none, none),)
+    return (_Given(varying(d_x, x), none, none, none, none),)
 
 
 _NO_GRADIENT: Any = None
@@ -351,9 +354,9 @@ def _of_pairs(
     """The cotangent of an operand of pairs, or of a table of distances."""
     lead, at = (value.shape[0], value.shape[1]), (x.q_positions, x.k_positions)
     if place.kind == "plain":
-        return triton.pair_back(plan, number, lead, x, c)
+        return varying(triton.pair_back(plan, number, lead, x, c), x)
     if place.kind == "table" and at == (None, None):
-        tile = triton.table_back(plan, number, lead, x, c)
+        tile = varying(triton.table_back(plan, number, lead, x, c), x)
         diagonals, size = tile.shape[2:4]
         first = 1 - -(-x.q.shape[1] // size)
 
@@ -365,7 +368,7 @@ def _of_pairs(
             table, first + jnp.arange(diagonals)
         )
     else:
-        tile = triton.pair_back(plan, number, lead, x, c)
+        tile = varying(triton.pair_back(plan, number, lead, x, c), x)
         span = lambda n, p: tiles.span(0, n, None if p is None else p[0, 0])
         whole = tiles.Tile(span(tile.shape[2], at[0]), span(tile.shape[3], at[1]))
         read = lambda table: tiles.look_up(place.kind, table, whole)
