@@ -23,11 +23,12 @@ types: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
 
-# Every law on every variant in every form; `make test` runs a sample.
+# Every law on every variant in every form, and every kernel compiled; `make test` runs a sample.
 laws: $(VENV)/.installed-dev
-	ATTNJAX_LAWS=all $(BIN)/python -m pytest -n 2 tests/test_laws.py tests/test_recipes.py
+	ATTNJAX_LAWS=all $(BIN)/python -m pytest -n 2 -m "not gpu" tests/test_laws.py \
+	    tests/test_recipes.py tests/test_kernel_laws.py tests/test_linear_kernels.py
 
 # Every experiment at its smallest, as CI runs them.
 quick: $(VENV)/.installed

@@ -359,14 +359,23 @@ def test_decoding_spills_no_registers(monkeypatch, H):
             "mods": (mods.alibi(np.ones(2)), mods.soft_cap(9.0)),
         },
         {"mods": (mods.relative_bias(np.ones((2, 9))), mods.pair_bias(np.ones((1, 1, 256, 256))))},
-        {"normalizer": normalizers.entmax(1.5), "mask": masks.neighborhood((16, 16), (3, 3))},
+        {"normalizer": normalizers.sparsemax, "mask": masks.neighborhood((16, 16), (3, 3))},
     ],
-    ids=["two passes", "one pass", "tables and pairs", "entmax"],
+    ids=["two passes", "one pass", "tables and pairs", "sparsemax"],
 )
 def test_what_is_generated_compiles(monkeypatch, options):
     programs = launched(monkeypatch, both_ways(**options), *shaped(256, 2, 2, 64, jnp.bfloat16))
     for program in dict.fromkeys(programs):
         assert launch.usage(program, 90).registers > 0
+
+
+def test_a_pair_operand_beyond_32_bits_is_addressed_by_64(monkeypatch):
+    run = lambda q, k, v, bias: attend(q, k, v, mods=(mods.pair_bias(bias),), impl="triton")
+    bias = jax.ShapeDtypeStruct((2, 2, 32768, 32768), jnp.float32)
+    q = jax.ShapeDtypeStruct((2, 32768, 2, 64), jnp.bfloat16)
+    (program,) = launched(monkeypatch, run, q, q, q, bias)
+    assert "at[1].to(tl.int64) * 1073741824" in program.text
+    assert launch.usage(program, 90).spilled == 0
 
 
 def test_without_a_gpu_it_says_so():

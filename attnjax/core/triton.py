@@ -23,7 +23,7 @@ from attnjax.core.riding import riding
 from attnjax.typing import Array
 from kernels import launch
 from kernels.emit import NotElementwise
-from kernels.flash import lists, triton
+from kernels.flash import lists, pieces, triton
 from kernels.flash.pieces import Function, Operand
 from kernels.flash.triton import Arrays, Cotangents, Lists, Plan, Tiling
 
@@ -74,7 +74,7 @@ class Triton:
         if call.mask is not None and ridden is None:
             return f"mask {call.mask!r}: its arrays are not known to ride with queries or keys"
         try:
-            _emitted(_functions(call), ridden[0] if ridden else None, _static(call.normalizer))
+            _emitted(_functions(call), ridden[0] if ridden else None)
         except NotElementwise as error:
             return str(error)
         return None
@@ -93,7 +93,7 @@ class Triton:
 
 def tilings(dtype: Any, H: int, D: int, capability: int) -> tuple[Tiling, Tiling, Tiling]:
     """Tiles of the forward kernel, and of those that give dq and dk, dv: the largest known that
-    spill no registers on a GPU of this compute capability (tests/test_flash.py looks)."""
+    spill no registers on a GPU of this compute capability (tests look)."""
     width, hopper = max(triton.padded(H), triton.padded(D)), capability >= 90
     if jnp.dtype(dtype).itemsize == 4:
         if width <= 64:
@@ -139,10 +139,8 @@ def _functions(call: Call) -> tuple[Function, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def _emitted(mods: tuple[Function, ...], mask: Function | None, n: Normalizer) -> None:
+def _emitted(mods: tuple[Function, ...], mask: Function | None) -> None:
     """Raises NotElementwise where one of the functions is not."""
-    from kernels.flash import pieces
-
     pieces.score_back(mods)
     pieces.allowed(mask)
 
@@ -193,8 +191,8 @@ def _run(impl: Triton, call: Call, finish: Callable[..., Any] | None) -> dict[st
     poison = tokens(call.q_poison), call.k_poison.transpose(0, 3, 1, 2)
     if call.k_poison.shape[1] != z.K:  # laid out for query heads
         poison = poison[0], poison[1][:, :, :: z.N // z.K]
-    given = varying(_Given(x, *poison, back_rows, back_columns), x)
-    return varying(_attend(plan, given), given)
+    given = _Given(x, *poison, back_rows, back_columns)
+    return _attend(plan, varying(given, given))
 
 
 def _fitted(impl: Triton, t: Tiling, call: Call) -> Tiling:
@@ -202,7 +200,11 @@ def _fitted(impl: Triton, t: Tiling, call: Call) -> Tiling:
     z, blocks = call.shape, call.selection
     most_q, most_k = (z.T, z.S) if blocks is None else (blocks.block_q, blocks.block_k)
     q = impl.block_q or min(t.block_q, triton.padded(most_q))
-    k = impl.block_k or min(t.block_k, triton.padded(most_k))
+    # a tile of an operand takes as many registers as one of scores
+    pairs = any(
+        x.sums == "pair" and x.kind == "plain" for f in _functions(call) for x in f.operands
+    )
+    k = impl.block_k or min(t.block_k // 2 if pairs else t.block_k, triton.padded(most_k))
     return Tiling(q, k, t.warps, t.stages)
 
 

@@ -1,6 +1,6 @@
 """The holes of `body`, as text: what a call's mods, mask and normalizer put in their place."""
 
-import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,22 +48,22 @@ class Function:
 def _load(x: Operand, pointer: str) -> str:
     *lead, rows, columns = x.shape if x.kind != "table" else (*x.shape[:2], 1, x.shape[2])
     strides = (lead[1] * rows * columns, rows * columns, columns)
-    big = functools.reduce(lambda a, b: a * b, x.shape) > 2**31 - 1
-    example = "at[0].to(tl.int64)" if big else "at[0]"
-    where = [f" + {example} * {strides[0]}"] if lead[0] > 1 else []
-    where += [f" + at[1] * {strides[1]}"] if lead[1] > 1 else []
+    wide = ".to(tl.int64)" if math.prod(x.shape) >= 2**31 else ""
+    by = lambda place, stride: f" + at[{place}]{wide} * {stride}"
+    where = [by(0, strides[0])] if lead[0] > 1 else []
+    where += [by(1, strides[1])] if lead[1] > 1 else []
     if x.kind == "plain":
-        where += [f" + at[2] * {columns}"] if rows > 1 else []
-        where += [" + at[3]"] if columns > 1 else []
+        where += [by(2, columns)] if rows > 1 else []
+        where += [by(3, 1)] if columns > 1 else []
     elif x.kind == "cells":
         q, k = x.cell
         row = f"tl.minimum(tl.maximum(at[4] // {q}, 0), {rows - 1})"
         column = f"tl.minimum(tl.maximum(at[5] // {k}, 0), {columns - 1})"
-        where += [f" + {row} * {columns} + {column}"]
+        where += [f" + {row}{wide} * {columns} + {column}"]
     else:
         radius = (columns - 1) // 2
         if x.kind != "table":
-            where += [f" + {'at[2]' if x.kind == 'query_table' else 'at[3]'} * {columns}"]
+            where += [by(2 if x.kind == "query_table" else 3, columns)]
         where += [f" + {radius} + tl.minimum(tl.maximum(at[5] - at[4], -{radius}), {radius})"]
     kind = {FLOAT: "tl.float32", INT: "tl.int32", "bool": "tl.int1"}[x.dtype]
     return f"tl.load({pointer}{''.join(where)}).to({kind})"
