@@ -338,7 +338,7 @@ def _backward(plan: Plan, residuals: Any, cotangents: dict[str, Any]) -> tuple[A
     d_scale = jnp.sum(scaled * x.q).reshape(1)
     dq, none = (scaled * x.scale).astype(dq.dtype), _NO_GRADIENT
     d_x = Arrays(dq, dk, dv, d_scale, tuple(operands), none, d_params, none, none, none, none)
-    return (_Given(varying(d_x, x), none, none, none, none),)
+    return (_Given(d_x, none, none, none, none),)
 
 
 _NO_GRADIENT: Any = None
