@@ -49,3 +49,17 @@ def fresh_programs_everywhere():
     with uncached(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "0")
         yield
+
+
+@pytest.fixture
+def in_their_own_dtype(monkeypatch):
+    """Once called, the dense form computes everything in its inputs' dtype: the naive formula."""
+    import attnjax.core.call
+    import attnjax.core.linear
+    import attnjax.ops.numerics
+
+    def narrow():
+        for module in (attnjax.core.call, attnjax.core.linear, attnjax.ops.numerics):
+            monkeypatch.setattr(module, "working_dtype", lambda dtype: dtype)
+
+    return narrow

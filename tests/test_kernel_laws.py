@@ -10,9 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import attnjax.core.call
-import attnjax.core.linear
-import attnjax.ops.numerics
 from attnjax.catalogue import VARIANTS
 from attnjax.core import linear_triton
 from attnjax.core.triton import Triton
@@ -93,7 +90,7 @@ def test_twice_is_bit_equal_and_vmap_is_a_loop(variant):
 
 
 @one_in(24, 17)
-def test_bfloat16_is_as_good_as_the_naive_formula(variant, monkeypatch):
+def test_bfloat16_is_as_good_as_the_naive_formula(variant, in_their_own_dtype):
     """At most twice the error of the dense form with everything in bfloat16, against float64."""
     obeys(variant, "bfloat16")
     args = variant.sample(seed=15, T=24, S=24)
@@ -102,8 +99,7 @@ def test_bfloat16_is_as_good_as_the_naive_formula(variant, monkeypatch):
     with jax.enable_x64():
         want = as_numpy(bound(variant, args, "truth")(cast(rounded, jnp.float64)))
     got = as_numpy(run(given))
-    for module in (attnjax.core.call, attnjax.core.linear, attnjax.ops.numerics):
-        monkeypatch.setattr(module, "working_dtype", lambda dtype: dtype)
+    in_their_own_dtype()
     naive = as_numpy(bound(variant, args, "truth")(given))
     worst = lambda a, b: float(np.abs(a - b).max())
     error = lambda x: max(jax.tree.leaves(jax.tree.map(worst, x, want)))

@@ -27,7 +27,7 @@ B = T = S = N = K = H = D = constant(1)
 HP = DP = constant(16)  # H and D rounded up to powers of two
 BM = BN = constant(16)  # sizes of a tile
 ROWS = COLS = constant(16)  # of the blocks that lists speak of: one or more tiles, the last cut
-PACK = constant(1)  # query heads in a tile, of one key head
+PACK = constant(1)  # query heads in a tile, of one key head: more than one where keys are split
 Q_EACH = K_EACH = V_EACH = SCALE_EACH = constant(0)  # from one example to the next
 LISTS_B = LISTS_N = constant(1)  # examples and heads that have lists of their own
 ENTRIES = constant(0)  # of the list of an example
@@ -286,9 +286,9 @@ def forward(q, k, v, scale, xs, ms, ps, stats, q_pos, k_pos, bounds, entries, ou
             ROW_TILES: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
     """A tile of queries against its keys: results, references and sums of terms."""
     number = ROW_TILES - 1 - tl.program_id(0)  # under a causal mask the last have most to do
-    head, b = tl.program_id(1), tl.program_id(2)
-    t, inside, n = rows_of(number, head)
-    kh = head * K // (N if PACK == 1 else K)
+    n, b = tl.program_id(1), tl.program_id(2)
+    t, inside, n = rows_of(number, n)
+    kh = n * K // N
     at_rows = row_of(b, n, t)
     qt = read(q, b, t, n, Q_EACH, N, H, HP)
     sc = tl.load(scale + b * SCALE_EACH)
@@ -298,9 +298,8 @@ def forward(q, k, v, scale, xs, ms, ps, stats, q_pos, k_pos, bounds, entries, ou
     m = start(p, tl.full((BM, 1), LOWEST, tl.float32))
     sums = no_sums(tl.full((BM, 1), 0.0, tl.float32))
     acc = tl.full((BM, DP), 0.0, tl.float32)
-    block = number // ((ROWS + BM // PACK - 1) // (BM // PACK))
-    of_list = head if PACK == 1 else head * (N // K)
-    low, middle, high = list_of(bounds, b, of_list, block, BLOCKS)
+    block = number // ((ROWS + BM - 1) // BM)
+    low, middle, high = list_of(bounds, b, n, block, BLOCKS)
     for i in range(low, middle):
         m, sums, acc = forward_tile(tl.load(entries + i), qt, k, v, sc, xs, ms, p, here, k_pos,
                                     b, n, kh, t, tq, m, sums, acc, False)  # fmt: skip
