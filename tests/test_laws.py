@@ -18,9 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import attnjax.core.call
-import attnjax.core.linear
-import attnjax.ops.numerics
 from attnjax import Blockwise, Chunked, explain, masks, parallel
 from attnjax.catalogue import VARIANTS
 from tests.oracles import ORACLES
@@ -478,7 +475,7 @@ def test_grouped_heads_equal_repeated_heads(variant, form):
 
 
 @one_in_of_a_form(3, start=2)
-def test_bfloat16_error_is_at_most_twice_the_naive_formulas(variant, form, monkeypatch):
+def test_bfloat16_error_is_at_most_twice_the_naive_formulas(variant, form, in_their_own_dtype):
     obeys(variant, "bfloat16")
     args = variant.sample(seed=15, T=24, S=24)
     half = cast(arrays(args), jnp.bfloat16)
@@ -488,7 +485,6 @@ def test_bfloat16_error_is_at_most_twice_the_naive_formulas(variant, form, monke
     error = lambda out: np.abs(np.asarray(out, np.float64) - truth).max()
     got = fn(half)
     assert got.dtype == jnp.bfloat16
-    for module in (attnjax.core.call, attnjax.core.linear, attnjax.ops.numerics):
-        monkeypatch.setattr(module, "working_dtype", lambda dtype: dtype)
+    in_their_own_dtype()
     naive = bound(variant, args, "truth")(half)
     assert error(got) <= 2 * error(naive)
