@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from attnjax.op import Variant
 from attnjax.ops import (
     kv_decode,
+    linear_recurrent,
     local_structured,
-    lowrank,
+    low_rank,
     position,
-    recurrent,
     softmax_core,
-    sparse,
+    sparse_select,
 )
-from attnjax.variant import Variant
 
 VARIANTS: tuple[Variant, ...] = (
     *softmax_core.VARIANTS,
     *position.VARIANTS,
     *local_structured.VARIANTS,
     *kv_decode.VARIANTS,
-    *recurrent.VARIANTS,
-    *sparse.VARIANTS,
-    *lowrank.VARIANTS,
+    *linear_recurrent.VARIANTS,
+    *sparse_select.VARIANTS,
+    *low_rank.VARIANTS,
 )
 
 STATUSES = ("done", "todo", "out")

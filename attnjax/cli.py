@@ -18,9 +18,9 @@ from rich.table import Table
 
 import attnjax
 from attnjax.catalogue import PAPERS, STATUSES, VARIANTS, Paper
-from attnjax.parallel.balance import balance
-from attnjax.parallel.planning import plan
-from attnjax.variant import Variant
+from attnjax.op import Variant
+from attnjax.parallel.model.balance import balance
+from attnjax.parallel.model.planning import plan
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]

@@ -55,10 +55,11 @@ from attnjax.lab import Claim, Criterion, above, below, between, distributed
 from attnjax.lab.claims import plus_minus
 from attnjax.lab.report import write_atomically
 from attnjax.lab.timing import BOTH, FORWARD, Timed, take_turns
-from attnjax.parallel import USP, AllGather, Ring, Ulysses, costs, planning, traffic
-from attnjax.parallel.balance import areas, imbalance, random_documents, row_counts
+from attnjax.parallel import USP, AllGather, Ring, Ulysses
 from attnjax.parallel.layouts import order
-from attnjax.parallel.planning import Setting
+from attnjax.parallel.model import costs, planning, traffic
+from attnjax.parallel.model.balance import areas, imbalance, random_documents, row_counts
+from attnjax.parallel.model.planning import Setting
 
 WAYS = (
     "dense", "blockwise", "jax.nn", "ring contiguous", "ring zigzag", "ring striped", "ulysses",

@@ -29,8 +29,8 @@ from flax import nnx
 from attnjax import features, lab, linear_attend, normalizers
 from attnjax.lab import Claim, above, below
 from attnjax.nn import Gate, Recipe, recipes
-from attnjax.ops.recurrent import gla, inline_attention, inline_local_attention
-from attnjax.ops.recurrent.regla import log_refined_gate, safe_exp
+from attnjax.ops.linear_recurrent import gla, inline_attention, inline_local_attention
+from attnjax.ops.linear_recurrent.regla import log_refined_gate, safe_exp
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.probes import attention_map
 

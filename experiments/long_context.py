@@ -50,7 +50,7 @@ from attnjax import lab, masks
 from attnjax.lab import Claim, above, below, checkpoint, distributed
 from attnjax.lab.progress import Watch, unwatched
 from attnjax.nn import recipes
-from attnjax.ops.recurrent import gated_delta_net
+from attnjax.ops.linear_recurrent import gated_delta_net
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.parallel import LASP2, Ring, layout
 

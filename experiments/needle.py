@@ -36,12 +36,12 @@ import numpy as np
 from flax import nnx
 
 from attnjax import Selection, lab, masks, select
+from attnjax.core.positions import rotary
 from attnjax.lab import Claim, above, below
 from attnjax.nn import NativeSparse, SeerGate
 from attnjax.ops.kv_decode import sink_window_attention
-from attnjax.ops.numerics import rotary
 from attnjax.ops.softmax_core import multi_head_attention
-from attnjax.ops.sparse import (
+from attnjax.ops.sparse_select import (
     Branches,
     delta_attention,
     insert_landmarks,

@@ -49,7 +49,7 @@ from attnjax.lab.timing import (
     take_turns,
     timed,
 )
-from attnjax.ops.sparse import (
+from attnjax.ops.sparse_select import (
     Branches,
     moba,
     moba_blocks,

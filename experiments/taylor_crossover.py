@@ -24,7 +24,7 @@ from rich.progress import track
 from attnjax import lab
 from attnjax.lab import Claim, below, between
 from attnjax.lab.timing import take_turns, timed
-from attnjax.ops.recurrent import taylor_crossover, taylor_shift, taylor_shift_direct
+from attnjax.ops.linear_recurrent import taylor_crossover, taylor_shift, taylor_shift_direct
 
 FORMS = {"direct": taylor_shift_direct, "linear": taylor_shift}
 

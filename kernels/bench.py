@@ -38,8 +38,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels import forms, launch, rivals
-from kernels.forms import BOTH, BWD, DTYPE, FWD, MASKS, Form, Runner, Sizes
+from attnjax.kernels import forms, launch, rivals
+from attnjax.kernels.forms import BOTH, BWD, DTYPE, FWD, MASKS, Form, Runner, Sizes
 
 Record = dict[str, Any]
 US = "attnjax"

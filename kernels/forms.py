@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import launch
+from attnjax.kernels import launch
 
 DTYPE = jnp.bfloat16
 FWD, BWD, BOTH = "fwd", "bwd", "fwd+bwd"
@@ -192,7 +192,7 @@ def allowed_pairs(spec: Spec, z: Sizes) -> int:
 
 def visited(spec: Spec, z: Sizes, mode: str) -> float:
     """The share of tiles with an allowed pair, in the kernels' own tiles for these widths."""
-    from attnjax.core.triton import tilings
+    from attnjax.core.pairwise.triton import tilings
 
     mask = mask_of(spec, z)
     if mask is None:
@@ -223,7 +223,7 @@ def attention(
         return {"mods": mods(z, xs), "mask": mask_of(spec, z), "normalizer": n}
 
     def run(z: Sizes, impl: Any) -> Callable[..., Array]:
-        from attnjax.core.attend import attend
+        from attnjax.core.pairwise.attend import attend
 
         return lambda q, k, v, *xs: attend(q, k, v, **settings(z, xs), impl=impl)
 
@@ -303,7 +303,7 @@ def selected_form(heads: str, block_q: int, block: int, top: int) -> Form:
         return min(block_q, z.T // 4), bk, min(top, z.T // bk // 2)
 
     def extras(z: Sizes, key: Array, q: Array, k: Array) -> tuple[Array, ...]:
-        from attnjax.core import select
+        from attnjax.core.blocks import select
 
         bq, bk, most = sizes(z)
         pooled = select.mean_pool(q, bq) if bq > 1 else q
@@ -314,13 +314,14 @@ def selected_form(heads: str, block_q: int, block: int, top: int) -> Form:
         return chosen.indices, chosen.valid
 
     def run(z: Sizes, impl: Any) -> Callable[..., Array]:
-        from attnjax.core import masks, select
+        from attnjax.core import masks
+        from attnjax.core.blocks import selection
 
         bq, bk, _ = sizes(z)
 
         def fn(q: Array, k: Array, v: Array, *chosen: Array) -> Array:
-            return select.attend_selected(
-                q, k, v, select.Selection(*chosen), block_q=bq, block_k=bk, mask=masks.causal,
+            return selection.attend_selected(
+                q, k, v, selection.Selection(*chosen), block_q=bq, block_k=bk, mask=masks.causal,
                 impl=impl,
             )  # fmt: skip
 
@@ -365,7 +366,7 @@ def linear_form(kind: str) -> Form:
         return () if kind == "none" else (jax.nn.log_sigmoid(3 + x),)
 
     def run(z: Sizes, impl: Any) -> Callable[..., Array]:
-        from attnjax.core.linear import linear_attend
+        from attnjax.core.recurrence.linear import linear_attend
 
         name = "beta" if kind == "delta" else "log_decay"
 
@@ -385,10 +386,10 @@ def linear_form(kind: str) -> Form:
 def kernel(form: Form, interpret: bool = False) -> Any:
     """The implementation that is measured."""
     if form.settings is None:
-        from attnjax.core.linear_triton import Triton as Linear
+        from attnjax.core.recurrence.triton import Triton as Linear
 
         return Linear(interpret=interpret)
-    from attnjax.core.triton import Triton
+    from attnjax.core.pairwise.triton import Triton
 
     return Triton(interpret=interpret)
 
@@ -405,7 +406,7 @@ def _rounded(score: Array) -> Array:
 def naive(form: Form, z: Sizes) -> Callable[..., Array]:
     """The formula as one writes it in bfloat16: scores and weights are rounded."""
     from attnjax.core import mods
-    from attnjax.core.attend import attention_weights
+    from attnjax.core.pairwise.attend import attention_weights
 
     assert form.settings is not None
     settings = form.settings
@@ -422,7 +423,7 @@ def naive(form: Form, z: Sizes) -> Callable[..., Array]:
 def truth(form: Form, z: Sizes) -> Callable[..., Array]:
     if form.settings is None:
         return form.run(z, "recurrent")
-    from attnjax.core.attend import attend
+    from attnjax.core.pairwise.attend import attend
 
     settings = form.settings
     return lambda q, k, v, *xs: attend(q, k, v, **settings(z, xs), impl="dense")

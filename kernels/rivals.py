@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from kernels.forms import BOTH, BWD, FWD, Runner, Sizes, Spec
+from attnjax.kernels.forms import BOTH, BWD, FWD, Runner, Sizes, Spec
 
 
 def missing(library: str) -> str | None:

@@ -54,12 +54,12 @@ def fresh_programs_everywhere():
 @pytest.fixture
 def in_their_own_dtype(monkeypatch):
     """Once called, the dense form computes everything in its inputs' dtype: the naive formula."""
-    import attnjax.core.call
-    import attnjax.core.linear
-    import attnjax.ops.numerics
+    from attnjax.core import numerics
+    from attnjax.core.pairwise import request
+    from attnjax.core.recurrence import linear
 
     def narrow():
-        for module in (attnjax.core.call, attnjax.core.linear, attnjax.ops.numerics):
+        for module in (request, linear, numerics):
             monkeypatch.setattr(module, "working_dtype", lambda dtype: dtype)
 
     return narrow

@@ -20,7 +20,7 @@ from attnjax import (
     mods,
     normalizers,
 )
-from attnjax.core.cudnn import CuDNN
+from attnjax.core.pairwise.cudnn import CuDNN
 
 B, T, S, N, K, H, D = 2, 9, 11, 4, 2, 8, 6
 

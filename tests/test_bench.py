@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from attnjax import lab
-from kernels import bench, forms, rivals
-from kernels.forms import BOTH, BWD, FWD, MASKS, Sizes
+from attnjax.kernels import bench, forms, rivals
+from attnjax.kernels.forms import BOTH, BWD, FWD, MASKS, Sizes
 
 CASES = bench.cases(bench.Config())
 SMALL = Sizes(1, 256, 256, 1, 1, 16)
@@ -87,7 +87,7 @@ def test_operations_of_an_allowed_pair():
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("mode", [FWD, BWD])
 def test_the_visited_share_is_that_of_tiles_with_an_allowed_pair(name, mode):
-    from attnjax.core.triton import tilings
+    from attnjax.core.pairwise.triton import tilings
 
     z = Sizes(1, 1024, 1024, 1, 1, 128)
     dense = allowed(forms.plain(*MASKS[name]), z)

@@ -10,7 +10,7 @@ import pytest
 
 from attnjax import lab
 from attnjax.lab.timing import BOTH, FORWARD
-from attnjax.parallel.balance import areas, random_documents
+from attnjax.parallel.model.balance import areas, random_documents
 from experiments import context_parallel as cp
 
 pytestmark = pytest.mark.usefixtures("fresh_programs_everywhere")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from attnjax.core import masks, mods, normalizers
-from kernels.emit import _SPECIAL, _TEMPLATES, HELPERS, NotElementwise, emit
-from kernels.launch import launch, programs, usage
+from attnjax.kernels.emit import _SPECIAL, _TEMPLATES, HELPERS, NotElementwise, emit
+from attnjax.kernels.launch import launch, programs, usage
 
 F, I, B = "float32", "int32", "bool"
 

@@ -11,12 +11,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from attnjax.core import masks, mods, normalizers
-from attnjax.core.attend import attend, attend_state, join_states
-from attnjax.core.select import Selection, attend_selected, top_k
-from attnjax.core.triton import Triton
-from kernels import launch
-from kernels.flash import lists
-from kernels.flash.triton import deal
+from attnjax.core.blocks.select import top_k
+from attnjax.core.blocks.selection import Selection, attend_selected
+from attnjax.core.pairwise.attend import attend, attend_state, join_states
+from attnjax.core.pairwise.triton import Triton
+from attnjax.kernels import launch
+from attnjax.kernels.flash import lists
+from attnjax.kernels.flash.triton import deal
 
 pytest.importorskip("triton")
 

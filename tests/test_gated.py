@@ -9,8 +9,8 @@ import pytest
 
 from attnjax import Chunked
 from attnjax.catalogue import VARIANTS
-from attnjax.core.linear import State, linear_attend
-from attnjax.ops.recurrent import (
+from attnjax.core.recurrence.linear import State, linear_attend
+from attnjax.ops.linear_recurrent import (
     cottention,
     cottention_full,
     delta_net,

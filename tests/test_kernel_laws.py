@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from attnjax.catalogue import VARIANTS
-from attnjax.core import linear_triton
-from attnjax.core.triton import Triton
+from attnjax.core.pairwise.triton import Triton
+from attnjax.core.recurrence import triton
 from tests.test_laws import accepts, arrays, bound, cast, close_trees, direction, obeys, others
 
 pytest.importorskip("triton")
 
 FORMS = {
     "attend": Triton(block_q=16, block_k=16, interpret=True),
-    "linear_attend": linear_triton.Triton(chunk=16, interpret=True),
+    "linear_attend": triton.Triton(chunk=16, interpret=True),
 }
 SUITED = [v for v in VARIANTS if accepts(v, "impl") and v.engine in FORMS]
 ALL = os.environ.get("ATTNJAX_LAWS") == "all"

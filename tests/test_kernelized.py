@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from attnjax import features, linear_attend, masks, normalizers
-from attnjax.core import attend as engine
-from attnjax.ops.recurrent import (
+from attnjax.core.pairwise import attend as engine
+from attnjax.op import Sizes
+from attnjax.ops.linear_recurrent import (
     Decoupled,
     additive_attention,
     care_attention,
@@ -34,10 +35,9 @@ from attnjax.ops.recurrent import (
     taylor_shift,
     taylor_shift_direct,
 )
-from attnjax.ops.recurrent import care as care_leaf
-from attnjax.ops.recurrent import local_linear as local_leaf
+from attnjax.ops.linear_recurrent import care as care_leaf
+from attnjax.ops.linear_recurrent import local_linear as local_leaf
 from attnjax.probes import attention_map, effective_rank, numerical_rank
-from attnjax.variant import Sizes
 
 B, T, N, H = 2, 9, 4, 8
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from attnjax.core import masks
-from attnjax.parallel import balance as balances
-from attnjax.parallel.balance import areas, imbalance, random_documents, row_counts, visited
 from attnjax.parallel.layouts import inverse, layout, order, order_of_documents, unlayout
+from attnjax.parallel.model import balance as balances
+from attnjax.parallel.model.balance import areas, imbalance, random_documents, row_counts, visited
 
 NAMES = ("contiguous", "zigzag", "striped")
 P = 4

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from attnjax import Chunked, explain, linear_attend, normalizers
-from attnjax.core.chunked import inverse
-from attnjax.core.linear import State
+from attnjax.core.recurrence.chunked import inverse
+from attnjax.core.recurrence.linear import State
 
 B, T, N, K, H, D = 2, 11, 4, 2, 8, 5
 

@@ -11,9 +11,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from attnjax import linear_attend, normalizers
-from attnjax.core.linear import State
-from attnjax.core.linear_triton import Triton
-from kernels import launch
+from attnjax.core.recurrence.linear import State
+from attnjax.core.recurrence.triton import Triton
+from attnjax.kernels import launch
 
 KERNELS = Triton(chunk=16, interpret=True)
 DECAYS = ["none", "token", "channel"]

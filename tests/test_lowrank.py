@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from attnjax import attend, masks
-from attnjax.core.attend import attention_weights
+from attnjax.core.pairwise.attend import attention_weights
 from attnjax.nn import Agents, Attention, Perceiver
-from attnjax.ops.lowrank import (
+from attnjax.ops.low_rank import (
     agent_attention,
     fourier_features,
     linformer,

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from attnjax.core import features, masks, normalizers
-from attnjax.core.attend import attend
-from attnjax.core.linear import linear_attend
-from attnjax.ops.numerics import Affine, causal_conv, depthwise, linear_scan, long_conv, rms_norm
-from attnjax.ops.recurrent import (
+from attnjax.core.numerics import Affine, rms_norm
+from attnjax.core.pairwise.attend import attend
+from attnjax.core.recurrence.linear import linear_attend
+from attnjax.core.scan.convolution import causal_conv, depthwise, long_conv
+from attnjax.core.scan.diagonal import linear_scan
+from attnjax.op import Sizes
+from attnjax.ops.linear_recurrent import (
     chela,
     damped_ema,
     damped_ema_convolution,
@@ -26,14 +29,13 @@ from attnjax.ops.recurrent import (
     selective_ssm,
     titans_memory,
 )
-from attnjax.ops.recurrent.chela import merged
-from attnjax.ops.recurrent.damped_ema import sample_ema
-from attnjax.ops.recurrent.mambattention import attend_along
-from attnjax.ops.recurrent.mega import laplace
-from attnjax.ops.recurrent.multiscale_scan import ROUTES, conv_ffn, flatten, unflatten
-from attnjax.ops.recurrent.titans import network
-from attnjax.ops.recurrent.titans_gate import Persistent
-from attnjax.variant import Sizes
+from attnjax.ops.linear_recurrent.chela import merged
+from attnjax.ops.linear_recurrent.damped_ema import sample_ema
+from attnjax.ops.linear_recurrent.mambattention import attend_along
+from attnjax.ops.linear_recurrent.mega import laplace
+from attnjax.ops.linear_recurrent.multiscale_scan import ROUTES, conv_ffn, flatten, unflatten
+from attnjax.ops.linear_recurrent.titans import network
+from attnjax.ops.linear_recurrent.titans_gate import Persistent
 
 multiscale = importlib.import_module(multiscale_scan.__module__)  # its function has its name
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from attnjax import Blockwise, attend, masks, normalizers
 from attnjax.core.normalizers import State, lowest, merge
 from attnjax.core.normalizers import weights as dense_weights
+from attnjax.core.pairwise.operands import Shape
 
 
 def np_softmax(s):
@@ -147,7 +148,6 @@ def test_gradients_are_those_of_finite_differences(name):
 
 
 def normalizer_laid(normalizer):
-    from attnjax.core.tiles import Shape
 
     return normalizer.laid_out(Shape(1, 1, 6, 1, 1, 1, 1), jnp.float64)
 

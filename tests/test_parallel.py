@@ -12,9 +12,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from attnjax import Blockwise, attend, attend_state, explain, linear_attend, masks, mods
 from attnjax import normalizers as norm
-from attnjax.core.schedule import plan
-from attnjax.core.select import attend_selected, every_block, top_k
-from attnjax.core.tiles import Shape
+from attnjax.core.blocks.select import every_block, top_k
+from attnjax.core.blocks.selection import attend_selected
+from attnjax.core.pairwise.operands import Shape
+from attnjax.core.pairwise.tile_list import tile_list
 from attnjax.ops.softmax_core import forgetting_attention, multi_head_attention
 from attnjax.parallel import (
     LASP2,
@@ -23,17 +24,16 @@ from attnjax.parallel import (
     On,
     Ring,
     Ulysses,
-    costs,
+    cumsum,
     layout,
-    running_sum,
     shard,
-    traffic,
     unlayout,
 )
 from attnjax.parallel.layouts import order
-from attnjax.parallel.moves import sent
+from attnjax.parallel.model import costs, traffic
 from attnjax.parallel.ring import Hops, hops_of
-from attnjax.parallel.shared import Shared
+from attnjax.parallel.tokens import Shared
+from attnjax.parallel.wire import sent
 
 pytestmark = pytest.mark.usefixtures("fresh_programs_everywhere")
 
@@ -372,7 +372,7 @@ def test_a_hop_without_visible_keys_has_no_tiles():
     @jax.jit
     def used(q_first, k_first):
         at = jnp.arange(16, dtype=jnp.int32)
-        return plan(masks.causal, z, 4, 4, q_first + at, k_first + at).used
+        return tile_list(masks.causal, z, 4, 4, q_first + at, k_first + at).used
 
     assert used(0, 48) == 0 and used(48, 0) == 16 and used(16, 16) == 10
 
@@ -550,7 +550,7 @@ def test_running_sums_are_those_of_the_text(kind):
         ):
             at, split = places(mesh, strategy), P(None, strategy.tokens.axes)
             run = jax.shard_map(
-                lambda x, impl=strategy: running_sum(x, impl),
+                lambda x, impl=strategy: cumsum(x, impl),
                 mesh=mesh, in_specs=split, out_specs=split,
             )  # fmt: skip
             slope = jax.grad(lambda x, run=run, at=at: jnp.sum(jnp.sin(run(x[:, at]))))

@@ -8,9 +8,9 @@ import pytest
 import tyro
 
 from attnjax.core import masks
-from attnjax.parallel import costs
-from attnjax.parallel.costs import Attention
-from attnjax.parallel.planning import (
+from attnjax.parallel.model import costs
+from attnjax.parallel.model.costs import Attention
+from attnjax.parallel.model.planning import (
     Machine,
     Prediction,
     Setting,

@@ -12,7 +12,7 @@ from flax import nnx
 
 from attnjax import attend, lab, masks
 from attnjax.nn import Recipe, Recurrent, recipes
-from attnjax.ops import recurrent as ops
+from attnjax.ops import linear_recurrent as ops
 
 RECIPES = pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
 

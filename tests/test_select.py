@@ -22,9 +22,9 @@ from attnjax import (
     normalizers,
     select,
 )
-from attnjax.core import blockwise, selected
-from attnjax.core.cudnn import CuDNN
-from attnjax.core.pooled import block_mass, block_peak
+from attnjax.core.blocks import pairs, selection
+from attnjax.core.blocks.block_maps import block_mass, block_peak
+from attnjax.core.pairwise.cudnn import CuDNN
 from attnjax.probes import best_selection, selection_recall
 
 B, T, S, N, K, H, D = 2, 13, 11, 4, 2, 8, 6
@@ -197,12 +197,12 @@ def test_a_nan_reaches_exactly_the_rows_that_see_it():
 
 def test_large_and_small_tiles_share_the_work(monkeypatch):
     """Popular blocks fill large tiles and the rest small ones; none is lost or done twice."""
-    monkeypatch.setattr(selected, "_LARGE", 64)  # 16 queries of one head with blocks of 4 keys
+    monkeypatch.setattr(pairs, "_LARGE", 64)  # 16 queries of one head with blocks of 4 keys
     q, k, v = (draw(i, 1, 40, 2, 4) for i in range(3))
     popular = jnp.array([9.0, 0, 0, 0, 0, 0, 0, 0, 0, 9.0])
     chosen = select.top_k(draw(5, 1, 40, 2, 10) + popular, 3)
     seen = []
-    plan = selected.plan_selected
+    plan = pairs.tile_lists_of_selection
     monkeypatch.setattr(blockwise, "plan_selected", lambda *x: seen.append(plan(*x)) or seen[-1])
     run = lambda impl: value_and_gradients(
         lambda q, k, v: attend_selected(
@@ -462,7 +462,7 @@ def test_states_of_parts_join_to_the_whole(normalizer):
 
 def test_states_of_selected_blocks_join_too():
     q, k, v = qkv()
-    run = functools.partial(select.selected_state, q, k, v, block_q=1, block_k=4)
+    run = functools.partial(selection.selected_state, q, k, v, block_q=1, block_k=4)
     every = select.every_block(B, T, 3)
     first = replace(every, valid=every.valid & (every.indices == 1))
     rest = replace(every, valid=every.valid & (every.indices != 1))

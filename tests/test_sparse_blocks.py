@@ -10,13 +10,12 @@ import pytest
 from flax import nnx
 
 from attnjax import attend, masks, mods, nn
-from attnjax.core import pooled, select
-from attnjax.ops import sparse
-from attnjax.ops.numerics import rotary
+from attnjax.core.blocks import block_maps, select
+from attnjax.core.positions import rotary
 from attnjax.ops.softmax_core import multi_head_attention
-from attnjax.ops.sparse import dynamic_mask
-from attnjax.ops.sparse.flexprefill import js_distance
-from attnjax.ops.sparse.vmoba import partition
+from attnjax.ops.sparse_select import dynamic_mask
+from attnjax.ops.sparse_select.flexprefill import js_distance
+from attnjax.ops.sparse_select.vmoba import partition
 from tests.oracles import sparse_blocks as oracle
 from tests.oracles.plain import blend, causal, softmax, weights
 
@@ -82,7 +81,7 @@ W_Q, W_K = draw(4, 8, 6, seed=3), draw(2, 24, 6, seed=4, scale=0.5)
 )
 def test_seer_of_pooled_queries_equals_the_formula(blocks, choose):
     q, k, v = qkv(T=11)
-    got = run(sparse.seer_attention, q, k, v, W_Q, W_K, blocks=blocks, choose=choose)
+    got = run(sparse_select.seer_attention, q, k, v, W_Q, W_K, blocks=blocks, choose=choose)
     close(got, oracle.seer_attention(*map(np.float64, (q, k, v, W_Q, W_K)), blocks, choose))
     turned = [np.asarray(rotary(x, np.arange(11))) for x in (q, k)]
     assert not np.allclose(got, run(multi_head_attention, *turned, v, mask=masks.causal), atol=0.01)
@@ -91,7 +90,9 @@ def test_seer_of_pooled_queries_equals_the_formula(blocks, choose):
 def test_seer_without_rotary_positions_and_all_blocks_is_causal_attention():
     q, k, v = qkv()
     everything = functools.partial(select.threshold, least=-1e9)
-    got = run(sparse.seer_attention, q, k, v, W_Q, W_K, blocks=(3, 3), choose=everything, base=None)
+    got = run(
+        sparse_select.seer_attention, q, k, v, W_Q, W_K, blocks=(3, 3), choose=everything, base=None
+    )
     close(got, run(multi_head_attention, q, k, v, mask=masks.causal))
 
 
@@ -103,7 +104,9 @@ def test_the_seer_loss_is_the_divergence_from_the_pooled_dense_map():
     q, k, _ = qkv(T=11)
     truth = oracle._seer_truth(np.float64(q), np.float64(k), (3, 3), 10000.0)
     turned = [np.asarray(rotary(x, np.arange(11))) for x in (q, k)]
-    peak = np.asarray(pooled.block_peak(*turned, 3, 3, mask=masks.causal))  # not from a dense map
+    peak = np.asarray(
+        block_maps.block_peak(*turned, 3, 3, mask=masks.causal)
+    )  # not from a dense map
     close(np.swapaxes(peak / peak.sum(-1, keepdims=True), 1, 2), truth)
     total = 0.0
     for b, n, u in np.ndindex(truth.shape[:3]):
@@ -136,7 +139,9 @@ def test_a_seer_gate_learns_what_attention_looks_at():
     x = jnp.asarray(draw(2, 16, 16, scale=3.0))
     graph, params = nnx.split(layer)
     q, k, v = layer.project(x)
-    map_of = pooled.block_mass(*(rotary(y, np.arange(16)) for y in (q, k)), 1, 4, mask=masks.causal)
+    map_of = block_maps.block_mass(
+        *(rotary(y, np.arange(16)) for y in (q, k)), 1, 4, mask=masks.causal
+    )
 
     @jax.jit
     def recall(params):
@@ -179,7 +184,7 @@ def test_a_seer_gate_attends_as_seer_attention():
 def test_seer_refuses_what_does_not_fit():
     q, k, v = qkv()
     with pytest.raises(ValueError, match=r"blocks: \(3, 4\); expected the first to divide"):
-        sparse.seer_attention(q, k, v, W_Q, W_K, blocks=(3, 4))
+        sparse_select.seer_attention(q, k, v, W_Q, W_K, blocks=(3, 4))
     with pytest.raises(ValueError, match="kv_heads: got 3, expected a divisor of heads 4"):
         nn.SeerGate(4, 8, kv_heads=3, rngs=nnx.Rngs(0))
 
@@ -191,7 +196,7 @@ def test_seer_refuses_what_does_not_fit():
 def test_flexprefill_chooses_the_blocks_of_the_pattern_of_each_head(tau, aware):
     q, k, _ = qkv(T=21, H=4)
     given = dict(block_size=3, gamma=0.6, tau=tau, min_budget=8)
-    chosen = members(run(sparse.flexprefill_selection, q, k, **given))
+    chosen = members(run(sparse_select.flexprefill_selection, q, k, **given))
     found = set()
     for b, n in np.ndindex(2, 4):
         want, kind = oracle._pattern(np.float64(q[b, :, n]), np.float64(k[b, :, n // 2]), **given)
@@ -210,7 +215,8 @@ def test_flexprefill_keeps_the_fewest_pairs_that_reach_gamma():
     q, k, _ = qkv(T=24, H=4)
     gamma, size = 0.7, 3
     chosen = members(run(
-        sparse.flexprefill_selection, q, k, block_size=size, gamma=gamma, tau=2.0, min_budget=0
+        sparse_select.flexprefill_selection, q, k,
+        block_size=size, gamma=gamma, tau=2.0, min_budget=0,
     ))  # fmt: skip
     for b, n in np.ndindex(2, 4):
         mean = lambda x: np.float64(x).reshape(8, size, 4).mean(1)
@@ -224,7 +230,7 @@ def test_flexprefill_keeps_the_fewest_pairs_that_reach_gamma():
 
 def test_flexprefill_of_everything_is_causal_attention_and_of_little_is_not():
     q, k, v = qkv(T=21)
-    of = lambda **given: run(sparse.flexprefill, q, k, v, block_size=3, **given)
+    of = lambda **given: run(sparse_select.flexprefill, q, k, v, block_size=3, **given)
     full = run(multi_head_attention, q, k, v, mask=masks.causal)
     close(of(min_budget=21, gamma=0.1), full)  # the budget alone
     assert not np.allclose(of(min_budget=6, gamma=0.3), full, atol=0.01)
@@ -244,7 +250,7 @@ def test_the_js_distance_is_a_distance():
 def test_flexprefill_refuses_another_length_of_keys():
     q, k, _ = qkv()
     with pytest.raises(ValueError, match="k: length S = 9; expected q's T = 12"):
-        sparse.flexprefill(q, k[:, :9], k[:, :9])
+        sparse_select.flexprefill(q, k[:, :9], k[:, :9])
 
 
 # -------------------------------------------------------------------------------------- VMoBA
@@ -263,16 +269,16 @@ def test_a_partition_is_a_permutation_filled_up():
 
 
 def test_the_blocks_of_layers_go_round():
-    got = [sparse.vmoba_block(layer, (8, 6, 4), (2, 3, 2)) for layer in range(4)]
+    got = [sparse_select.vmoba_block(layer, (8, 6, 4), (2, 3, 2)) for layer in range(4)]
     assert got == [(2, 6, 4), (8, 3, 2), (2, 3, 2), (2, 6, 4)]
 
 
 def test_vmoba_by_query_over_slabs_is_moba_without_order():
     q, k, v = qkv()
     shape = (6, 1, 2)
-    block = sparse.vmoba_block(0, shape, (2, 1, 1))
+    block = sparse_select.vmoba_block(0, shape, (2, 1, 1))
     choose = functools.partial(select.top_k, k=2)
-    got = run(sparse.vmoba, q, k, v, shape=shape, block=block, choose=choose)
+    got = run(sparse_select.vmoba, q, k, v, shape=shape, block=block, choose=choose)
     seen = np.zeros((2, 4, 12, 12), bool)
     for b, n, i in np.ndindex(2, 4, 12):
         likes = [q[b, i, n] @ k[b, 4 * c : 4 * c + 4, n // 2].mean(0) for c in range(3)]
@@ -294,7 +300,7 @@ def test_vmoba_sees_more_pairs_with_more_mass_and_always_one():
             chosen.append(select.top_p_of_head(mass, p))
             return chosen[0]
 
-        out = sparse.vmoba(q, k, v, shape=shape, block=block, choose=choose)
+        out = sparse_select.vmoba(q, k, v, shape=shape, block=block, choose=choose)
         return out, chosen[0].valid.sum((1, 3))
 
     outs, counts = map(np.asarray, zip(*map(of, (1e-6, 0.2, 0.5, 0.8, 1.1)), strict=True))
@@ -302,7 +308,7 @@ def test_vmoba_sees_more_pairs_with_more_mass_and_always_one():
     assert len(set(counts[2].ravel())) > 1, "heads get what they deserve"
     assert (counts[-1] == 12 * 4).all()
     best = functools.partial(select.top_k, k=1)
-    close(outs[0], run(sparse.vmoba, q, k, v, shape=shape, block=block, choose=best))
+    close(outs[0], run(sparse_select.vmoba, q, k, v, shape=shape, block=block, choose=best))
     close(outs[-1], run(multi_head_attention, q, k, v))
 
 
@@ -310,7 +316,7 @@ def test_vmoba_of_scores_far_apart_still_sees_everything():
     q, k, v = qkv()
     q = 200 * q  # mass of most pairs underflows
     everything = functools.partial(select.top_p_of_head, p=1.0)
-    got = run(sparse.vmoba, q, k, v, shape=(3, 2, 2), block=(1, 2, 2), choose=everything)
+    got = run(sparse_select.vmoba, q, k, v, shape=(3, 2, 2), block=(1, 2, 2), choose=everything)
     close(got, run(multi_head_attention, q, k, v), atol=1e-4)
 
 
@@ -324,7 +330,7 @@ def test_vmoba_of_scores_far_apart_still_sees_everything():
 )
 def test_vmoba_refuses_what_does_not_fit(given, told):
     with pytest.raises(ValueError, match=told):
-        sparse.vmoba(*qkv(), **given)
+        sparse_select.vmoba(*qkv(), **given)
 
 
 # ----------------------------------------------------------------------------------- BiFormer
@@ -336,7 +342,7 @@ def test_a_region_that_likes_itself_best_is_a_window():
     codes = 4 * np.eye(4, 8, dtype=np.float32)[region][None, :, None]
     q, k, v = qkv(T=24)
     q, k = q + codes, k + codes
-    got = run(sparse.bi_level_routing_attention, q, k, v, shape=(4, 6), regions=2, top_k=1)
+    got = run(sparse_select.bi_level_routing_attention, q, k, v, shape=(4, 6), regions=2, top_k=1)
     close(got, run(multi_head_attention, q, k, v, mask=masks.document(region)))
 
 
@@ -344,12 +350,12 @@ def test_biformer_of_a_map_that_regions_do_not_divide():
     q, k, v = qkv(T=15)
     kernel = draw(5, 5, 4, 8, seed=5)
     given = dict(shape=(3, 5), regions=2, top_k=2)
-    got = run(sparse.bi_level_routing_attention, q, k, v, kernel, **given)
+    got = run(sparse_select.bi_level_routing_attention, q, k, v, kernel, **given)
     close(got, oracle.bi_level_routing_attention(*map(np.float64, (q, k, v, kernel)), **given))
-    plain = run(sparse.bi_level_routing_attention, q, k, v, **given)
+    plain = run(sparse_select.bi_level_routing_attention, q, k, v, **given)
     assert not np.allclose(plain, run(multi_head_attention, q, k, v), atol=0.01)
     with pytest.raises(ValueError, match=r"shape: \(4, 4\); expected T = 15 and S = 15 cells"):
-        sparse.bi_level_routing_attention(q, k, v, shape=(4, 4))
+        sparse_select.bi_level_routing_attention(q, k, v, shape=(4, 4))
 
 
 # ---------------------------------------------------------------------- dynamic mask attention
@@ -377,7 +383,7 @@ def test_dynamic_masks_by_blocks_equal_the_masked_dense_form_with_gradients():
     q, k, v = qkv(N=2)
     seen = top_keys(v, 2, 3)
     assert (seen.sum(-1) == np.minimum(np.arange(12) + 1, 3)).all()
-    of = functools.partial(sparse.dynamic_mask_attention, block_size=4)
+    of = functools.partial(sparse_select.dynamic_mask_attention, block_size=4)
 
     @functools.partial(jax.jit, static_argnums=0)
     def slopes(f, q, v, w):
@@ -400,7 +406,7 @@ def test_blocks_in_which_a_dynamic_mask_shows_nothing_are_skipped(monkeypatch):
     monkeypatch.setattr(
         dynamic_mask.select, "attend_selected", lambda q, k, v, own, **_: chosen.append(own)
     )
-    sparse.dynamic_mask_attention(q, k, v, W, A, window=window, block_size=size)
+    sparse_select.dynamic_mask_attention(q, k, v, W, A, window=window, block_size=size)
     seen = top_keys(v, 2, window)
     for b, n in np.ndindex(2, 2):
         pairs = {(i // size, j // size) for i, j in np.argwhere(seen[b, n])}
@@ -413,7 +419,7 @@ def test_equal_keys_of_a_dynamic_mask_are_kept_from_the_first_on():
     T, window = 7, 3
     q, v = draw(1, T, 1, T), np.eye(T, dtype=np.float32)[None, :, None]
     out = run(
-        sparse.dynamic_mask_attention, q, q, v, np.ones((T, 1), np.float32),
+        sparse_select.dynamic_mask_attention, q, q, v, np.ones((T, 1), np.float32),
         np.zeros(1, np.float32), window=window, block_size=2,
     )  # fmt: skip
     want = np.tril(np.ones((T, T))) * (np.arange(T) < window)
@@ -429,4 +435,4 @@ def test_equal_keys_of_a_dynamic_mask_are_kept_from_the_first_on():
 )
 def test_a_dynamic_mask_refuses_what_does_not_fit(w, window, told):
     with pytest.raises(ValueError, match=told):
-        sparse.dynamic_mask_attention(*qkv(), w, A, window=window)
+        sparse_select.dynamic_mask_attention(*qkv(), w, A, window=window)

@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from attnjax import attend, masks
-from attnjax.core import pooled
-from attnjax.core.attend import attention_weights
+from attnjax.core.blocks import block_maps, runs
+from attnjax.core.pairwise.attend import attention_weights
+from attnjax.core.positions import rotary
 from attnjax.nn import NativeSparse
-from attnjax.ops.numerics import rotary
 from attnjax.ops.softmax_core import multi_head_attention
-from attnjax.ops.sparse import (
+from attnjax.ops.sparse_select import (
     assemble,
     block_attention,
     delta_attention,
@@ -25,7 +25,7 @@ from attnjax.ops.sparse import (
     reindex,
     remove_landmarks,
 )
-from attnjax.ops.sparse.nsa import Branches, native_sparse_attention
+from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention
 from tests.oracles import ORACLES
 
 B, T, N, K, H = 2, 13, 4, 2, 8
@@ -165,7 +165,7 @@ def test_nsa_tells_what_does_not_fit():
 
 
 def test_weights_taken_a_few_rows_at_a_time_are_those_of_all(monkeypatch):
-    monkeypatch.setattr(pooled, "_ROWS", 4)
+    monkeypatch.setattr(block_maps, "_ROWS", 4)
     q, k, _ = qkv(29)
     looked_at = set()
 
@@ -176,7 +176,7 @@ def test_weights_taken_a_few_rows_at_a_time_are_those_of_all(monkeypatch):
 
     def taken(mask):
         looked_at.clear()
-        w, rows = pooled.reduce_rows(q, k, keep, mask=mask)
+        w, rows = block_maps.reduce_rows(q, k, keep, mask=mask)
         close(jnp.swapaxes(w, 1, 2), attention_weights(q, k, mask=mask), 1e-6)
         assert np.array_equal(rows, np.broadcast_to(np.arange(29), (B, 29)))
         return set(looked_at)
@@ -190,18 +190,18 @@ def test_a_run_is_seen_where_both_its_ends_are():
     seen = np.random.default_rng(0).random((9, 13)) < 0.7
     ends = [(0, 3), (2, 5), (4, 7), (6, 9), (8, 11)]
     for mask in (masks.array(seen), masks.causal, masks.causal & masks.array(seen)):
-        runs = pooled.mask_of_runs(mask, 9, 13, 4, 2)
+        of_runs = runs.mask_of_runs(mask, 9, 13, 4, 2)
         tokens = mask.dense(9, 13)
-        got = runs.dense(9, 5)
+        got = of_runs.dense(9, 5)
         for c, (first, last) in enumerate(ends):
             assert np.array_equal(got[:, c], tokens[:, first] & tokens[:, last])
-        tiles = runs.tiles(9, 5, 3, 2)
+        tiles = of_runs.tiles(9, 5, 3, 2)
         parts = [got[r : r + 3, c : c + 2] for r in (0, 3, 6) for c in (0, 2, 4)]
         for kind, part in zip(tiles.ravel(), parts, strict=True):
             assert (kind == masks.EMPTY) <= (not part.any())
             assert (kind == masks.FULL) <= part.all()
-    assert (pooled.mask_of_runs(masks.causal, 9, 13, 4, 2).tiles(9, 5, 3, 2) == masks.EMPTY).any()
-    assert not pooled.mask_of_runs(masks.causal, 9, 3, 4, 2).dense(9, 1).any()  # no whole run
+    assert (runs.mask_of_runs(masks.causal, 9, 13, 4, 2).tiles(9, 5, 3, 2) == masks.EMPTY).any()
+    assert not runs.mask_of_runs(masks.causal, 9, 3, 4, 2).dense(9, 1).any()  # no whole run
 
 
 # ------------------------------------------------------------------------------------ landmarks

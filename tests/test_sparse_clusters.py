@@ -9,8 +9,8 @@ import pytest
 
 from attnjax import attend, masks
 from attnjax.core import features
-from attnjax.ops.numerics import gray_codes, sample_keys
-from attnjax.ops.sparse import (
+from attnjax.core.blocks.order import gray_codes, sample_keys
+from attnjax.ops.sparse_select import (
     hyper_attention,
     hyper_attention_causal,
     routing_attention,

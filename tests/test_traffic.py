@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as Spec
 
-from attnjax.parallel.traffic import Collective, collectives, sent
+from attnjax.parallel.model.traffic import Collective, collectives, sent
 
 RING = [(i, (i + 1) % 8) for i in range(8)]
 LOCAL = 4 * 16 * 4  # bytes of the (4, 16) float32 that each of 8 devices holds

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attnjax.core.normalizers import divide
 from attnjax.typing import Array, Float
 
 FeatureMap = Callable[[Array], Array]
@@ -177,14 +176,3 @@ def running_max(
         m = jnp.maximum(m, first + total)
     earlier = jnp.concatenate([first, m[:, :-1]], axis=1)
     return m, jnp.minimum(decay + earlier - m, 0.0)  # rounding may leave it above zero
-
-
-def divide_stably(values: Array, mass: Array) -> Array:
-    """values / mass; zero, without gradient, where the mass is almost too small for a number.
-
-    The derivative of x / y has 1 / y^2, which may overflow: x and y are first divided by y, held.
-    """
-    info = jnp.finfo(mass.dtype)
-    mass = jnp.where(jnp.abs(mass) < info.tiny / info.eps, 0.0, mass)
-    scale = lax.stop_gradient(divide(jnp.ones_like(mass), mass))
-    return divide(values * scale, mass * scale)

@@ -22,8 +22,9 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from attnjax.core.place import HERE, Tokens
-from attnjax.core.tiles import Shape, Tile, lay_out, look_up
+from attnjax.core.pairwise.operands import Shape, Tile, lay_out
+from attnjax.core.pairwise.relative import look_up
+from attnjax.core.sharding import LOCAL, SequenceSharding
 from attnjax.typing import Array, Float, PerHead, PerQuery, V
 
 Fn = Callable[..., Array]
@@ -31,7 +32,7 @@ Fn = Callable[..., Array]
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x"], meta_fields=[])
 @dataclass(frozen=True)
-class Running:
+class Cumsum:
     """An operand that is the running sum of x (T,) or (B,T,N), taken where the tokens are."""
 
     x: Array
@@ -61,16 +62,16 @@ class Mod:
     contract: bool = False
     group: int = 1
 
-    def laid_out(self, z: Shape, dtype: jnp.dtype, tokens: Tokens = HERE) -> "Mod":
+    def laid_out(self, z: Shape, dtype: jnp.dtype, tokens: SequenceSharding = LOCAL) -> "Mod":
         """The same mod with operands of the working dtype, in the layout of their kinds."""
         _refuse_traced_closure(self.fn)
         whole = replace(z, S=tokens.columns(z.S))
         sums: dict[int, Array] = {}  # of an operand that serves as two: once
 
-        def lay(kind: str, x: Array | Running) -> Array:
-            if isinstance(x, Running):
+        def lay(kind: str, x: Array | Cumsum) -> Array:
+            if isinstance(x, Cumsum):
                 if id(x) not in sums:
-                    sums[id(x)] = tokens.running_sum(x.x, 1 if jnp.ndim(x.x) == 3 else 0)
+                    sums[id(x)] = tokens.cumsum(x.x, 1 if jnp.ndim(x.x) == 3 else 0)
                 x = sums[id(x)]
             return lay_out(kind, jnp.asarray(x).astype(dtype), whole if kind == "pair" else z)
 
@@ -113,8 +114,8 @@ def _tuple(x: Any) -> tuple[Any, ...]:
 def mod(
     fn: Fn,
     *,
-    query: Array | Running | tuple[Array | Running, ...] = (),
-    key: Array | Running | tuple[Array | Running, ...] = (),
+    query: Array | Cumsum | tuple[Array | Cumsum, ...] = (),
+    key: Array | Cumsum | tuple[Array | Cumsum, ...] = (),
     head: Array | tuple[Array, ...] = (),
     pair: Array | tuple[Array, ...] = (),
     table: Array | tuple[Array, ...] = (),
@@ -286,7 +287,7 @@ def forget(log_f: PerQuery) -> Mod:
     sum is taken in float32 (or float64).  Lin et al. 2025, arXiv:2503.02130.
     """
     wide = jnp.promote_types(log_f.dtype, jnp.float32)
-    c = Running(jnp.maximum(log_f.astype(wide), -60.0))
+    c = Cumsum(jnp.maximum(log_f.astype(wide), -60.0))
     return mod(_add_difference, query=c, key=c)
 
 

@@ -5,9 +5,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from attnjax.core import masks, pooled, select
-from attnjax.ops.numerics import finite
-from attnjax.ops.sparse.seer import SIXTEEN, Blocks, Choose, seer_attention, seer_gate, turned
+from attnjax.core import masks
+from attnjax.core.blocks import block_maps, select, selection
+from attnjax.core.numerics import finite
+from attnjax.ops.sparse_select.seer import (
+    SIXTEEN,
+    Blocks,
+    Choose,
+    seer_attention,
+    seer_gate,
+    turned,
+)
 
 
 class SeerGate(nnx.Module):
@@ -48,7 +56,7 @@ class SeerGate(nnx.Module):
             blocks=self.blocks, choose=self.choose, base=self.base, mask=self.mask,
         )  # fmt: skip
 
-    def selection(self, q: jax.Array, k: jax.Array) -> select.Selection:
+    def selection(self, q: jax.Array, k: jax.Array) -> selection.Selection:
         """The blocks that each head chooses."""
         gate = seer_gate(q, k, self.w_q[...], self.w_k[...], self.blocks, self.base)
         return self.choose(select.causal_scores(gate, *self.blocks))
@@ -80,7 +88,7 @@ def seer_loss(
     """
     q, k = lax.stop_gradient((finite(q), finite(k)))
     seen = masks.causal if mask is None else masks.causal & mask
-    peak = pooled.block_peak(turned(q, base), turned(k, base), *blocks, mask=seen)
+    peak = block_maps.block_peak(turned(q, base), turned(k, base), *blocks, mask=seen)
     total = peak.sum(-1, keepdims=True)
     share = peak / jnp.where(total > 0, total, 1.0)
     gap = jnp.log(jnp.where(share > 0, share, 1.0)) - seer_gate(q, k, w_q, w_k, blocks, base)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attnjax.nn.attention import Attention
-from attnjax.ops.lowrank.agent import agent_attention, place_bias
-from attnjax.ops.lowrank.perceiver import perceiver_attention
+from attnjax.ops.low_rank.agent import agent_attention, place_bias
+from attnjax.ops.low_rank.perceiver import perceiver_attention
 
 _small = nnx.initializers.truncated_normal(0.02)
 

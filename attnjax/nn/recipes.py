@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import features
+from attnjax.core.numerics import wide
 from attnjax.nn.recurrent import Gate, Recipe
-from attnjax.ops import recurrent as ops
-from attnjax.ops.numerics import wide
+from attnjax.ops import linear_recurrent as ops
 
 _log_sigmoid = jax.nn.log_sigmoid
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from attnjax.core.numerics import rms_norm, wide
+from attnjax.core.scan.convolution import causal_conv
 from attnjax.nn.attention import Attention
-from attnjax.ops.numerics import causal_conv, rms_norm, wide
 
 
 class Gate(NamedTuple):

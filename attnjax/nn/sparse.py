@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attnjax.core import pooled
+from attnjax.core.blocks import runs
 from attnjax.nn.attention import Attention
-from attnjax.ops.sparse.nsa import Branches, native_sparse_attention
+from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention
 
 Op = Callable[..., jax.Array]
 
@@ -71,7 +71,7 @@ class NativeSparse(Attention):
         """The three branches for q, k and v of x, mixed and projected back to (B,T,width)."""
         length, stride = self.branches[:2]
         compressed = tuple(
-            phi(pooled.runs(project(x), length, stride))
+            phi(runs.runs(project(x), length, stride))
             for phi, project in zip(self.compress, self.compressed, strict=True)
         )
         local = tuple(project(x) for project in self.local)

@@ -11,14 +11,14 @@ Inside shard_map, as `impl=` of an op, over this device's tokens:
 Over global arrays: `shard(op, mesh, strategy)`.  Tokens are laid out by `layout` and `unlayout`.
 """
 
-from attnjax.core.place import running_sum as running_sum
-from attnjax.parallel.gather import AllGather as AllGather
+from attnjax.core.sharding import cumsum as cumsum
+from attnjax.parallel.allgather import AllGather as AllGather
 from attnjax.parallel.lasp import LASP2 as LASP2
 from attnjax.parallel.layouts import LaidOut as LaidOut
 from attnjax.parallel.layouts import layout as layout
 from attnjax.parallel.layouts import unlayout as unlayout
-from attnjax.parallel.mesh import On as On
-from attnjax.parallel.mesh import shard as shard
+from attnjax.parallel.on_mesh import On as On
+from attnjax.parallel.on_mesh import shard as shard
 from attnjax.parallel.ring import Ring as Ring
 from attnjax.parallel.ulysses import USP as USP
 from attnjax.parallel.ulysses import Ulysses as Ulysses

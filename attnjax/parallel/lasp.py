@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attnjax.core.chunked import Chunked
-from attnjax.core.manual import varying
-from attnjax.core.recurrent import Call, read
+from attnjax.core.recurrence.chunked import Chunked
+from attnjax.core.recurrence.steps import RecurrenceRequest, read
+from attnjax.core.sharding import pvary_like
 from attnjax.parallel.layouts import Layout, check_layout, inverse, run_starts, runs
-from attnjax.parallel.shared import Lengths, Shared
+from attnjax.parallel.tokens import Lengths, Shared
 from attnjax.typing import Array
 
 
@@ -51,34 +51,40 @@ class LASP2:
     def tokens(self) -> Shared:
         return Shared("LASP2", (self.axis,), self.layout, self.lengths)
 
-    def supported(self, call: Call) -> str | None:
+    def supported(self, request: RecurrenceRequest) -> str | None:
         if self.layout not in ("contiguous", "zigzag"):
             return f"layout {self.layout!r}: a device needs few runs of tokens, not one by one"
-        S, count = call.k.shape[1], runs(self.layout, self.tokens.size, call.k.shape[1])
-        if S % count or call.q.shape[1] % count:
-            return f"zigzag needs even numbers of tokens here, not T = {call.q.shape[1]}, S = {S}"
-        if call.block is not None and S // count % call.block:
-            return f"blocks of {call.block} tokens do not divide the {S // count} that are together"
+        S, count = request.k.shape[1], runs(self.layout, self.tokens.size, request.k.shape[1])
+        if S % count or request.q.shape[1] % count:
+            return (
+                f"zigzag needs even numbers of tokens here, not T = {request.q.shape[1]}, S = {S}"
+            )
+        if request.block is not None and S // count % request.block:
+            return (
+                f"blocks of {request.block} tokens do not divide the {S // count} that are together"
+            )
         return None
 
-    def run(self, call: Call) -> tuple[Array, Array]:
+    def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
         """What the queries here read, (B,T,N,D), and the state after all tokens."""
         tokens, chunked = self.tokens, Chunked(self.chunk)
-        call = self._without_padding(call)
-        B, S = call.k.shape[:2]
+        request = self._without_padding(request)
+        B, S = request.k.shape[:2]
         count = runs(self.layout, tokens.size, S)
         starts = run_starts(self.layout, tokens.size, S)
-        alone = _by_run(call, count)
+        alone = _by_run(request, count)
         written, transition = _alone(alone, chunked)
         place = _Place(self.axis, tuple(int(x) for x in np.argsort(starts.reshape(-1))), count)
         own = lambda x: x.reshape(count, B, *x.shape[1:])
-        memory, written, transition = varying(
-            (call.memory, written, transition), (call, lax.axis_index(self.axis))
+        memory, written, transition = pvary_like(
+            (request.memory, written, transition), (request, lax.axis_index(self.axis))
         )
         summary = memory, own(written), own(transition)
-        if call.block is None:
+        if request.block is None:
             last = _after_all(place, *summary)
-            nothing = replace(call, k=call.k[:, :0], v=call.v[:, :0], log_decay=None, beta=None)
+            nothing = replace(
+                request, k=request.k[:, :0], v=request.v[:, :0], log_decay=None, beta=None
+            )
             return chunked.run(replace(nothing, memory=last))
         before: Array = _before_each(place, *summary)
         out, after = chunked.run(
@@ -92,27 +98,27 @@ class LASP2:
         here = lax.axis_index(self.axis) == device
         return lax.psum(jnp.where(here, after[run], 0.0), self.axis)
 
-    def _without_padding(self, call: Call) -> Call:
+    def _without_padding(self, request: RecurrenceRequest) -> RecurrenceRequest:
         """Tokens beyond the last one write nothing and fade nothing."""
-        S = call.k.shape[1]
-        _, true = self.tokens.lengths(call.q.shape[1], S)
+        S = request.k.shape[1]
+        _, true = self.tokens.lengths(request.q.shape[1], S)
         if true == S * self.tokens.size:
-            return call
+            return request
         real = (self.tokens.positions(S) < true)[:, None, None]
-        k, v, log_decay, beta = jax.tree.map(lambda x: jnp.where(real, x, 0), call.tokens)
-        return replace(call, k=k, v=v, log_decay=log_decay, beta=beta)
+        k, v, log_decay, beta = jax.tree.map(lambda x: jnp.where(real, x, 0), request.tokens)
+        return replace(request, k=k, v=v, log_decay=log_decay, beta=beta)
 
 
-def _by_run(call: Call, count: int) -> Call:
+def _by_run(request: RecurrenceRequest, count: int) -> RecurrenceRequest:
     """Each run of tokens as an example of its own: (B,t,...) -> (count B,t/count,...)."""
 
     def split(x: Array) -> Array:
         x = x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0).reshape(-1, *x.shape[2:])
 
-    q, k, v, log_decay, beta = jax.tree.map(split, (call.q, *call.tokens))
-    memory = jnp.tile(call.memory, (count, 1, 1, 1))
-    return replace(call, q=q, k=k, v=v, log_decay=log_decay, beta=beta, memory=memory)
+    q, k, v, log_decay, beta = jax.tree.map(split, (request.q, *request.tokens))
+    memory = jnp.tile(request.memory, (count, 1, 1, 1))
+    return replace(request, q=q, k=k, v=v, log_decay=log_decay, beta=beta, memory=memory)
 
 
 def _in_a_row(x: Array, count: int) -> Array:
@@ -121,23 +127,23 @@ def _in_a_row(x: Array, count: int) -> Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def _alone(call: Call, chunked: Chunked) -> tuple[Array, Array]:
+def _alone(request: RecurrenceRequest, chunked: Chunked) -> tuple[Array, Array]:
     """What the tokens write from nothing (B,N,H,D), and what they do to a state before them.
 
     The latter is (B,N,1,1) or (B,N,H,1), a factor, or (B,N,H,H), a matrix: under the delta rule.
     """
-    nothing = varying(jnp.zeros_like(call.memory), call.memory)
-    if call.beta is None:
-        written = chunked.written(replace(call, memory=nothing))
-        if call.log_decay is None:
+    nothing = pvary_like(jnp.zeros_like(request.memory), request.memory)
+    if request.beta is None:
+        written = chunked.written(replace(request, memory=nothing))
+        if request.log_decay is None:
             return written, jnp.ones((*nothing.shape[:2], 1, 1), nothing.dtype)
-        faded = jnp.exp(call.laid_out(call.log_decay).sum(axis=2))
+        faded = jnp.exp(request.laid_out(request.log_decay).sum(axis=2))
         return written, faded[..., None]
     # a state is a matrix with one column a value: the identity goes along, with values of zero
     H, D = nothing.shape[2:]
     eye = jnp.broadcast_to(jnp.eye(H, dtype=nothing.dtype), (*nothing.shape[:2], H, H))
-    v = jnp.pad(call.v, [(0, 0)] * 3 + [(0, H)])
-    both = chunked.written(replace(call, v=v, memory=jnp.concatenate([nothing, eye], axis=-1)))
+    v = jnp.pad(request.v, [(0, 0)] * 3 + [(0, H)])
+    both = chunked.written(replace(request, v=v, memory=jnp.concatenate([nothing, eye], axis=-1)))
     return both[..., :D], both[..., D:]
 
 
@@ -183,7 +189,7 @@ def _states(place: _Place, first: Array, written: Array, transition: Array):
     def step(state: Array, run: tuple[Array, Array]) -> tuple[Array, Array]:
         return _apply(run[1], state) + run[0], state
 
-    last, before = lax.scan(step, varying(first, packed), (every, moves))
+    last, before = lax.scan(step, pvary_like(first, packed), (every, moves))
     return before, last, moves
 
 

@@ -22,19 +22,21 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from attnjax.core import masks, normalizers, sweep, tiles
-from attnjax.core.blockwise import Blockwise, stretch
-from attnjax.core.call import Call, along_tokens
-from attnjax.core.manual import varying
+from attnjax.core import masks, normalizers
 from attnjax.core.masks import EMPTY, Mask
+from attnjax.core.masks.derived import HeadSlice, Inside
 from attnjax.core.mods import group_of
 from attnjax.core.normalizers import State
-from attnjax.core.schedule import choose_blocks, plan, whole_groups
-from attnjax.core.selected import Of
-from attnjax.core.sweep import Grads, Inputs, Part
+from attnjax.core.pairwise import tile_scan
+from attnjax.core.pairwise.blockwise import Blockwise, stretch
+from attnjax.core.pairwise.operands import token_axes
+from attnjax.core.pairwise.request import Request, along_tokens
+from attnjax.core.pairwise.tile_list import choose_blocks, tile_list, whole_groups
+from attnjax.core.pairwise.tile_scan import Grads, Inputs, KeyShard
+from attnjax.core.sharding import pvary_like
 from attnjax.parallel.layouts import Layout, check_layout, run_starts, runs
-from attnjax.parallel.moves import with_poison, without_poison
-from attnjax.parallel.shared import Inside, Lengths, Shared, without_padding
+from attnjax.parallel.tokens import Lengths, Shared, without_padding
+from attnjax.parallel.wire import with_poison, without_poison
 from attnjax.typing import Array
 
 
@@ -67,25 +69,25 @@ class Ring:
     def tokens(self) -> Shared:
         return Shared("Ring", (self.axis,), self.layout, self.lengths)
 
-    def supported(self, call: Call) -> str | None:
-        return unsupported(call, self.tokens)
+    def supported(self, request: Request) -> str | None:
+        return unsupported(request, self.tokens)
 
-    def run(self, call: Call) -> Array:
+    def run(self, request: Request) -> Array:
         """The weighted sum of values for the queries here, (B,N,T,D)."""
-        return normalizers.finish(call.normalizer, self.state(call))
+        return normalizers.finish(request.normalizer, self.state(request))
 
-    def state(self, call: Call) -> State:
+    def state(self, request: Request) -> State:
         """What all keys leave behind for each query here."""
-        return walk(call, self.tokens, self.inner or Blockwise())
+        return walk(request, self.tokens, self.inner or Blockwise())
 
 
-def unsupported(call: Call, tokens: Shared) -> str | None:
+def unsupported(request: Request, tokens: Shared) -> str | None:
     """The reason why a ring does not run the call, or None."""
-    if call.selection is not None:
+    if request.selection is not None:
         return "blocks are selected from all keys: take AllGather"
-    z, group = call.shape, group_of(call.mods)
+    z, group = request.shape, group_of(request.mods)
     if tokens.layout == "given":
-        missing = [n for n in ("q_positions", "k_positions") if getattr(call, n) is None]
+        missing = [n for n in ("q_positions", "k_positions") if getattr(request, n) is None]
         if missing:
             return f"layout 'given' without {' and '.join(missing)}"
         run = 1
@@ -113,7 +115,7 @@ def outline(mask: Mask | None) -> Mask | None:
     if isinstance(mask, masks.And):
         known = [m for m in (outline(mask.a), outline(mask.b)) if m is not None]
         return known[0] & known[1] if len(known) == 2 else known[0] if known else None
-    if isinstance(mask, Of):
+    if isinstance(mask, HeadSlice):
         return outline(mask.mask)
     if isinstance(mask, Inside):
         return replace(mask, mask=outline(mask.mask))
@@ -180,15 +182,15 @@ class _Keys(NamedTuple):
     positions: Array | None
 
 
-def walk(call: Call, tokens: Shared, inner: Blockwise) -> State:
+def walk(request: Request, tokens: Shared, inner: Blockwise) -> State:
     """The state of all keys, for the queries of this device."""
-    z, P = call.shape, tokens.parts
-    mask = without_padding(call, tokens)
-    q_positions = call.q_positions
-    followed = q_positions is None and call.k_positions is None
+    z, P = request.shape, tokens.parts
+    mask = without_padding(request, tokens)
+    q_positions = request.q_positions
+    followed = q_positions is None and request.k_positions is None
     if q_positions is None:
         q_positions = tokens.positions_of(lax.axis_index(tokens.axes), z.T)
-    group = group_of(call.mods)
+    group = group_of(request.mods)
     count = 1 if tokens.layout in ("given", "striped") else runs(tokens.layout, P, z.S)
     run = replace(z, T=-(-z.T // count), S=-(-z.S // count))  # tiles should not span several
     block_q, block_k = choose_blocks(None, run, None, None, group)
@@ -196,18 +198,18 @@ def walk(call: Call, tokens: Shared, inner: Blockwise) -> State:
     block_k = whole_groups(min(inner.block_k or block_k, z.S), group)
     hops = hops_of(mask, tokens, z.T, z.S, followed)
     static = _Walk(tokens, hops, block_q, block_k)
-    call = replace(call.scaled(), mask=mask, q_positions=q_positions)
-    call = _padded(call, P, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
-    x, rest = sweep.split(call)
+    request = replace(request.scaled(), mask=mask, q_positions=q_positions)
+    request = _padded(request, P, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
+    x, rest = tile_scan.split(request)
     index = lax.axis_index(static.axis)
-    x, rest = varying((x, rest), (x, rest, index))
+    x, rest = pvary_like((x, rest), (x, rest, index))
     state = _ring(static, x, rest)
     return jax.tree.map(lambda a: a[..., : z.T, :], state)
 
 
-def _padded(call: Call, P: int, T: int, S: int) -> Call:
+def _padded(request: Request, P: int, T: int, S: int) -> Request:
     """Whole tiles on each device; the columns of a pair operand part by part."""
-    z = call.shape
+    z = request.shape
 
     def on_k(x: Array, axis: int) -> Array:
         if x.shape[axis] == z.S:
@@ -215,14 +217,14 @@ def _padded(call: Call, P: int, T: int, S: int) -> Call:
         parts = x.reshape(*x.shape[:axis], P, z.S, *x.shape[axis + 1 :])
         return stretch(parts, axis + 1, S).reshape(*x.shape[:axis], P * S, *x.shape[axis + 1 :])
 
-    return along_tokens(call, lambda x, axis: stretch(x, axis, T), on_k)
+    return along_tokens(request, lambda x, axis: stretch(x, axis, T), on_k)
 
 
 def _rides_with_keys(kind: str) -> bool:
     return kind.startswith("key")
 
 
-def _each(rest: Call, fn, *trees: Any) -> tuple[tuple[Any, ...], ...]:
+def _each(rest: Request, fn, *trees: Any) -> tuple[tuple[Any, ...], ...]:
     """fn(kind, operand of each tree) for all operands of all mods."""
     return tuple(
         tuple(map(fn, mod.kinds, *operands))
@@ -232,10 +234,10 @@ def _each(rest: Call, fn, *trees: Any) -> tuple[tuple[Any, ...], ...]:
 
 def _columns(kind: str, x: Array) -> int | None:
     """The axis of a pair operand that has columns for all keys, or None."""
-    return tiles.along(kind, x)[1] if kind == "pair" else None
+    return token_axes(kind, x)[1] if kind == "pair" else None
 
 
-def _packed(x: Inputs, rest: Call) -> _Keys:
+def _packed(x: Inputs, rest: Request) -> _Keys:
     return _Keys(
         with_poison(x.k, rest.k_poison).astype(rest.dtype),
         x.v.astype(rest.dtype),
@@ -244,7 +246,7 @@ def _packed(x: Inputs, rest: Call) -> _Keys:
     )
 
 
-def _part(static: _Walk, x: Inputs, rest: Call, keys: _Keys, source: Array) -> Part:
+def _part(static: _Walk, x: Inputs, rest: Request, keys: _Keys, source: Array) -> KeyShard:
     """The queries here with the keys of device `source`."""
     z = rest.shape
     dtype, S = x.q.dtype, keys.k.shape[2]
@@ -261,23 +263,23 @@ def _part(static: _Walk, x: Inputs, rest: Call, keys: _Keys, source: Array) -> P
         positions = static.tokens.positions_of(source, z.S)
         positions = stretch(positions, 0, S)
     at = None if rest.q_positions is None else rest.q_positions[: z.T]
-    schedule = plan(rest.mask, z, static.block_q, static.block_k, at, positions[: z.S])
+    schedule = tile_list(rest.mask, z, static.block_q, static.block_k, at, positions[: z.S])
     x = x._replace(
         k=k,
         v=keys.v.astype(dtype),
         operands=_each(rest, operand, x.operands, keys.operands),
     )
     rest = replace(rest, k_positions=positions, k_poison=k_poison)
-    return Part(x, rest, (schedule,))
+    return KeyShard(x, rest, (schedule,))
 
 
-def _over(static: _Walk, x: Inputs, rest: Call) -> sweep.Fold:
+def _over(static: _Walk, x: Inputs, rest: Request) -> tile_scan.KeyFold:
     """All keys, hop by hop."""
     own = _packed(x, rest)
     index = lax.axis_index(static.axis)
 
     def fold(visit, carry):
-        carry = varying(carry, (x, rest, index))
+        carry = pvary_like(carry, (x, rest, index))
 
         def along(carry: Any, keys: _Keys, first: int, last: int, by: int) -> Any:
             """Visits at hops first .. last, keys moving `by` places from one to the next."""
@@ -302,7 +304,7 @@ def _over(static: _Walk, x: Inputs, rest: Call) -> sweep.Fold:
     return fold
 
 
-def _over_back(static: _Walk, x: Inputs, rest: Call) -> sweep.Fold:
+def _over_back(static: _Walk, x: Inputs, rest: Request) -> tile_scan.KeyFold:
     """All keys, hop by hop, with their gradients one hop behind."""
     own = _packed(x, rest)
     index = lax.axis_index(static.axis)
@@ -334,7 +336,7 @@ def _over_back(static: _Walk, x: Inputs, rest: Call) -> sweep.Fold:
         before = carry._replace(
             kT=zeros[0], vT=zeros[1], operands=_each(rest, start, carry.operands)
         )
-        before = varying(before, (x, rest, index))
+        before = pvary_like(before, (x, rest, index))
         after = visit(part, before)
         kept = after._replace(
             kT=carry.kT, vT=carry.vT, operands=_each(rest, end, carry.operands, after.operands)
@@ -343,7 +345,7 @@ def _over_back(static: _Walk, x: Inputs, rest: Call) -> sweep.Fold:
 
     def fold(visit, grads: Grads) -> Grads:
         add = functools.partial(jax.tree.map, jnp.add)
-        grads = varying(grads, (x, rest, index))
+        grads = pvary_like(grads, (x, rest, index))
 
         def along(grads: Grads, keys: _Keys, walking: Any, first: int, last: int, by: int):
             def hop(carried, h):
@@ -380,19 +382,19 @@ def _over_back(static: _Walk, x: Inputs, rest: Call) -> sweep.Fold:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(static: _Walk, x: Inputs, rest: Call) -> State:
+def _ring(static: _Walk, x: Inputs, rest: Request) -> State:
     return _ring_fwd(static, x, rest)[0]
 
 
-def _ring_fwd(static: _Walk, x: Inputs, rest: Call):
-    state, saved = sweep.forward(x, rest, _over(static, x, rest))
+def _ring_fwd(static: _Walk, x: Inputs, rest: Request):
+    state, saved = tile_scan.forward(x, rest, _over(static, x, rest))
     return state, (x, rest, saved)
 
 
 def _ring_bwd(static: _Walk, residuals, cotangents: State):
     x, rest, saved = residuals
     over, back = _over(static, x, rest), _over_back(static, x, rest)
-    return sweep.backward(x, rest, saved, cotangents, over, back), None
+    return tile_scan.backward(x, rest, saved, cotangents, over, back), None
 
 
 _ring.defvjp(_ring_fwd, _ring_bwd)

@@ -14,18 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attnjax.core import normalizers, tiles
-from attnjax.core.attend import choose, choose_state
-from attnjax.core.blockwise import Blockwise
-from attnjax.core.call import Call, OnTokens, along_tokens, clean
-from attnjax.core.choice import Impl
+from attnjax.core import normalizers
+from attnjax.core.dispatch import Impl
 from attnjax.core.masks import Mask
+from attnjax.core.masks.derived import HeadSlice
 from attnjax.core.normalizers import State
-from attnjax.core.selected import Of
+from attnjax.core.numerics import clean
+from attnjax.core.pairwise.attend import choose, choose_state
+from attnjax.core.pairwise.blockwise import Blockwise
+from attnjax.core.pairwise.operands import token_axes
+from attnjax.core.pairwise.request import OnTokens, Request, along_tokens
 from attnjax.parallel import ring
 from attnjax.parallel.layouts import Layout, check_layout
-from attnjax.parallel.moves import sent, with_poison, without_poison
-from attnjax.parallel.shared import Lengths, Shared, axis_size
+from attnjax.parallel.tokens import Lengths, Shared, axis_size
+from attnjax.parallel.wire import sent, with_poison, without_poison
 from attnjax.typing import Array
 
 
@@ -54,34 +56,34 @@ class Ulysses:
     def tokens(self) -> Shared:
         return Shared("Ulysses", (self.axis,), self.layout, self.lengths)
 
-    def supported(self, call: Call) -> str | None:
+    def supported(self, request: Request) -> str | None:
         if self.layout == "given":
             return "layout 'given': heads see all tokens in the order of the text, take Ring"
         return unsupported(
-            call, self.tokens.size, f"Ring({self.axis!r}) or AllGather({self.axis!r})"
+            request, self.tokens.size, f"Ring({self.axis!r}) or AllGather({self.axis!r})"
         )
 
-    def run(self, call: Call) -> Array:
+    def run(self, request: Request) -> Array:
         """The weighted sum of values for the queries here, (B,N,T,D)."""
-        inside = self._exchanged(call)
-        out = choose("attend", self.inner, inside).run(inside).astype(call.dtype)
-        return self._back(out, call.shape.T * self.tokens.size)
+        inside = self._exchanged(request)
+        out = choose("attend", self.inner, inside).run(inside).astype(request.dtype)
+        return self._back(out, request.shape.T * self.tokens.size)
 
-    def state(self, call: Call) -> State:
+    def state(self, request: Request) -> State:
         """What all keys leave behind for each query here."""
-        inside = self._exchanged(call)
+        inside = self._exchanged(request)
         state = choose_state("attend_state", self.inner, inside).state(inside)
-        return jax.tree.map(lambda x: self._back(x, call.shape.T * self.tokens.size), state)
+        return jax.tree.map(lambda x: self._back(x, request.shape.T * self.tokens.size), state)
 
-    def _exchanged(self, call: Call) -> Call:
+    def _exchanged(self, request: Request) -> Request:
         tokens = self.tokens
-        T, S = tokens.lengths(call.shape.T, call.shape.S)
+        T, S = tokens.lengths(request.shape.T, request.shape.S)
 
         def real(length: int) -> OnTokens:
             cut = lambda x, axis: lax.slice_in_dim(x, 0, length, axis=axis)
             return lambda x, axis: cut(tokens.in_text_order(x, axis), axis)
 
-        inside = along_tokens(exchanged(call, self.axis, tokens.size), real(T), real(S))
+        inside = along_tokens(exchanged(request, self.axis, tokens.size), real(T), real(S))
         return replace(inside, shape=replace(inside.shape, T=T, S=S))
 
     def _back(self, x: Array, padded: int) -> Array:
@@ -117,38 +119,40 @@ class USP:
     def _ring(self) -> Shared:
         return Shared("USP", (self.ring_axis,), self.layout, self.lengths)
 
-    def supported(self, call: Call) -> str | None:
+    def supported(self, request: Request) -> str | None:
         if self.layout == "given":
             return "layout 'given': take Ring over both axes"
         U = axis_size("USP", self.head_axis)
-        if why := unsupported(call, U, f"Ring({self.ring_axis!r})"):
+        if why := unsupported(request, U, f"Ring({self.ring_axis!r})"):
             return why
-        z = call.shape
-        return ring.unsupported(replace(call, shape=replace(z, T=z.T * U, S=z.S * U)), self._ring)
+        z = request.shape
+        return ring.unsupported(
+            replace(request, shape=replace(z, T=z.T * U, S=z.S * U)), self._ring
+        )
 
-    def run(self, call: Call) -> Array:
+    def run(self, request: Request) -> Array:
         """The weighted sum of values for the queries here, (B,N,T,D)."""
-        inside = exchanged(call, self.head_axis, axis_size("USP", self.head_axis))
-        out = normalizers.finish(inside.normalizer, self._walk(inside)).astype(call.dtype)
+        inside = exchanged(request, self.head_axis, axis_size("USP", self.head_axis))
+        out = normalizers.finish(inside.normalizer, self._walk(inside)).astype(request.dtype)
         return returned(out, self.head_axis)
 
-    def state(self, call: Call) -> State:
+    def state(self, request: Request) -> State:
         """What all keys leave behind for each query here."""
-        inside = exchanged(call, self.head_axis, axis_size("USP", self.head_axis))
+        inside = exchanged(request, self.head_axis, axis_size("USP", self.head_axis))
         return jax.tree.map(lambda x: returned(x, self.head_axis), self._walk(inside))
 
-    def _walk(self, inside: Call) -> State:
+    def _walk(self, inside: Request) -> State:
         return ring.walk(inside, self._ring, self.inner or Blockwise())
 
 
-def unsupported(call: Call, P: int, instead: str) -> str | None:
+def unsupported(request: Request, P: int, instead: str) -> str | None:
     """The reason why heads cannot be exchanged for tokens among P devices, or None."""
-    z = call.shape
-    if call.selection is not None:
+    z = request.shape
+    if request.selection is not None:
         return "blocks are selected from all keys: take AllGather"
     if z.N % P:
         return f"N = {z.N} heads cannot be shared by {P} devices; {instead} can run it"
-    if z.T == 1 and any(kind == "pair" for mod in call.mods for kind in mod.kinds):
+    if z.T == 1 and any(kind == "pair" for mod in request.mods for kind in mod.kinds):
         return "one query here: rows of a pair operand cannot be told from one row for all"
     return None
 
@@ -156,40 +160,40 @@ def unsupported(call: Call, P: int, instead: str) -> str | None:
 # ------------------------------------------------------------------------------ the exchange
 
 
-def exchanged(call: Call, axis: str, P: int) -> Call:
+def exchanged(request: Request, axis: str, P: int) -> Request:
     """The call with the tokens of all P devices, device by device, and 1/P of the heads."""
-    z = call.shape
+    z = request.shape
     repeat = P // math.gcd(z.K, P)
     index = lax.axis_index(axis)
     swap = lambda x, head, token: _swapped(x, axis, P, head, token)
 
-    def thin(x: Array, dtype: jnp.dtype = call.dtype) -> Array:
+    def thin(x: Array, dtype: jnp.dtype = request.dtype) -> Array:
         return sent(lambda x: swap(x, 1, 2), dtype, x)
 
     def of_keys(x: Array) -> Array:
         return thin(jnp.repeat(x, repeat, axis=1) if repeat > 1 else x)
 
     def operand(kind: str, x: Array) -> Array:
-        t, s = tiles.along(kind, x)
+        t, s = token_axes(kind, x)
         token = s if kind.startswith("key") else t
         return swap(x, 2 if kind.endswith("features") else 1, token)
 
     gather = lambda x: None if x is None else lax.all_gather(x, axis, tiled=True)
-    exact = call.q.dtype if call.scale is None else call.dtype
-    q, q_bad = clean(thin(call.q + call.q_poison, exact))
-    k, k_poison = without_poison(of_keys(with_poison(call.k, call.k_poison)), z.N // P)
+    exact = request.q.dtype if request.scale is None else request.dtype
+    q, q_bad = clean(thin(request.q + request.q_poison, exact))
+    k, k_poison = without_poison(of_keys(with_poison(request.k, request.k_poison)), z.N // P)
     return replace(
-        call,
+        request,
         q=q,
         k=k,
-        v=of_keys(call.v),
+        v=of_keys(request.v),
         mods=tuple(
-            replace(m, operands=tuple(map(operand, m.kinds, m.operands))) for m in call.mods
+            replace(m, operands=tuple(map(operand, m.kinds, m.operands))) for m in request.mods
         ),
-        normalizer=jax.tree.map(lambda p: swap(p, 1, None), call.normalizer),
-        mask=_of_heads(call.mask, index * (z.N // P), z.N // P),
-        q_positions=gather(call.q_positions),
-        k_positions=gather(call.k_positions),
+        normalizer=jax.tree.map(lambda p: swap(p, 1, None), request.normalizer),
+        mask=_of_heads(request.mask, index * (z.N // P), z.N // P),
+        q_positions=gather(request.q_positions),
+        k_positions=gather(request.k_positions),
         q_poison=q_bad[..., None].astype(q.dtype),
         k_poison=k_poison,
         shape=replace(z, T=z.T * P, S=z.S * P, N=z.N // P, K=k.shape[1]),
@@ -200,7 +204,7 @@ def _of_heads(mask: Mask | None, first: Array, count: int) -> Mask | None:
     """The mask of so many heads; itself where all heads have the same."""
     at = np.zeros((1, 1), np.int32)
     shape = () if mask is None else jax.eval_shape(lambda: jnp.asarray(mask.allowed(at, at))).shape
-    return Of(mask, None, first, count) if len(shape) == 4 and shape[1] > 1 else mask  # type: ignore
+    return HeadSlice(mask, None, first, count) if len(shape) == 4 and shape[1] > 1 else mask  # type: ignore
 
 
 def _swapped(x: Array, axis: str, P: int, head: int, token: int | None) -> Array:

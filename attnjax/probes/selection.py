@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from attnjax.core import normalizers, select
-from attnjax.core.attend import attend_state
+from attnjax.core import normalizers
+from attnjax.core.blocks import select
+from attnjax.core.blocks.block_maps import block_mass
+from attnjax.core.blocks.selection import Selection, selected_state
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod
-from attnjax.core.pooled import block_mass
-from attnjax.core.select import Selection
+from attnjax.core.pairwise.attend import attend_state
 
 
 def selection_recall(
@@ -29,7 +30,7 @@ def selection_recall(
     """
     v = jnp.zeros((*k.shape[:3], 1), k.dtype)
     rest = {"mods": mods, "mask": mask, "scale": scale}
-    part = select.selected_state(q, k, v, selection, block_q=block_q, block_k=block_k, **rest)
+    part = selected_state(q, k, v, selection, block_q=block_q, block_k=block_k, **rest)
     whole = normalizers.log_sum(attend_state(q, k, v, **rest))
     nothing = whole <= normalizers.lowest(whole.dtype)
     share = jnp.where(nothing, 1.0, jnp.exp(normalizers.log_sum(part) - whole))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.flash.triton import Lists
+from attnjax.kernels.flash.triton import Lists
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels.emit import HELPERS, emit
+from attnjax.kernels.emit import HELPERS, emit
 
 FLOAT, INT = "float32", "int32"
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.flash import pieces
-from kernels.flash.pieces import Function
-from kernels.launch import launch
+from attnjax.kernels.flash import pieces
+from attnjax.kernels.flash.pieces import Function
+from attnjax.kernels.launch import launch
 
 Array = Any
 Rows = tuple[Array, ...]

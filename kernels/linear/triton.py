@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.launch import launch
+from attnjax.kernels.launch import launch
 
 Array = jax.Array
 Decays = tuple[Array, Array] | None

@@ -9,10 +9,10 @@ Differs: a mask over all keys; the cache that drops keys and renumbers positions
 """
 
 from attnjax.core import masks
-from attnjax.core.attend import Impl, attend
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, constant
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
-from attnjax.variant import Limit, Variant, constant
 
 
 def sink_window_attention(

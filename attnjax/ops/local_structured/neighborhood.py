@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from attnjax.core import masks, mods
-from attnjax.core.attend import Impl, attend
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, constant, grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Variant, constant, grid
 
 
 def neighborhood_attention(

@@ -14,10 +14,10 @@ import math
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
-from attnjax.core.attend import Impl, attend
-from attnjax.ops.numerics import finite, wide
+from attnjax.core.numerics import finite, wide
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, full, normal
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Variant, full, normal
 
 
 def disentangled_attention(

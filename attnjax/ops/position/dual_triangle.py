@@ -13,10 +13,10 @@ Differs: whether the paper splits v or shares it was not read off the paper; her
 import jax.numpy as jnp
 
 from attnjax.core import masks
-from attnjax.core.attend import Impl, attend
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
-from attnjax.variant import Limit, Variant
 
 
 def dual_triangle_attention(

@@ -13,11 +13,11 @@ import math
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
-from attnjax.core.attend import Impl, attend
-from attnjax.ops.numerics import finite, wide
+from attnjax.core.numerics import finite, wide
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, full, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Variant, full, normal
 
 
 def shaw_relative_attention(

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import masks, normalizers
-from attnjax.core.attend import Impl, attend
-from attnjax.ops.numerics import wide
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, constant, full, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, PerQuery, Q, V
-from attnjax.variant import Limit, Variant, constant, full, normal
 
 
 def clipped_softmax_attention(

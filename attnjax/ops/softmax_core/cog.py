@@ -7,9 +7,9 @@ Limits: scores that are all positive give softmax; q -> -q gives -out.
 """
 
 from attnjax.core import masks, normalizers
-from attnjax.core.attend import Impl, attend
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant
 from attnjax.typing import K, Out, Q, V
-from attnjax.variant import Limit, Variant
 
 
 def cog_attention(

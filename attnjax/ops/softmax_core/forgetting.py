@@ -11,10 +11,10 @@ Differs: the Pro block's output gate, norms and token shift belong to a layer.
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
-from attnjax.core.attend import Impl, attend
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, full, log_gates
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, PerQuery, Q, V
-from attnjax.variant import Limit, Variant, full, log_gates
 
 
 def forgetting_attention(

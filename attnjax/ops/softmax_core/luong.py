@@ -14,10 +14,10 @@ of it to the next step belong to the decoder.
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
-from attnjax.core.attend import Impl, attend
-from attnjax.ops.numerics import finite, wide
+from attnjax.core.numerics import finite, wide
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, normal
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Variant, normal
 
 
 def luong_dot(q: Q, k: K, v: V, *, mask: masks.Mask | None = None, impl: Impl = None) -> Out:

@@ -14,11 +14,11 @@ general score pass q W as q.
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods, normalizers
-from attnjax.core.attend import Impl, attend, attention_weights
-from attnjax.ops.numerics import wide
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl, attend, attention_weights
+from attnjax.op import Limit, Variant, constant, uniform
 from attnjax.ops.softmax_core.luong import luong_dot
 from attnjax.typing import Array, K, Out, PerQuery, Q, V
-from attnjax.variant import Limit, Variant, constant, uniform
 
 
 def luong_local_monotonic(

@@ -12,9 +12,9 @@ Differs: the projections W_Q, W_K, W_V and W_O belong to a layer (attnjax.nn).
 import jax.numpy as jnp
 
 from attnjax.core import masks
-from attnjax.core.attend import Impl, attend
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, full
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Variant, full
 
 
 def multi_head_attention(

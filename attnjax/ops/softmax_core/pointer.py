@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
-from attnjax.core.attend import attention_weights
-from attnjax.ops.numerics import finite, wide
+from attnjax.core.numerics import finite, wide
+from attnjax.core.pairwise.attend import attention_weights
+from attnjax.op import Limit, Variant, full, normal
 from attnjax.typing import Array, Float, Int, K, Q, Weights
-from attnjax.variant import Limit, Variant, full, normal
 
 
 def pointer_attention(

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import masks, normalizers
-from attnjax.core.attend import Impl, attend
-from attnjax.ops.numerics import wide
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, full, normal
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Variant, full, normal
 
 
 def rela(

@@ -12,10 +12,10 @@ Differs: dropping keys of large F from a cache, and the loss that asks for it, a
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods, normalizers
-from attnjax.core.attend import Impl, attend, attention_weights
-from attnjax.ops.numerics import wide
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl, attend, attention_weights
+from attnjax.op import Limit, Variant, full
 from attnjax.typing import Array, Float, K, Out, Q, V
-from attnjax.variant import Limit, Variant, full
 
 
 def selection(q: Q, k: K, *, mask: masks.Mask = masks.causal) -> Float[Array, "B T S"]:

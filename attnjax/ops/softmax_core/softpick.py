@@ -10,9 +10,9 @@ Limits: scores of zero or less give zero.
 import jax.numpy as jnp
 
 from attnjax.core import masks, normalizers
-from attnjax.core.attend import Impl, attend
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, full
 from attnjax.typing import K, Out, Q, V
-from attnjax.variant import Limit, Variant, full
 
 
 def softpick_attention(

@@ -15,10 +15,10 @@ import math
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods, normalizers
-from attnjax.core.attend import Impl, attend
-from attnjax.core.call import working_dtype
+from attnjax.core.numerics import working_dtype
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, constant, full
 from attnjax.typing import Array, K, Out, Q, V
-from attnjax.variant import Limit, Variant, constant, full
 
 
 def softplus_attention(

@@ -1,0 +1,29 @@
+"""Masks: which key positions a query position may attend to; `base` tells how they answer."""
+
+from attnjax.core.masks.arrays import BlockLayout as BlockLayout
+from attnjax.core.masks.arrays import BoolArray as BoolArray
+from attnjax.core.masks.arrays import Lengths as Lengths
+from attnjax.core.masks.arrays import array as array
+from attnjax.core.masks.arrays import block_layout as block_layout
+from attnjax.core.masks.arrays import lengths as lengths
+from attnjax.core.masks.base import EMPTY as EMPTY
+from attnjax.core.masks.base import FULL as FULL
+from attnjax.core.masks.base import PARTIAL as PARTIAL
+from attnjax.core.masks.base import And as And
+from attnjax.core.masks.base import Mask as Mask
+from attnjax.core.masks.base import Not as Not
+from attnjax.core.masks.base import Or as Or
+from attnjax.core.masks.base import Pair as Pair
+from attnjax.core.masks.base import tile_kinds as tile_kinds
+from attnjax.core.masks.base import tile_kinds_of_each as tile_kinds_of_each
+from attnjax.core.masks.documents import Document as Document
+from attnjax.core.masks.documents import document as document
+from attnjax.core.masks.grid import Neighborhood as Neighborhood
+from attnjax.core.masks.grid import neighborhood as neighborhood
+from attnjax.core.masks.positions import Window as Window
+from attnjax.core.masks.positions import causal as causal
+from attnjax.core.masks.positions import causal_to_end as causal_to_end
+from attnjax.core.masks.positions import dilated as dilated
+from attnjax.core.masks.positions import prefix as prefix
+from attnjax.core.masks.positions import sinks as sinks
+from attnjax.core.masks.positions import window as window

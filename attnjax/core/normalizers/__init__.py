@@ -1,0 +1,32 @@
+"""Normalizers: how a row of scores becomes a row of weights; `algebra` has the sums that merge."""
+
+from attnjax.core.normalizers.algebra import Normalizer as Normalizer
+from attnjax.core.normalizers.algebra import Params as Params
+from attnjax.core.normalizers.algebra import Rows as Rows
+from attnjax.core.normalizers.algebra import Stage as Stage
+from attnjax.core.normalizers.algebra import State as State
+from attnjax.core.normalizers.algebra import exponential_rescale as exponential_rescale
+from attnjax.core.normalizers.algebra import fill_masked as fill_masked
+from attnjax.core.normalizers.algebra import finish as finish
+from attnjax.core.normalizers.algebra import log_sum as log_sum
+from attnjax.core.normalizers.algebra import lowest as lowest
+from attnjax.core.normalizers.algebra import merge as merge
+from attnjax.core.normalizers.algebra import new_reference as new_reference
+from attnjax.core.normalizers.algebra import reference as reference
+from attnjax.core.normalizers.algebra import unnormalized as unnormalized
+from attnjax.core.normalizers.algebra import weights as weights
+from attnjax.core.normalizers.algebra import zero_masked as zero_masked
+from attnjax.core.normalizers.library import clipped_softmax as clipped_softmax
+from attnjax.core.normalizers.library import entmax as entmax
+from attnjax.core.normalizers.library import hard as hard
+from attnjax.core.normalizers.library import relu as relu
+from attnjax.core.normalizers.library import sigmoid as sigmoid
+from attnjax.core.normalizers.library import signed as signed
+from attnjax.core.normalizers.library import softmax as softmax
+from attnjax.core.normalizers.library import softmax_one as softmax_one
+from attnjax.core.normalizers.library import softmax_sink as softmax_sink
+from attnjax.core.normalizers.library import softpick as softpick
+from attnjax.core.normalizers.library import softplus as softplus
+from attnjax.core.normalizers.library import sparsemax as sparsemax
+from attnjax.core.normalizers.library import taylor as taylor
+from attnjax.core.numerics import divide as divide

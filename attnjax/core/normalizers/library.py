@@ -1,0 +1,267 @@
+"""The normalizers: softmax and its relatives, in one pass, two, or more."""
+
+import functools
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core.normalizers.algebra import Normalizer, Params, Rows, Stage
+from attnjax.core.numerics import divide
+from attnjax.typing import Array, PerHead
+
+
+def _number(x: float | Array) -> Array:
+    """A parameter; a Python number keeps float64 precision until the call's dtype is known."""
+    return np.asarray(x, np.float64) if isinstance(x, (int, float)) else x  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------ one-pass
+
+
+def _identity(s: Array) -> Array:
+    return s
+
+
+def _exp(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return jnp.exp(s - m)
+
+
+softmax = Normalizer("softmax", _exp, _exp, peak=_identity)
+"""exp(s_j) / sum exp(s)."""
+
+
+def _sink_floor(params: Params) -> Array:
+    return params[0]
+
+
+def _sink_extra(m: Array, params: Params) -> Array:
+    return jnp.exp(params[0] - m)
+
+
+def softmax_sink(logits: PerHead) -> Normalizer:
+    """exp(s_j) / (exp(logit_n) + sum exp(s)): a learned key per head whose value is zero.
+
+    Xiao et al. 2023, arXiv:2309.17453; as in gpt-oss, OpenAI 2025.
+    """
+    return replace(
+        softmax, name="softmax_sink", floor=_sink_floor, extra=_sink_extra, params=(logits,)
+    )
+
+
+softmax_one = replace(softmax_sink(np.zeros(())), name="softmax_one")  # type: ignore[arg-type]
+"""exp(s_j) / (1 + sum exp(s)): "off by one".  Miller 2023; a sink of logit zero."""
+
+
+def _sigmoid(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return jax.nn.sigmoid(s + params[0])
+
+
+def sigmoid(bias: float | Array = 0.0) -> Normalizer:
+    """sigmoid(s_j + bias), not normalized; bias is () or (N,), the paper's is -log S.
+
+    Ramapuram et al. 2024, arXiv:2409.04431.
+    """
+    return Normalizer("sigmoid", _sigmoid, params=(_number(bias),))
+
+
+@functools.cache
+def relu(power: int = 1) -> Normalizer:
+    """relu(s_j)^power, not normalized.  Zhang et al. 2021, arXiv:2104.07012 (power 1)."""
+    if not isinstance(power, int) or power < 1:
+        raise ValueError(f"relu: power is {power!r}, expected an integer of at least 1")
+    return Normalizer(f"relu({power})", lambda s, m, stats, params: jax.nn.relu(s) ** power)
+
+
+def _softpick_peak(s: Array) -> Array:
+    return jnp.maximum(s, 0.0)
+
+
+def _softpick_term(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return jax.nn.relu(jnp.exp(s - m) - jnp.exp(-m))
+
+
+def _softpick_mass(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return jnp.abs(jnp.exp(s - m) - jnp.exp(-m))
+
+
+def _softpick_extra(m: Array, params: Params) -> Array:
+    return params[0] * jnp.exp(-m)
+
+
+def softpick(eps: float = 1e-6) -> Normalizer:
+    """relu(exp(s_j) - 1) / (sum |exp(s) - 1| + eps).  Zuhri et al. 2025, arXiv:2504.20966."""
+    return Normalizer(
+        "softpick",
+        _softpick_term,
+        _softpick_mass,
+        peak=_softpick_peak,
+        extra=_softpick_extra,
+        params=(_number(eps),),
+    )
+
+
+def _signed(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return jnp.sign(s) * jnp.exp(jnp.abs(s) - m)
+
+
+def _unsigned(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return jnp.exp(jnp.abs(s) - m)
+
+
+signed = Normalizer("signed", _signed, _unsigned, peak=jnp.abs)
+"""sign(s_j) exp|s_j| / sum exp|s|: weights in [-1, 1].  Lv et al. 2024, arXiv:2411.07176."""
+
+
+@functools.cache
+def taylor(order: int = 2) -> Normalizer:
+    """p(s_j) / sum p(s), p(x) = sum_{k <= order} x^k / k!; order even, so that p > 0.
+
+    Nauen et al. 2024, arXiv:2403.02920.
+    """
+    if not isinstance(order, int) or order < 2 or order % 2:
+        raise ValueError(f"taylor: order is {order!r}, expected an even integer of at least 2")
+    coefficients = [1.0 / math.factorial(k) for k in range(order, -1, -1)]
+
+    def series(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+        return functools.reduce(
+            lambda p, c: p * s + c, coefficients[1:], jnp.full_like(s, coefficients[0])
+        )
+
+    return Normalizer(f"taylor({order})", series, series)
+
+
+def _near_top(s: Array, m: Array) -> Array:
+    """Whether s is the maximum m up to rounding: passes may round the same score differently."""
+    slack = 64 * jnp.finfo(s.dtype).eps * jnp.maximum(jnp.abs(m), 1.0)
+    near = jnp.where(s >= m - slack, 1.0, 0.0).astype(s.dtype)
+    return near + 0.0 * lax.stop_gradient(s - m)  # NaN stays NaN, which no comparison keeps
+
+
+def _hard(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return _near_top(s, m)
+
+
+hard = Normalizer("hard", _hard, _hard, peak=_identity, rescale=_near_top)
+"""One for the largest score, zero for the others; scores within rounding of it share the weight.
+
+Gradients reach v alone.
+"""
+
+
+# --------------------------------------------------------------------------- two and more passes
+
+
+def _softplus(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return jax.nn.softplus(s)
+
+
+def _softplus_and_count(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
+    return jax.nn.softplus(s), jnp.ones_like(s)
+
+
+def _level(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
+    """The factor n / sum softplus that brings a uniform row to the level 1."""
+    return (divide(sums[1], sums[0]),)
+
+
+@functools.cache
+def _reweighted(power: int) -> Normalizer:
+    def sharpen(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+        return jax.nn.relu(stats[0] * jax.nn.softplus(s) - params[0]) ** power
+
+    stage = Stage(_softplus_and_count, _level)
+    return Normalizer(f"softplus(power={power})", sharpen, sharpen, stages=(stage,))
+
+
+def softplus(power: int = 1, offset: float | Array = 0.0) -> Normalizer:
+    """Length-scaled softplus attention with re-weighting (LSSAR).
+
+        A_j = softplus(s_j) / sum softplus(s),   w_j = relu(n A_j - offset)^power / sum of these
+
+    n counts the allowed keys.  power 1 with offset 0 is A itself, and one-pass.  A row in which
+    nothing exceeds the offset gives zeros.  Gao et al. 2025, arXiv:2501.13428.
+    """
+    if not isinstance(power, int) or power < 1:
+        raise ValueError(f"softplus: power is {power!r}, expected an integer of at least 1")
+    if power == 1 and isinstance(offset, (int, float)) and offset == 0:
+        return Normalizer("softplus", _softplus, _softplus)
+    return replace(_reweighted(power), params=(_number(offset),))
+
+
+def _exp_term(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
+    return (jnp.exp(s - m),)
+
+
+def _log_sum_exp(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
+    empty = sums[0] == 0.0
+    return (jnp.where(empty, 0.0, m + jnp.log(jnp.where(empty, 1.0, sums[0]))),)
+
+
+def _clipped(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    low, high = params
+    return jnp.clip((high - low) * jnp.exp(s - stats[0]) + low, 0.0, 1.0)
+
+
+def clipped_softmax(low: float | Array, high: float | Array = 1.0) -> Normalizer:
+    """clip((high - low) softmax(s)_j + low, 0, 1), low <= 0, high >= 1: exact zeros and ones.
+
+    Not normalized again; no gradient where clipped.  Bondarenko et al. 2023, arXiv:2306.12929.
+    """
+    for name, x, good in (("low", low, "at most 0"), ("high", high, "at least 1")):
+        if isinstance(x, (int, float)) and (x > 0 if name == "low" else x < 1):
+            raise ValueError(f"clipped_softmax: {name} is {x}, expected {good}")
+    stage = Stage(_exp_term, _log_sum_exp, peak=_identity)
+    params = (_number(low), _number(high))
+    return Normalizer("clipped_softmax", _clipped, stages=(stage,), params=params)
+
+
+# entmax: w_j = relu((alpha-1) s_j - tau)^(1/(alpha-1)) with tau such that they sum to one.  The sum
+# is convex and decreasing in tau for 1 < alpha <= 2, so Newton's method from the left, where it
+# starts, goes up monotonically and cannot overshoot.
+_NEWTON = 15
+
+
+@functools.cache
+def entmax(alpha: float = 1.5) -> Normalizer:
+    """relu((alpha-1) s_j - tau)^(1/(alpha-1)), tau such that a row sums to one; 1 < alpha <= 2.
+
+    Exact zeros; alpha -> 1 is softmax, alpha = 2 sparsemax.  tau by a fixed number of Newton steps,
+    each one pass over the scores.  Peters et al. 2019, arXiv:1905.05702.
+    """
+    if not isinstance(alpha, (int, float)) or not 1 < alpha <= 2:
+        raise ValueError(f"entmax: alpha is {alpha!r}, expected a number with 1 < alpha <= 2")
+    power = 1.0 / (alpha - 1.0)
+
+    def weigh(s: Array, tau: Array) -> Array:
+        x = (alpha - 1.0) * s - tau
+        return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** power, 0.0 * x)  # NaN stays NaN
+
+    def slope(s: Array, tau: Array) -> Array:
+        x = (alpha - 1.0) * s - tau
+        return jnp.where(x > 0, power * jnp.where(x > 0, x, 1.0) ** (power - 1.0), 0.0)
+
+    def begin(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
+        return ((alpha - 1.0) * m - 1.0,)
+
+    def terms(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
+        return weigh(s, stats[0]), slope(s, stats[0])
+
+    def newton(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
+        excess, steepness = jnp.where(sums[0] == 0, 0.0, sums[0] - 1.0), lax.stop_gradient(sums[1])
+        return (stats[0] + divide(excess, steepness),)
+
+    def numerator(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+        return weigh(s, stats[0])
+
+    first = Stage(lambda s, m, stats, params: (), begin, peak=_identity)
+    return Normalizer(
+        f"entmax({alpha})", numerator, stages=(first, Stage(terms, newton, repeat=_NEWTON))
+    )
+
+
+sparsemax = replace(entmax(2.0), name="sparsemax")
+"""The projection of a row onto the simplex.  Martins & Astudillo 2016, arXiv:1602.02068."""

@@ -1,0 +1,72 @@
+"""Arithmetic that every engine and leaf shares: dtypes, NaN, division, norms."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from attnjax.typing import Array, Float
+
+
+def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """float64 stays, everything else computes in float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def clean(x: Array) -> tuple[Array, Array]:
+    """x with zeros for NaN and infinities, and NaN for the rows that had one, zero for others."""
+    # inf * 0 is NaN, and a sum keeps it; as a matrix product this costs next to nothing.
+    bad = lax.stop_gradient(x) @ jnp.zeros(x.shape[-1], x.dtype)
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros((), x.dtype)), bad
+
+
+def divide(values: Array, total: Array) -> Array:
+    """values / total; zero where total is zero, in value and in gradient."""
+    safe = jnp.where(total == 0.0, 1.0, total)
+    return jnp.where(total == 0.0, 0.0, values / safe)
+
+
+def divide_stably(values: Array, mass: Array) -> Array:
+    """values / mass; zero, without gradient, where the mass is almost too small for a number.
+
+    The derivative of x / y has 1 / y^2, which may overflow: x and y are first divided by y, held.
+    """
+    info = jnp.finfo(mass.dtype)
+    mass = jnp.where(jnp.abs(mass) < info.tiny / info.eps, 0.0, mass)
+    scale = lax.stop_gradient(divide(jnp.ones_like(mass), mass))
+    return divide(values * scale, mass * scale)
+
+
+def wide(x: Array) -> Array:
+    """x in float32; float64 stays float64."""
+    return x.astype(working_dtype(x.dtype))
+
+
+def finite(x: Array) -> Array:
+    """x in float32 or float64, with zeros for NaN and infinities.
+
+    For operands computed from the q or k that the engine gets as well.  The engine spoils the rows
+    that see a NaN of q or k itself; a NaN in an operand, though masked, would turn the zero
+    gradients of other rows and of shared weights into NaN.
+    """
+    return jnp.where(jnp.isfinite(x), wide(x), 0.0)
+
+
+class Affine(NamedTuple):
+    """x -> x w + b, wide."""
+
+    w: Float[Array, "W D"]
+    b: Float[Array, " D"]
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.matmul(wide(x), wide(self.w), precision=lax.Precision.HIGHEST) + wide(self.b)
+
+
+def rms_norm(x: Array, eps: float = 1e-6) -> Array:
+    """x divided by the root of its mean square over the last axis."""
+    return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
+def layer_norm(x: Array, eps: float = 1e-6) -> Array:
+    """x with mean 0 and mean square 1 over the last axis."""
+    return rms_norm(x - jnp.mean(x, axis=-1, keepdims=True), eps)

@@ -1,0 +1,1 @@
+"""Engine 1, pairwise attention: scores of pairs, over tiles of the score matrix."""

@@ -1,0 +1,227 @@
+"""Engine 1: pairwise attention.  The signature, and the choice of an implementation.
+
+An implementation runs a `call.Call` and gives the weighted sum of values, (B,N,T,D).
+"""
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+
+from attnjax.core import masks, normalizers
+from attnjax.core import mods as mods_
+from attnjax.core.dispatch import Impl, Implementation, pick
+from attnjax.core.masks import Mask
+from attnjax.core.mods import Mod, RelativeValues
+from attnjax.core.normalizers import Normalizer, State
+from attnjax.core.pairwise import dense
+from attnjax.core.pairwise.blockwise import Blockwise
+from attnjax.core.pairwise.cudnn import CuDNN
+from attnjax.core.pairwise.request import Request, finish, prepare
+from attnjax.core.pairwise.triton import Triton
+from attnjax.core.sharding import sharding_of
+from attnjax.typing import Array, Bool, Float, Int, K, Out, Positions, Q, V, Weights
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "dense": dense.Dense(),
+    "blockwise": Blockwise(),
+    "cudnn": CuDNN(),
+    "triton": Triton(),
+}
+
+
+def attend(
+    q: Q,
+    k: K,
+    v: V | RelativeValues,
+    *,
+    mods: tuple[Mod, ...] = (),
+    mask: Mask | None = None,
+    normalizer: Normalizer = normalizers.softmax,
+    scale: float | Array | None = None,
+    q_positions: Positions | None = None,
+    k_positions: Positions | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Pairwise attention: scale * q.k -> mods in order -> mask -> normalize -> weighted sum of v.
+
+    q (B,T,N,H), k (B,S,K,H), v (B,S,K,D) -> (B,T,N,D); N is a multiple of K, and consecutive N/K
+    query heads share a key/value head.
+
+    mods         tuple of `mods.Mod`: what happens to scores
+    mask         a `masks.Mask`: which pairs may attend
+    normalizer   a `normalizers.Normalizer`: how a row of scores becomes weights
+    scale        1/sqrt(H) if None; may be traced
+    q_positions  (T,) and k_positions (S,), integers: what masks and mods take for positions,
+                 0, 1, 2, ... if None
+    impl         "dense", "blockwise", "cudnn", "triton" or an Implementation: runs, or raises with
+                 the reason.  None takes what is fastest here; `explain` tells which
+
+    Scores, statistics and sums are float32 (float64 for float64); the result has q's dtype.  A
+    row with nothing allowed gives zeros and zero gradients.  A NaN or infinity in q, k or v
+    reaches exactly the rows that may see it.  Results are bit-equal from run to run.
+
+    Raises ValueError for shapes that do not fit and for an `impl` that cannot run the call,
+    TypeError for dtypes and values of the wrong kind.
+    """
+    at = q_positions, k_positions
+    request = prepare(q, k, v, mods, mask, normalizer, scale, *at, tokens=sharding_of(impl))
+    return finish(request, choose("attend", impl, request).run(request))
+
+
+def attend_state(
+    q: Q,
+    k: K,
+    v: V | RelativeValues,
+    *,
+    mods: tuple[Mod, ...] = (),
+    mask: Mask | None = None,
+    normalizer: Normalizer = normalizers.softmax,
+    scale: float | Array | None = None,
+    q_positions: Positions | None = None,
+    k_positions: Positions | None = None,
+    impl: Impl = None,
+) -> State:
+    """What these keys leave behind for each query, to be merged with what other keys leave.
+
+    The arguments of `attend`; `impl` "dense", "blockwise" or one with a method `state`.  The state
+    (m, sums, values), rows (B,N,T,1) and (B,N,T,D), is in the working dtype and is differentiable
+    but for m, on which no result depends.  `join_states` turns states of disjoint keys into the
+    attention over all of them.
+    """
+    at = q_positions, k_positions
+    request = prepare(q, k, v, mods, mask, normalizer, scale, *at, tokens=sharding_of(impl))
+    return choose_state("attend_state", impl, request).state(request)
+
+
+def join_states(*states: State, normalizer: Normalizer = normalizers.softmax) -> Out:
+    """The attention over the union of disjoint sets of keys, (B,T,N,D), in the states' dtype.
+
+    Merging is associative: keys may be split over tiles, devices or parts of a cache in any way.
+    `normalizer` is that of the states, with one pass: the others need a number of the whole row
+    before they weigh a score, which no part has.
+    """
+    if normalizer.stages:
+        raise ValueError(f"join_states: {normalizer}, expected a one-pass normalizer")
+    N = states[0].m.shape[1]
+    params = tuple(jnp.reshape(p, (1, -1, 1, 1)) for p in normalizer.params)
+    if any(p.shape[1] not in (1, N) for p in params):
+        raise ValueError(f"join_states: {normalizer} has parameters for other than N = {N} heads")
+    total = functools.reduce(lambda a, b: normalizers.merge(a, b, normalizer.rescale), states)
+    out = normalizers.finish(replace(normalizer, params=params), total)
+    return out.transpose(0, 2, 1, 3)
+
+
+def attention_weights(
+    q: Q,
+    k: K,
+    *,
+    mods: tuple[Mod, ...] = (),
+    mask: Mask | None = None,
+    normalizer: Normalizer = normalizers.softmax,
+    scale: float | Array | None = None,
+    q_positions: Positions | None = None,
+    k_positions: Positions | None = None,
+) -> Weights:
+    """The weights that `attend` would give the values, (B,N,T,S), dense; arguments as there."""
+    v = jnp.zeros((*jnp.shape(k)[:3], 0), jnp.asarray(k).dtype)
+    request = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions)
+    return dense.weights(request).astype(request.dtype)
+
+
+def dot_product_attention(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S K H"],
+    value: Float[Array, "*B S K D"],
+    bias: Float[Array, "*B N T S"] | None = None,
+    mask: Bool[Array, "*B N T S"] | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[Array, " B"] | None = None,
+    key_value_seq_lengths: Int[Array, " B"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: Impl = None,
+) -> Float[Array, "*B T N D"]:
+    """jax.nn.dot_product_attention over `attend`: same arguments, same results.
+
+    Two differences.  A row with nothing allowed gives zeros, where jax.nn gives the mean of the
+    values; and `implementation` takes what `attend` takes as `impl`.  `is_causal` aligns the
+    first query with the first key, also where T and S differ.
+    """
+    batched = jnp.ndim(query) == 4
+    lift = lambda x: x if jnp.ndim(x) == 4 else jnp.asarray(x)[(None,) * (4 - jnp.ndim(x))]
+    chosen: list[Mask] = []
+    if mask is not None:
+        chosen.append(masks.array(lift(mask)))
+    if is_causal:
+        chosen.append(masks.causal)
+    if query_seq_lengths is not None or key_value_seq_lengths is not None:
+        chosen.append(masks.lengths(query_seq_lengths, key_value_seq_lengths))
+    if local_window_size is not None:
+        both = local_window_size
+        chosen.append(masks.window(*((both, both) if isinstance(both, int) else both)))
+    combined = None
+    for m in chosen:
+        combined = m if combined is None else combined & m
+    out = attend(
+        lift(query),
+        lift(key),
+        lift(value),
+        mods=() if bias is None else (mods_.pair_bias(bias),),
+        mask=combined,
+        scale=scale,
+        impl=implementation,
+    )
+    return out if batched else out[0]
+
+
+# ------------------------------------------------------------------------- which implementation
+
+# Up to this many scores per head one dense pass beats the overhead of a scan (and compiles faster),
+# as long as all of them together stay small.  Measured on a CPU, see experiments/cost_curves.py.
+_DENSE_SCORES = 256 * 256
+_DENSE_TOTAL = 1 << 22
+
+
+def choose(engine: str, impl: Impl, request: Request) -> Any:
+    """The implementation that runs the call, told to `explain` in the engine's name."""
+    told = functools.partial(_headline, engine)
+    return pick(engine, impl, request, IMPLEMENTATIONS, _choose, told)
+
+
+def choose_state(engine: str, impl: Impl, request: Request) -> Any:
+    """The same among those that can stop before the last division: cuDNN gives no sums."""
+    if impl is not None and not isinstance(impl, str) and not hasattr(impl, "state"):
+        raise TypeError(f"{engine}: impl is {impl!r}, expected one with a method state")
+    known = {name: each for name, each in IMPLEMENTATIONS.items() if hasattr(each, "state")}
+    return pick(engine, impl, request, known, _by_size, functools.partial(_headline, engine))
+
+
+def _choose(request: Request) -> Implementation:
+    for name in ("cudnn", "triton"):  # on a GPU alone
+        if IMPLEMENTATIONS[name].supported(request) is None:
+            return IMPLEMENTATIONS[name]
+    return _by_size(request)
+
+
+def _by_size(request: Request) -> Implementation:
+    z = request.shape
+    small = z.T * z.S <= _DENSE_SCORES and z.B * z.N * z.T * z.S <= _DENSE_TOTAL
+    return IMPLEMENTATIONS["dense" if small else "blockwise"]
+
+
+def _headline(engine: str, request: Request) -> str:
+    z = request.shape
+    letters = ", ".join(f"{x}={getattr(z, x)}" for x in "BTSNKHD")
+    dtype = jnp.dtype(request.dtype).name
+    told = f"{engine}: {letters}, {dtype}, mask {request.mask}, {request.normalizer}"
+    if (blocks := request.selection) is not None:
+        M = blocks.indices.shape[-1]
+        told += f", at most {M} blocks of {blocks.block_k} keys for {blocks.block_q} queries"
+    if request.mods:
+        told += ", mods " + ", ".join(
+            getattr(m.fn, "__name__", "?").strip("_") for m in request.mods
+        )
+    return told

@@ -1,0 +1,135 @@
+"""Blockwise execution in XLA: a loop over the tiles that hold anything.
+
+O(T + S) memory, forward and backward; the loops are those of `sweep`.  Reverse mode is a custom
+VJP that computes tiles again; `Blockwise(derivative="forward")` leaves differentiation to JAX
+instead, which can do forward mode alone.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core import normalizers
+from attnjax.core.blocks.pairs import one_by_one, over_heads, tile_lists_of_selection
+from attnjax.core.mods import group_of
+from attnjax.core.normalizers import State
+from attnjax.core.pairwise import tile_scan
+from attnjax.core.pairwise.request import Request, along_tokens
+from attnjax.core.pairwise.tile_list import choose_blocks, tile_list, whole_groups
+from attnjax.core.pairwise.tile_scan import Inputs, KeyShard, Schedules
+from attnjax.core.sharding import pvary_like
+from attnjax.typing import Array
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """The implementation as a value: `attend(..., impl=Blockwise(block_q=128))`.
+
+    block_q, block_k   sizes of the tiles; None chooses them by mask, T, S and number of heads.
+                       Under a selection its blocks of keys are those of the tiles
+    derivative         "reverse": gradients in O(T + S) memory, jvp raises (jvp of grad works);
+                       "forward": jvp and what is built on it; grad raises
+    """
+
+    block_q: int | None = None
+    block_k: int | None = None
+    derivative: Literal["reverse", "forward"] = "reverse"
+
+    def __post_init__(self) -> None:
+        for name in ("block_q", "block_k"):
+            size = getattr(self, name)
+            if size is not None and (not isinstance(size, int) or size < 1):
+                raise ValueError(f"Blockwise: {name} is {size!r}, expected a positive integer")
+        if self.derivative not in ("reverse", "forward"):
+            raise ValueError(
+                f"Blockwise: derivative is {self.derivative!r}, expected 'reverse' or 'forward'"
+            )
+
+    def supported(self, request: Request) -> str | None:
+        """None: every mod, mask and normalizer runs blockwise."""
+        return None
+
+    def run(self, request: Request) -> Array:
+        """The weighted sum of values, (B,N,T,D)."""
+        return normalizers.finish(request.normalizer, self.state(request))
+
+    def state(self, request: Request) -> State:
+        """What the keys leave behind for each query, to be merged with what other keys leave."""
+        if request.selection is not None:
+            return over_heads(self._selected, request, one_by_one)
+        z, at = request.shape, (request.q_positions, request.k_positions)
+        group = group_of(request.mods)
+        block_q, block_k = choose_blocks(request.mask, z, *at, group)
+        block_q = min(self.block_q or block_q, z.T)
+        block_k = whole_groups(min(self.block_k or block_k, z.S), group)
+        schedule = tile_list(request.mask, z, block_q, block_k, *at)
+        if not len(schedule.entries):  # the mask allows nothing at all
+            return tile_scan.empty_state(request.normalizer, request.q, z.D)
+        padded = pad(request, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
+        state = _run[self.derivative](*_alike(padded), (schedule,))
+        return jax.tree.map(lambda x: x[..., : z.T, :], state)
+
+    def _selected(self, request: Request) -> State:
+        schedules = tile_lists_of_selection(request, self.block_q)
+        block_k = schedules[0].block_k
+        padded = pad(
+            replace(request, selection=None),
+            request.shape.T,
+            whole_groups(request.shape.S, block_k),
+        )
+        return _run[self.derivative](*_alike(padded), schedules)
+
+
+def pad(request: Request, T: int, S: int) -> Request:
+    """The call with T and S rounded up to whole tiles; `Shape` keeps the true lengths."""
+    z = request.shape
+    if (T, S) == (z.T, z.S):
+        return request
+
+    return along_tokens(request, lambda x, at: stretch(x, at, T), lambda x, at: stretch(x, at, S))
+
+
+def stretch(x: Array, axis: int, to: int) -> Array:
+    """Zeros at the end up to a length; positions go on with the last one."""
+    mode = "edge" if jnp.issubdtype(x.dtype, jnp.integer) else "constant"
+    return jnp.pad(x, [(0, to - n if i == axis else 0) for i, n in enumerate(x.shape)], mode)
+
+
+def _alike(request: Request) -> tuple[Inputs, Request]:
+    """The call taken apart; what differs between devices at all does so everywhere."""
+    x, rest = tile_scan.split(request.scaled())
+    return pvary_like(x, (x, rest)), rest
+
+
+def _over(part: KeyShard) -> tile_scan.KeyFold:
+    """All keys are one part."""
+    return lambda visit, carry: visit(part, carry)
+
+
+@jax.custom_vjp
+def _reverse(x: Inputs, rest: Request, schedules: Schedules) -> State:
+    return _reverse_fwd(x, rest, schedules)[0]
+
+
+def _reverse_fwd(x: Inputs, rest: Request, schedules: Schedules):
+    state, saved = tile_scan.forward(x, rest, _over(KeyShard(x, rest, schedules)))
+    return state, (x, rest, schedules, saved)
+
+
+def _reverse_bwd(residuals, cotangents: State):
+    x, rest, schedules, saved = residuals
+    over = _over(KeyShard(x, rest, schedules))
+    return tile_scan.backward(x, rest, saved, cotangents, over, over), None, None
+
+
+_reverse.defvjp(_reverse_fwd, _reverse_bwd)
+
+
+def _forward_only(x: Inputs, rest: Request, schedules: Schedules) -> State:
+    return tile_scan.forward(x, rest, _over(KeyShard(x, rest, schedules)))[0]
+
+
+# Called eagerly, too, a pass over the tiles compiles once per shape.
+_run = {"reverse": jax.jit(_reverse), "forward": jax.jit(_forward_only)}

@@ -1,0 +1,71 @@
+"""The dense implementation: the readable truth, and the only one with every derivative.
+
+O(T S) memory.  The other implementations must equal this one in value and gradient.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core import normalizers
+from attnjax.core.blocks.pairs import over_heads, visible
+from attnjax.core.normalizers import Rows, State
+from attnjax.core.pairwise.request import (
+    Request,
+    allowed,
+    cut_operands,
+    modify,
+    product,
+    weighted_values,
+)
+from attnjax.typing import Array
+
+
+def weights(request: Request) -> Array:
+    """The matrix of attention weights, (B,N,T,S)."""
+    if request.selection is not None:
+        return over_heads(_weights, request, jax.vmap)
+    return _weights(request)
+
+
+def _weights(request: Request) -> Array:
+    w, m, sums = _unnormalized(request)
+    return normalizers.finish(request.normalizer, State(m, sums, w))
+
+
+def _unnormalized(request: Request) -> tuple[Array, Array, Rows]:
+    request, tile = request.scaled(), request.whole
+    ok = allowed(request.mask, tile)
+    if request.selection is not None:
+        seen = visible(request)
+        ok = seen if ok is None else ok & seen
+    s = product(request.q, request.k)
+    ok = None if ok is None else jnp.broadcast_to(ok, s.shape)
+    s = modify(request.mods, s, cut_operands(request.mods, tile), tile, ok)
+    s = s + request.q_poison + request.k_poison
+    return normalizers.unnormalized(request.normalizer, s, ok)
+
+
+def _state(request: Request) -> State:
+    w, m, sums = _unnormalized(request)
+    return State(m, sums, weighted_values(w, request.v, request.v_table, request.whole))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The whole score matrix at once; forward mode, reverse mode and their compositions work."""
+
+    def supported(self, request: Request) -> str | None:
+        """None: dense runs everything, it is the definition."""
+        return None
+
+    def run(self, request: Request) -> Array:
+        """The weighted sum of values, (B,N,T,D)."""
+        return normalizers.finish(request.normalizer, self.state(request))
+
+    def state(self, request: Request) -> State:
+        """What the keys leave behind for each query, to be merged with what other keys leave."""
+        return (
+            _state(request) if request.selection is None else over_heads(_state, request, jax.vmap)
+        )

@@ -1,0 +1,309 @@
+"""One call of the pairwise engine, checked and laid out: what every implementation receives."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core.masks import Mask
+from attnjax.core.mods import Mod, RelativeValues
+from attnjax.core.normalizers import Normalizer
+from attnjax.core.numerics import clean, working_dtype
+from attnjax.core.pairwise import relative
+from attnjax.core.pairwise.operands import Shape, Tile, cut_to_tile, lay_out, span, token_axes
+from attnjax.core.sharding import LOCAL, SequenceSharding
+from attnjax.typing import Array
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "q", "k", "v", "scale", "v_table", "mods", "normalizer", "mask",
+        "q_positions", "k_positions", "q_poison", "k_poison", "selection",
+    ],
+    meta_fields=["shape", "dtype"],
+)  # fmt: skip
+@dataclass(frozen=True)
+class Request:
+    """Arguments of `attend` in the layout of the tiles, in the working dtype.
+
+    q          (B,N,T,H)       k (B,K,S,H)       v (B,K,S,D)
+    scale      (), what q is yet to be multiplied by; None: q has been, in the working dtype
+    v_table    (R,D), the relative part of the values, or None
+    dtype      that of the caller's q, k and v, and of the result
+    q_poison   (B,N,T,1), k_poison (B,N,1,S): zero, or NaN where q, k or v held a NaN or an
+               infinity.  The arrays themselves hold zeros there.  Poison is added to scores before
+               the mask, so that a bad key spoils exactly the rows that may see it: 0 * NaN in a
+               matrix product would spoil the others, too.
+    selection  the blocks of keys that each block of queries attends to, or None: all of them;
+               positions may then be (B,X,T) and (B,X,S)
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    scale: Array | None
+    v_table: Array | None
+    mods: tuple[Mod, ...]
+    normalizer: Normalizer
+    mask: Mask | None
+    q_positions: Array | None
+    k_positions: Array | None
+    q_poison: Array
+    k_poison: Array
+    selection: "Blocks | None"
+    shape: Shape
+    dtype: jnp.dtype
+
+    @property
+    def blocks(self) -> "Blocks":
+        """The selection of a call that has one."""
+        if self.selection is None:
+            raise ValueError("attend: the call selects no blocks")
+        return self.selection
+
+    def scaled(self) -> "Request":
+        """The call with q multiplied by scale."""
+        return self if self.scale is None else replace(self, q=self.q * self.scale, scale=None)
+
+    @property
+    def whole(self) -> Tile:
+        """The tile that is the whole matrix."""
+        z = self.shape
+        return Tile(
+            span(0, z.T, self.q_positions),
+            span(0, z.S, self.k_positions),
+        )
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["indices", "valid"],
+    meta_fields=["block_q", "block_k"],
+)
+@dataclass(frozen=True)
+class Blocks:
+    """A `select.Selection` laid out: indices and valid (B,X,U,M), for blocks of these sizes.
+
+    X is 1, K or N; U blocks of queries; an index is in range where it is valid.
+    """
+
+    indices: Array
+    valid: Array
+    block_q: int
+    block_k: int
+
+
+OnTokens = Callable[[Array, int], Array]  # (array, the axis along which its tokens are) -> array
+
+
+def along_tokens(request: Request, on_q: OnTokens, on_k: OnTokens) -> Request:
+    """The call with every array along T taken through on_q(x, axis), along S through on_k.
+
+    Arrays that are None stay so; `shape`, the mask and the selection stay as they are.
+    """
+
+    def operand(kind: str, x: Array) -> Array:
+        for axis, on in zip(token_axes(kind, x), (on_q, on_k), strict=True):
+            x = x if axis is None else on(x, axis)
+        return x
+
+    at = lambda on, x, axis: None if x is None else on(x, axis % x.ndim)
+    return replace(
+        request,
+        q=at(on_q, request.q, 2),
+        k=at(on_k, request.k, 2),
+        v=at(on_k, request.v, 2),
+        mods=tuple(
+            replace(m, operands=tuple(map(operand, m.kinds, m.operands))) for m in request.mods
+        ),
+        q_positions=at(on_q, request.q_positions, -1),
+        k_positions=at(on_k, request.k_positions, -1),
+        q_poison=at(on_q, request.q_poison, 2),
+        k_poison=at(on_k, request.k_poison, 3),
+    )
+
+
+# Products of a tile.  The query heads that share a key/value head become rows of one product.
+
+
+def _by_group(x: Array, K: int) -> Array:
+    """(B,N,t,...) -> (B,K,G*t,...)."""
+    B, N, t, width = x.shape
+    return x.reshape(B, K, N // K * t, width)
+
+
+def product(q: Array, k: Array) -> Array:
+    """q.k for a tile: (B,N,t,H), (B,K,s,H) -> (B,N,t,s)."""
+    rows = _by_group(q, k.shape[1])
+    out = jnp.einsum("BKtH,BKsH->BKts", rows, k, precision=lax.Precision.HIGHEST)
+    return out.reshape(*q.shape[:-1], k.shape[-2])
+
+
+def weighted_sum(w: Array, v: Array) -> Array:
+    """sum_s w v for a tile: (B,N,t,s), (B,K,s,D) -> (B,N,t,D)."""
+    rows = _by_group(w, v.shape[1])
+    out = jnp.einsum("BKts,BKsD->BKtD", rows, v, precision=lax.Precision.HIGHEST)
+    return out.reshape(*w.shape[:-1], v.shape[-1])
+
+
+def transposed_product(xT: Array, w: Array, K: int) -> Array:
+    """sum over t and a group's heads of x w: (B,N,H,t), (B,N,t,s) -> (B,K,H,s)."""
+    out = jnp.einsum("BNHt,BNts->BNHs", xT, w, precision=lax.Precision.HIGHEST)
+    B, N, H, s = out.shape
+    return out if N == K else out.reshape(B, K, N // K, H, s).sum(axis=2)
+
+
+def modify(
+    mods: tuple[Mod, ...],
+    s: Array,
+    operands: Sequence[tuple[Array, ...]],
+    tile: Tile,
+    ok: Array | None,
+) -> Array:
+    """The scores after all mods, in order; `operands` are already cut to the tile."""
+    for mod, ride in zip(mods, operands, strict=True):
+        s = mod(s, ride, tile, ok)
+    return s
+
+
+def cut_operands(mods: tuple[Mod, ...], tile: Tile) -> tuple[tuple[Array, ...], ...]:
+    return tuple(
+        tuple(cut_to_tile(kind, x, tile) for kind, x in zip(mod.kinds, mod.operands, strict=True))
+        for mod in mods
+    )
+
+
+def weighted_values(w: Array, v: Array, v_table: Array | None, tile: Tile) -> Array:
+    """sum_s w v (plus the relative part): (B,N,t,s), (B,K,s,D) -> (B,N,t,D)."""
+    out = weighted_sum(w, v)
+    return out if v_table is None else out + relative.sum_by_distance(w, v_table, tile)
+
+
+def allowed(mask: Mask | None, tile: Tile) -> Array | None:
+    """The mask on a tile, broadcastable to (B,N,t,s); None allows everything."""
+    if mask is None:
+        return None
+    m = jnp.asarray(mask.allowed(tile.q.positions[:, None], tile.k.positions[None, :]))
+    return m if m.ndim == 4 else m[None, None]
+
+
+# ------------------------------------------------------------------------------------- checks
+
+
+def check_qkv(engine: str, q: Array, k: Array, v: Array) -> Shape:
+    """The sizes of the letters; raises, in the engine's name, where they disagree."""
+    for name, letters, x in (("q", "B,T,N,H", q), ("k", "B,S,K,H", k), ("v", "B,S,K,D", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{engine}: {name} has shape {x.shape}, expected rank 4, ({letters})")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"{engine}: {name} has dtype {x.dtype}, expected a floating-point dtype"
+            )
+    B, T, N, H = q.shape
+    _, S, K, _ = k.shape
+    if k.shape[0] != B or v.shape[0] != B:
+        raise ValueError(
+            f"{engine}: q, k, v have batch sizes B = {B}, {k.shape[0]}, {v.shape[0]}, expected one"
+        )
+    if v.shape[1] != S:
+        raise ValueError(f"{engine}: v has length S = {v.shape[1]}, expected k's S = {S}")
+    if v.shape[2] != K:
+        raise ValueError(f"{engine}: v has K = {v.shape[2]} heads, expected k's K = {K}")
+    if k.shape[3] != H:
+        raise ValueError(f"{engine}: k has head width H = {k.shape[3]}, expected q's H = {H}")
+    if T == 0 or S == 0:
+        raise ValueError(f"{engine}: T = {T} and S = {S}, expected both to be at least 1")
+    if K == 0 or N % K:
+        raise ValueError(f"{engine}: q has N = {N} heads, expected a multiple of k's K = {K}")
+    return Shape(B, T, S, N, K, H, v.shape[3])
+
+
+def _positions(
+    name: str, letter: str, x: Array | None, length: int, heads: tuple[int, int] | None
+) -> Array | None:
+    """(length,); or (B,length,X) with (B, X) = `heads`, laid out (B,X,length)."""
+    if x is None:
+        return None
+    shapes = [(length,)] + ([] if heads is None else [(heads[0], length, heads[1])])
+    if np.shape(x) not in shapes:
+        told = f"({letter},) = ({length},)"
+        told += "" if heads is None else f" or (B,{letter},X) = {shapes[1]}"
+        raise ValueError(f"attend: {name} has shape {np.shape(x)}, expected {told}")
+    if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+        raise TypeError(f"attend: {name} has dtype {jnp.result_type(x)}, expected integers")
+    return x if np.ndim(x) == 1 else jnp.swapaxes(x, 1, 2)
+
+
+def prepare(
+    q: Array,
+    k: Array,
+    v: Array | RelativeValues,
+    mods: tuple[Mod, ...],
+    mask: Mask | None,
+    normalizer: Normalizer,
+    scale: float | Array | None,
+    q_positions: Array | None,
+    k_positions: Array | None,
+    selection: Blocks | None = None,
+    tokens: SequenceSharding = LOCAL,
+) -> Request:
+    """Checks the arguments of `attend` and lays them out; `tokens` tells where the others are."""
+    v_table = None
+    if isinstance(v, RelativeValues):
+        v, v_table = v.v, v.table
+    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+    z = check_qkv("attend", q, k, v)
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(
+            f"attend: q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}, expected one dtype"
+        )
+    given, dtype = q.dtype, working_dtype(q.dtype)
+    if isinstance(mods, Mod):
+        mods = (mods,)
+    for i, m in enumerate(mods):
+        if not isinstance(m, Mod):
+            raise TypeError(
+                f"attend: mods[{i}] is {type(m).__name__}, expected a Mod, see mods.mod"
+            )
+    if mask is not None and not isinstance(mask, Mask):
+        raise TypeError(
+            f"attend: mask is {type(mask).__name__}, expected a Mask; an array is masks.array(x)"
+        )
+    if not isinstance(normalizer, Normalizer):
+        raise TypeError(
+            f"attend: normalizer is {normalizer!r}, expected a Normalizer such as "
+            "normalizers.softmax or normalizers.softpick()"
+        )
+    if scale is None:
+        scale = z.H**-0.5 if z.H else 1.0
+    scale = jnp.asarray(scale, dtype)
+    (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
+    q = q.astype(dtype) * scale if scale.ndim else q.astype(dtype)
+    heads = None if selection is None else (z.B, selection.indices.shape[1])
+    return Request(
+        q=q.transpose(0, 2, 1, 3),
+        k=k.astype(dtype).transpose(0, 2, 1, 3),
+        v=v.astype(dtype).transpose(0, 2, 1, 3),
+        scale=None if scale.ndim else scale,
+        v_table=None if v_table is None else v_table.astype(dtype),
+        mods=tuple(m.laid_out(z, dtype, tokens) for m in mods),
+        normalizer=normalizer.laid_out(z, dtype),
+        mask=None if mask is None else mask.resolve(*tokens.lengths(z.T, z.S)),
+        q_positions=_positions("q_positions", "T", q_positions, z.T, heads),
+        k_positions=_positions("k_positions", "S", k_positions, z.S, heads),
+        q_poison=lay_out("query", q_bad.astype(dtype), z),
+        k_poison=lay_out("key", (k_bad + v_bad).astype(dtype), z),
+        selection=selection,
+        shape=z,
+        dtype=given,
+    )
+
+
+def finish(request: Request, out: Array) -> Array:
+    """(B,N,T,D) in the working dtype -> (B,T,N,D) in the caller's."""
+    return out.transpose(0, 2, 1, 3).astype(request.dtype)

@@ -1,0 +1,276 @@
+"""The recurrence of engine 2 by matrix products: C tokens at once, a state between chunks.
+
+With c_i the sum of log decays from the first token of a chunk to token i, and S the state before,
+
+    o_i = sum_{j <= i} (q_i . exp(c_i - c_j) k_j) u_j + q_i . exp(c_i) S
+    S' = exp(c_C) S + sum_j exp(c_C - c_j) k_j u_j^T
+
+u = v, or for the delta rule the solution of (I + L) u = beta (v - k . exp(c) S), where L_ij =
+beta_i k_i . exp(c_i - c_j) k_j for j < i (the WY form; Yang et al. 2024, arXiv:2406.06484).  Only
+exponentials of numbers <= 0 are formed.  A backward pass computes each chunk again.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from attnjax.core.chunks import in_a_row, into_blocks
+from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent, Tokens, read
+from attnjax.typing import Array
+
+Cleaned = TypeVar("Cleaned")
+
+_LEAF = 8  # chunks of channel-wise decays are halved down to so many tokens
+
+
+class _Sums(NamedTuple):
+    """Sums of log decays up to each token, (B,N,t,1|H): of their integer parts, and of the rest.
+
+    Sums of integers are exact, so a difference of two sums is right however large both are: what a
+    strong decay costs a token before it must not blur two tokens after it.
+    """
+
+    whole: Array
+    rest: Array
+
+    @property
+    def total(self) -> Array:
+        return self.whole + self.rest
+
+    def between(self, earlier: "_Sums") -> Array:
+        """The log decay from an earlier token to this one; broadcasts."""
+        return (self.whole - earlier.whole) + (self.rest - earlier.rest)
+
+    def at(self, *index: Any) -> "_Sums":
+        return _Sums(self.whole[index], self.rest[index])
+
+
+_ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """Matrix products within chunks of so many tokens, a scan over chunks; O(T) memory."""
+
+    chunk: int = 64
+
+    def supported(self, request: RecurrenceRequest) -> str | None:
+        return None
+
+    def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
+        if (block := request.block) is None:
+            memory = self.written(request)
+            q, spoiled = _cleaned(request.laid_out(request.q))
+            return (read(q, memory) + spoiled).swapaxes(1, 2), memory
+        # a short run is one chunk of its own length, in whole leaves; blocks are never cut
+        size = min(self.chunk, -(-request.q.shape[1] // _LEAF) * _LEAF)
+        size = -(-size // block) * block
+
+        @jax.checkpoint
+        def over_chunk(memory: Array, chunk: tuple[Array, Tokens]) -> tuple[Array, Array]:
+            q, tokens = chunk
+            return _chunk(memory, request.laid_out(q), request.written(tokens), block)
+
+        chunks = into_blocks((request.q, request.tokens), size)
+        memory, out = lax.scan(over_chunk, request.memory, chunks)
+        return in_a_row(out, request.q.shape[1]), memory
+
+    def written(self, request: RecurrenceRequest) -> Array:
+        """The state after all tokens, without what their queries read."""
+        if request.beta is None:  # a sum: one product, whatever its length
+            (k, v, log_decay, _), bad = _cleaned(request.written(request.tokens))
+            return _written(request.memory, k, v, _sums(log_decay)) + _total(bad)
+
+        @jax.checkpoint
+        def over_chunk(memory: Array, tokens: Tokens) -> tuple[Array, None]:
+            (k, v, log_decay, beta), bad = _cleaned(request.written(tokens))
+            c = _sums(log_decay)
+            v = _corrected(memory, k, v, c, beta)
+            return _written(memory, k, v, c) + _total(bad), None
+
+        return lax.scan(over_chunk, request.memory, into_blocks(request.tokens, self.chunk))[0]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """All tokens as one chunk: quadratic in T."""
+
+    def supported(self, request: RecurrenceRequest) -> str | None:
+        return None
+
+    def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
+        return Chunked(request.k.shape[1]).run(request)
+
+
+def _chunk(memory: Array, q: Array, tokens: Tokens, block: int) -> tuple[Array, Array]:
+    """(state after the chunk, what its queries read (B,t,N,D))."""
+    q, spoiled = _cleaned(q)
+    (k, v, log_decay, beta), bad = _cleaned(tokens)
+    c = _sums(log_decay)
+    v = _corrected(memory, k, v, c, beta)
+    end = np.arange(q.shape[2]) // block * block + block - 1  # where each query reads
+    at = c if c is None or block == 1 else c.at(_ALL, _ALL, end)
+    seen = end[:, None] >= np.arange(q.shape[2])
+    out = _products("BNts,BNsD->BNtD", _scores(q, k, at, c, seen, block), v)
+    before = q if at is None else _faded(q, at.total)
+    out = out + read(before, memory) + (spoiled + jnp.cumsum(bad, axis=2)[:, :, end])
+    return _written(memory, k, v, c) + _total(bad), out.swapaxes(1, 2)
+
+
+def _cleaned(tree: Cleaned) -> tuple[Cleaned, Array]:
+    """Arrays with zeros for NaN and infinities, and (B,N,t,1): NaN where they were, else zero.
+
+    In a product of a chunk, or of its derivative, 0 * NaN would spoil other tokens, too.
+    """
+    given = lax.stop_gradient(jax.tree.leaves(tree))
+    bad = functools.reduce(jnp.add, (jnp.sum(0.0 * x, axis=-1, keepdims=True) for x in given))
+    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), tree), bad
+
+
+def _total(bad: Array) -> Array:
+    """NaN for states (B,N,1,1) after a bad token, else zero."""
+    return jnp.sum(bad, axis=2, keepdims=True)
+
+
+def _written(memory: Array, k: Array, v: Array, c: _Sums | None) -> Array:
+    """The state after tokens whose decays up to each of them are c."""
+    if c is None:
+        return memory + _products("BNsH,BNsD->BNHD", k, v)
+    last = c.at(_ALL, _ALL, slice(-1, None))
+    kept = jnp.exp(last.total[:, :, 0, :, None]) * memory
+    return kept + _products("BNsH,BNsD->BNHD", _faded(k, last.between(c)), v)
+
+
+def _corrected(memory: Array, k: Array, v: Array, c: _Sums | None, beta: Array | None) -> Array:
+    """u: the values that the delta rule writes; v where there is no beta."""
+    if beta is None:
+        return v
+    before = np.tri(k.shape[2], k=-1, dtype=bool)
+    erased = beta * _scores(k, k, c, c, before, 1)
+    wanted = beta * (v - read(k if c is None else _faded(k, c.total), memory))
+    return _products("BNts,BNsD->BNtD", inverse(erased), wanted)
+
+
+@jax.custom_jvp
+def inverse(lower: Array) -> Array:
+    """(I + L)^-1 for strictly lower triangular L (...,C,C), by halves: products, not C steps.
+
+    [I + A,    0]^-1   [      X,  0]
+    [   B, I + D]    = [-Y B X,  Y],    X = (I + A)^-1,  Y = (I + D)^-1
+    """
+    C = lower.shape[-1]
+    if C == 1:
+        return jnp.ones_like(lower)
+    half = (C + 1) // 2
+    if C % 2:  # a row and a column of zeros change nothing
+        pad = [(0, 0)] * (lower.ndim - 2) + [(0, 1), (0, 1)]
+        return inverse(jnp.pad(lower, pad))[..., :C, :C]
+    own = inverse(jnp.stack([lower[..., :half, :half], lower[..., half:, half:]]))
+    cross = -_matmul(own[1], _matmul(lower[..., half:, :half], own[0]))
+    return _assembled(own, cross)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    x = inverse(*primals)
+    return x, -_matmul(x, _matmul(tangents[0], x))
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _sums(log_decay: Array | None) -> _Sums | None:
+    if log_decay is None:
+        return None
+    whole = lax.stop_gradient(jnp.trunc(log_decay))
+    return _Sums(jnp.cumsum(whole, axis=2), jnp.cumsum(log_decay - whole, axis=2))
+
+
+def _faded(x: Array, log_decay: Array) -> Array:
+    return x * jnp.exp(log_decay)
+
+
+def _products(spec: str, *xs: Array) -> Array:
+    return jnp.einsum(spec, *xs, precision=lax.Precision.HIGHEST)
+
+
+def _scores(
+    q: Array, k: Array, at: _Sums | None, c: _Sums | None, seen: np.ndarray, block: int
+) -> Array:
+    """sum_h q_ih exp(at_ih - c_jh) k_jh where seen, else 0: (B,N,t,H), (B,N,s,H) -> (B,N,t,s)."""
+    if at is None or c is None or c.rest.shape[-1] == 1:
+        s = _products("BNtH,BNsH->BNts", q, k)
+        if at is None or c is None:
+            return jnp.where(seen, s, 0.0)
+        row = _Sums(*(x.swapaxes(2, 3) for x in c))
+        return s * jnp.exp(jnp.where(seen, at.between(row), -jnp.inf))
+    half, odd = divmod(q.shape[2], 2)
+    if odd or half < _LEAF or half % block:
+        gap = at.at(_ALL, _ALL, _ALL, None).between(c.at(_ALL, _ALL, None))
+        faded = jnp.exp(jnp.where(seen[..., None], gap, -jnp.inf))
+        return _products("BNtH,BNsH,BNtsH->BNts", q, k, faded)
+    # The decays of a channel do not factor out of q.k safely, but over a point between key and
+    # query they do: late queries and early keys through the middle, each half by itself.
+    early, late = (_ALL, _ALL, slice(half)), (_ALL, _ALL, slice(half, None))
+    halves = lambda tree: jax.tree.map(lambda x: jnp.concatenate([x[early], x[late]]), tree)
+    own = _scores(halves(q), halves(k), halves(at), halves(c), seen[:half, :half], block)
+    own = own.reshape(2, *q.shape[:2], half, half)
+    middle = c.at(_ALL, _ALL, slice(half - 1, half))
+    later = _faded(q[late], at.at(*late).between(middle))
+    sooner = _faded(k[early], middle.between(c.at(*early)))
+    cross = jnp.where(seen[half:, :half], _products("BNtH,BNsH->BNts", later, sooner), 0.0)
+    return _assembled(own, cross)
+
+
+def _assembled(own: Array, cross: Array) -> Array:
+    """[own_0, 0; cross, own_1]."""
+    top = jnp.concatenate([own[0], jnp.zeros_like(cross)], axis=-1)
+    return jnp.concatenate([top, jnp.concatenate([cross, own[1]], axis=-1)], axis=-2)
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """On a CPU: token by token for values alone, in chunks where they are differentiated.
+
+    Many small products run on one core there, where the recurrence is as fast; its derivative is
+    not.
+    """
+
+    chunk: int = 64
+
+    def supported(self, request: RecurrenceRequest) -> str | None:
+        return None
+
+    def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
+        return _fastest(self.chunk, request)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _fastest(chunk: int, request: RecurrenceRequest) -> tuple[Array, Array]:
+    return Recurrent().run(request)
+
+
+def _fastest_jvp(
+    chunk: int, primals: tuple[RecurrenceRequest], tangents: tuple[RecurrenceRequest]
+) -> tuple[Any, Any]:
+    still = lambda x: isinstance(x, SymbolicZero)
+    xs, tree = jax.tree.flatten(primals[0])
+    dxs = jax.tree.leaves(tangents[0], is_leaf=still)
+    moving = [i for i, dx in enumerate(dxs) if not still(dx)]
+
+    def chunked(*moved: Array) -> tuple[Array, Array]:
+        now = dict(zip(moving, moved, strict=True))
+        request = jax.tree.unflatten(tree, [now.get(i, x) for i, x in enumerate(xs)])
+        return Chunked(chunk).run(request)
+
+    return jax.jvp(chunked, [xs[i] for i in moving], [dxs[i] for i in moving])
+
+
+_fastest.defjvp(_fastest_jvp, symbolic_zeros=True)

@@ -1,0 +1,214 @@
+"""Engine 2: linear attention and gated recurrences.  The signature, checks, and the choice.
+
+The recurrence stands in `recurrent`; its fast form in `chunked`.  Feature maps for q and k are in
+`features`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.core.dispatch import Impl, Implementation, pick
+from attnjax.core.numerics import working_dtype
+from attnjax.core.pairwise.operands import Shape
+from attnjax.core.pairwise.request import check_qkv
+from attnjax.core.recurrence.chunked import Chunked, Fastest, Parallel
+from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent
+from attnjax.core.recurrence.triton import Triton
+from attnjax.core.sharding import pvary_like
+from attnjax.typing import Array, Float, K, PerQuery, Q, V
+
+Normalize = Callable[[Array, Array], Array]  # (values (B,T,N,D), mass (B,T,N,1)) -> (B,T,N,D)
+LogDecay = Float[Array, " N"] | Float[Array, "B S N"] | Float[Array, "B S N H"]
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "recurrent": Recurrent(),
+    "chunked": Chunked(),
+    "parallel": Parallel(),
+    "triton": Triton(),
+}
+
+
+class State(NamedTuple):
+    """What the tokens so far leave behind, in float32 (float64 for float64 inputs).
+
+    memory (B,N,H,D), the sum of the decayed k u^T; mass (B,N,H), that of k alone: with `normalize`.
+    """
+
+    memory: Float[Array, "B N H D"]
+    mass: Float[Array, "B N H"] | None = None
+
+
+def linear_attend(
+    q: Q,
+    k: K,
+    v: V,
+    *,
+    log_decay: LogDecay | None = None,
+    beta: PerQuery | None = None,
+    normalize: Normalize | None = None,
+    block: int | None = 1,
+    state: State | None = None,
+    return_state: bool = False,
+    chunk: int = 64,
+    impl: Impl = None,
+) -> Any:
+    """o_t = q_t . S_t, with S_t = a_t S_{t-1} + k_t v_t^T and a = exp(log_decay).
+
+    With beta, the delta rule: beta_t (v_t - k_t . a_t S_{t-1}) is written in the place of v_t.
+
+    q (B,T,N,H), k (B,S,K,H), v (B,S,K,D) -> (B,T,N,D); N is a multiple of K, and consecutive N/K
+    query heads share a key/value head.  Nothing is scaled: multiply q by 1/sqrt(H) where a paper
+    does.
+
+    log_decay     <= 0: (N,), (B,S,N), or (B,S,N,H) of each key channel; no decay if None
+    beta          (B,S,N) in [0, 2], the strength of the delta rule's writes; None: plain sums
+    normalize     `f(values (B,T,N,D), mass (B,T,N,1))` with mass_t = q_t . sum of the decayed k,
+                  such as `normalizers.divide`; None: values as they are.  Not with beta
+    block         1: a query reads the state after its own token (causal).  b: after the last token
+                  of its block of b tokens (block-causal).  None: after all tokens (both directions;
+                  T and S may differ)
+    state         a `State` to start from, zeros if None
+    return_state  also return the State after the last token: a run that is split anywhere (at the
+                  end of a block) and carries it equals the whole run
+    chunk         tokens that the chunked form multiplies at once; changes speed, not results
+    impl          "recurrent", "chunked", "parallel" (O(T^2) memory), "triton" (GPUs), or an
+                  Implementation: runs, or raises with the reason.  None takes what is fastest
+                  here; `explain` tells which
+
+    States, decays and sums are float32 (float64 for float64); the result has v's dtype, and q and k
+    may be wider, as features often are.  A decay that float32 cannot hold, log_decay = -inf
+    included, is zero: the past is forgotten.  A NaN or infinity in k, v or a gate reaches exactly
+    the queries that read after it.  Memory is O(T), in the backward pass, too; forward mode works.
+
+    Raises ValueError for shapes that do not fit, for a log_decay above 0 and a beta outside [0, 2]
+    (where their values are known, outside jit), TypeError for dtypes and values of the wrong kind.
+    """
+    request, dtype = _prepare(q, k, v, log_decay, beta, normalize, block, state)
+    if not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"linear_attend: chunk is {chunk!r}, expected an integer of at least 1")
+    known = {**IMPLEMENTATIONS, "chunked": Chunked(chunk)}
+    chosen = pick("linear_attend", impl, request, known, lambda c: _choose(c, chunk), _headline)
+    out, memory = chosen.run(request)
+    last = State(memory)
+    if normalize is not None:
+        last = State(memory[..., :-1], memory[..., -1])
+        out = normalize(out[..., :-1], out[..., -1:])
+    out = out.astype(dtype)
+    return (out, last) if return_state else out
+
+
+# ------------------------------------------------------------------------------------- the choice
+
+
+def _choose(request: RecurrenceRequest, chunk: int) -> Implementation:
+    if request.k.shape[1] == 1:  # a step of decoding: there is nothing to multiply at once
+        return IMPLEMENTATIONS["recurrent"]
+    if IMPLEMENTATIONS["triton"].supported(request) is None:
+        return IMPLEMENTATIONS["triton"]
+    return Fastest(chunk) if jax.default_backend() == "cpu" else Chunked(chunk)
+
+
+def _headline(request: RecurrenceRequest) -> str:
+    (B, T, N, H), (S, K, D) = request.q.shape, request.v.shape[1:]
+    letters = ", ".join(f"{x}={n}" for x, n in zip("BTSNKHD", (B, T, S, N, K, H, D), strict=True))
+    decay = {None: "no decay", 1: "decay of tokens"}.get(
+        None if request.log_decay is None else request.log_decay.shape[-1], "decay of channels"
+    )
+    rule = "sums" if request.beta is None else "delta rule"
+    return f"linear_attend: {letters}, {jnp.dtype(request.v.dtype).name}, {decay}, {rule}"
+
+
+# ------------------------------------------------------------------------------------- the checks
+
+
+def _prepare(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array | None,
+    beta: Array | None,
+    normalize: Normalize | None,
+    block: int | None,
+    state: State | None,
+) -> tuple[RecurrenceRequest, jnp.dtype]:
+    """The call, and the dtype of its result."""
+    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+    z = check_qkv("linear_attend", q, k, v)
+    given, dtype = v.dtype, working_dtype(jnp.result_type(q, k, v))
+    if block is not None:
+        if not isinstance(block, int) or block < 1:
+            raise ValueError(f"linear_attend: block is {block!r}, expected None or at least 1")
+        if z.T != z.S:
+            raise ValueError(
+                f"linear_attend: T = {z.T} and S = {z.S} with block {block}, expected T = S; "
+                "block=None reads all of k and v"
+            )
+    if log_decay is not None:
+        log_decay = _gate("log_decay", log_decay, z, ("N", "BSN", "BSNH"), -np.inf, 0.0)
+        # exp(smallest) is the smallest normal number; less, even -inf, is as good as zero
+        smallest = np.log(float(jnp.finfo(dtype).tiny))
+        log_decay = jnp.maximum(log_decay.astype(dtype), smallest)
+    if beta is not None:
+        if normalize is not None:
+            raise ValueError("linear_attend: normalize and beta were given, expected one of them")
+        beta = _gate("beta", beta, z, ("BSN",), 0.0, 2.0)
+    massed = normalize is not None
+    memory = pvary_like(_memory(state, z, dtype, massed), (q, k, v, log_decay, beta))
+    return RecurrenceRequest(q, k, v, log_decay, beta, memory, block, massed), given
+
+
+def _gate(
+    name: str, x: Array, z: Shape, spellings: tuple[str, ...], low: float, high: float
+) -> Array:
+    """The gate as (B,S,N,1) or (B,S,N,H), its values checked where they are known."""
+    x = jnp.asarray(x)
+    shapes = {letters: tuple(getattr(z, n) for n in letters) for letters in spellings}
+    if x.shape not in shapes.values():
+        expected = " or ".join(f"({','.join(n)}) = {shape}" for n, shape in shapes.items())
+        raise ValueError(f"linear_attend: {name} has shape {x.shape}, expected {expected}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"linear_attend: {name} has dtype {x.dtype}, expected a floating-point dtype"
+        )
+    if not isinstance(x, jax.core.Tracer):
+        known = np.asarray(x)
+        wrong = known[(known < low) | (known > high)]
+        if wrong.size:
+            allowed = f"at most {high:g}" if low == -np.inf else f"{low:g} to {high:g}"
+            raise ValueError(f"linear_attend: {name} holds {float(wrong[0]):g}, expected {allowed}")
+    if x.ndim == 1:
+        x = jnp.broadcast_to(x, (z.B, z.S, z.N))
+    return x if x.ndim == 4 else x[..., None]
+
+
+def _memory(state: State | None, z: Shape, dtype: jnp.dtype, massed: bool) -> Array:
+    """The state to start from, (B,N,H,D), with the mass as one more value where it is kept."""
+    shape = (z.B, z.N, z.H, z.D)
+    if state is None:
+        return jnp.zeros((*shape[:3], z.D + massed), dtype)
+    if not isinstance(state, State):
+        raise TypeError(f"linear_attend: state is {type(state).__name__}, expected linear.State")
+    if massed != (state.mass is not None):
+        kept = "keeps a mass" if state.mass is not None else "keeps no mass"
+        wanted = "with" if massed else "without"
+        raise ValueError(f"linear_attend: state {kept}, expected one of a call {wanted} normalize")
+    parts: list[tuple] = [("memory", "B,N,H,D", state.memory, shape)]
+    if state.mass is not None:
+        parts.append(("mass", "B,N,H", state.mass, shape[:3]))
+    for name, letters, x, expected in parts:
+        if x.shape != expected:
+            raise ValueError(
+                f"linear_attend: state.{name} has shape {x.shape}, expected ({letters}) = "
+                f"{expected}"
+            )
+        if x.dtype != dtype:
+            raise TypeError(
+                f"linear_attend: state.{name} has dtype {x.dtype}, expected {jnp.dtype(dtype).name}"
+            )
+    if state.mass is None:
+        return state.memory
+    return jnp.concatenate([state.memory, state.mass[..., None]], axis=-1)

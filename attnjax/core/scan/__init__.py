@@ -1,0 +1,1 @@
+"""Engine 4: diagonal scans and long convolutions."""

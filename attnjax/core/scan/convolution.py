@@ -1,0 +1,77 @@
+"""Engine 4, convolutions along a sequence or a grid: short, depthwise, and long by FFT."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core.numerics import wide
+from attnjax.typing import Array
+
+# -------------------------------------------------------------------------------- convolutions
+
+
+def depthwise(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Each channel of x (B,...,W) with its own kernel (k,...,W) over the grid between, wide.
+
+    out_i = sum_j kernel[j] x[stride * i + j - (k - 1) // 2] on each axis, x zero beyond the grid.
+    """
+    axes = "XYZ"[: kernel.ndim - 1]
+    return lax.conv_general_dilated(
+        wide(x),
+        wide(kernel)[..., None, :],
+        window_strides=(stride,) * len(axes),
+        padding=[((k - 1) // 2, k // 2) for k in kernel.shape[:-1]],
+        dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+        feature_group_count=kernel.shape[-1],
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+def causal_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[Array, Array]:
+    """(y, the last k - 1 inputs), wide: y_t = sum_j kernel[j] x_{t-j}, the present by kernel[0].
+
+    x (B,T,W), kernel (k,W); `before` (B,k-1,W) are the inputs before x, zeros if None.
+    """
+    k, T = len(kernel), x.shape[1]
+    x, kernel = _behind(before, wide(x), k - 1), wide(kernel)
+    taps = (kernel[j] * x[:, k - 1 - j : k - 1 - j + T] for j in range(k))
+    return functools.reduce(jnp.add, taps), x[:, T:]
+
+
+def long_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[Array, Array]:
+    """`causal_conv` for long kernels, by FFT in O(T log^2 T).
+
+    A single FFT would carry rounding errors to the past.  So the second half of the tokens gets
+    what the first half sends it by FFT, and each half its own part in the same way, down to a few
+    tokens, which are multiplied out: no number depends on the future, and no gradient.
+    """
+    T, L = x.shape[1], len(kernel)
+    x, kernel = wide(x), wide(kernel)
+    x = x if before is None else _behind(before, x, L - 1)
+    (B, S, W), size = x.shape, _DIRECT << (-(-x.shape[1] // _DIRECT) - 1).bit_length()
+    taps = jnp.pad(kernel[:size], ((0, max(size - L, 0)), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), (0, size - S), (0, 0)))
+    lag = np.subtract.outer(np.arange(_DIRECT), np.arange(_DIRECT))
+    near = jnp.where((lag >= 0)[..., None], taps[np.maximum(lag, 0)], 0.0)
+    leaves = padded.reshape(B, -1, _DIRECT, W)
+    y = jnp.einsum("tsW,BnsW->BntW", near, leaves, precision=lax.Precision.HIGHEST)
+    half = _DIRECT
+    while half < size:
+        first = jnp.fft.rfft(padded.reshape(B, -1, 2, half, W)[:, :, 0], 2 * half, axis=2)
+        response = jnp.fft.rfft(taps[: 2 * half], axis=0)
+        sent = jnp.fft.irfft(first * response, 2 * half, axis=2)[:, :, half:]
+        y = y.reshape(B, -1, 2, half, W) + jnp.stack([jnp.zeros_like(sent), sent], axis=2)
+        half *= 2
+    return y.reshape(B, size, W)[:, S - T : S], _behind(None, x, L - 1)[:, S:]
+
+
+_DIRECT = 32  # tokens that one product convolves
+
+
+def _behind(before: Array | None, x: Array, n: int) -> Array:
+    """x (B,T,W) behind the n inputs before it, zeros if None."""
+    if before is None:
+        return jnp.pad(x, ((0, 0), (n, 0), (0, 0)))
+    return jnp.concatenate([before.astype(x.dtype), x], axis=1)

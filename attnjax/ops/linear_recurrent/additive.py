@@ -1,0 +1,54 @@
+"""Additive attention of LadaGAN: one pooled query for each head scales every key and value.
+
+    a_t = softmax_t(w . q_t / sqrt(H)),    g = sum_t a_t q_t,    r_t = v_t * (k_t * g)
+
+Paper: Morales-Juarez and Fuentes-Pineda, "Efficient generative adversarial networks using linear
+additive-attention Transformers", 2024, arXiv:2401.09596.
+Limits: w = 0 makes g the mean of the queries.
+Differs: projections, the residual and the self-modulated layer norm around it belong to a layer.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core.numerics import divide, wide
+from attnjax.op import Limit, Variant, full, normal
+from attnjax.typing import Array, Bool, Float, K, Out, Q, V
+
+
+def additive_attention(
+    q: Q, k: K, v: V, w: Float[Array, "N H"], *, valid: Bool[Array, "B T"] | None = None
+) -> Out:
+    """T = S and D = H; tokens that are not `valid` are left out of g, whatever they hold."""
+    heads = lambda x: jnp.repeat(wide(x), q.shape[2] // k.shape[2], axis=2)
+    ok = jnp.ones((1, 1, 1), bool) if valid is None else valid[:, :, None]
+    queries = jnp.where(ok[..., None], wide(q), 0.0)
+    scores = jnp.einsum("BTNH,NH->BTN", queries, wide(w), precision="highest")
+    scores = scores / math.sqrt(q.shape[3])
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=1, keepdims=True))
+    e = jnp.where(ok, jnp.exp(scores - top), 0.0)
+    a = divide(e, e.sum(axis=1, keepdims=True))
+    g = jnp.einsum("BTN,BTNH->BNH", a, queries, precision="highest")
+    return (heads(v) * (heads(k) * g[:, None])).astype(v.dtype)
+
+
+def _with_the_mean(q: Q, k: K, v: V, w: Array) -> Out:
+    heads = lambda x: jnp.repeat(x, q.shape[2] // k.shape[2], axis=2)
+    return q.mean(axis=1, keepdims=True) * heads(k) * heads(v)
+
+
+VARIANT = Variant(
+    additive_attention,
+    rows=(274,),
+    paper="Morales-Juarez and Fuentes-Pineda, 2024, arXiv:2401.09596",
+    inputs={"w": normal("N H")},
+    limits=(
+        Limit("w = 0 makes g the mean of the queries", {"w": full("N H", 0.0)}, _with_the_mean),
+    ),
+    exempt={
+        "causal": "pools the queries of all tokens",
+        "unequal": "query, key and value belong to one token",
+    },
+)

@@ -1,0 +1,98 @@
+"""CHELA: linear attention whose queries and keys come from a short-long convolution.
+
+    z = silu((k_long + pad(k_short)) * x W_z),    * causal, each channel by itself
+    q = silu(kappa_q z + mu_q),    k = silu(kappa_k z + mu_k),    v = silu(x W_v)
+    o_t = q_t . S_t,    S_t = S_{t-1} + k_t v_t^T
+    out = g (norm(o) W_o) + (1 - g) x,    g = sigmoid(x W_g)
+
+Paper: Liu et al., "Short-Long Convolutions Help Hardware-Efficient Linear Attention to Focus on
+Long Sequences", 2024, arXiv:2406.08128, section 4.
+Limits: a closed gate returns x; a convolution that is the identity leaves plain linear attention.
+Differs: the place of the gates is that of Mega, which the paper builds on.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid, silu
+
+from attnjax.core.numerics import Affine, rms_norm, wide
+from attnjax.core.recurrence import linear
+from attnjax.core.recurrence.linear import Impl, linear_attend
+from attnjax.core.scan.convolution import long_conv
+from attnjax.op import Limit, Variant, normal
+from attnjax.typing import Array, Float
+
+X = Float[Array, "B T W"]
+
+
+class Weights(NamedTuple):
+    """Learned: kernels of L and a few tokens, and maps of widths W (the model) and Z."""
+
+    long: Float[Array, "L W"]
+    short: Float[Array, "C W"]
+    z: Affine
+    q: tuple[Float[Array, "N Z"], Float[Array, "N Z"]]  # kappa and mu
+    k: tuple[Float[Array, "N Z"], Float[Array, "N Z"]]
+    v: Float[Array, "W N D"]
+    out: Float[Array, "N D W"]
+    gate: Affine
+
+
+class State(NamedTuple):
+    """The last L - 1 inputs, which the convolution reads, and the memory of linear attention."""
+
+    before: Float[Array, "B L-1 W"]
+    attention: linear.State
+
+
+def merged(long: Float[Array, "L W"], short: Float[Array, "C W"]) -> Float[Array, "L W"]:
+    """One kernel for the sum of both convolutions."""
+    return wide(long).at[: len(short)].add(wide(short))
+
+
+def chela(
+    x: X,
+    weights: Weights,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Causal; time O(T log^2 T)."""
+    w = weights
+    before, memory = (None, None) if state is None else state
+    smooth, before = long_conv(x, merged(w.long, w.short), before)
+    z = silu(w.z(smooth))[:, :, None]
+    q, k = (silu(z * wide(kappa) + wide(mu)) for kappa, mu in (w.q, w.k))
+    v = silu(jnp.einsum("BTW,WND->BTND", wide(x), wide(w.v), precision="highest"))
+    o, memory = linear_attend(q, k, v, state=memory, return_state=True, impl=impl)
+    o = jnp.einsum("BTND,NDW->BTW", rms_norm(o), wide(w.out), precision="highest")
+    g = sigmoid(w.gate(x))
+    out = (g * o + (1 - g) * wide(x)).astype(x.dtype)
+    return (out, State(before, memory)) if return_state else out
+
+
+def _weights(key: Array, z: Any, shift: float = 0.0) -> Weights:
+    keys = iter(jax.random.split(key, 20))
+    draw = lambda shape: normal(shape, 0.5)(next(keys), z)
+    maps = (
+        Affine(draw("D R"), draw("R")),
+        (draw("N R"), draw("N R")),
+        (draw("N R"), draw("N R")),
+    )
+    gate = Affine(draw("D D"), draw("D") + shift)
+    return Weights(draw("6 D"), draw("3 D"), *maps, draw("D N H"), draw("N H D"), gate)
+
+
+_closed = lambda key, z: _weights(key, z, shift=-100.0)
+VARIANT = Variant(
+    chela,
+    rows=(273,),
+    paper="Liu et al., 2024, arXiv:2406.08128",
+    inputs=dict.fromkeys("qkv") | {"x": normal("B T D"), "weights": _weights},
+    engine="linear_attend",
+    limits=(Limit("a closed gate returns x", {"weights": _closed}, lambda x, weights: x),),
+    exempt={"grouped": "takes no q, k, v of several heads"},
+)

@@ -1,0 +1,101 @@
+"""Cottention: cosines for weights, and a learned power of the number of keys for a denominator.
+
+    o_i = sum_{j <= i} cos(q_i, k_j) v_j / i^sigmoid(m)        causal, with i counted from 1
+    o_i = sum_j cos(q_i, k_j) v_j / S^sigmoid(m)               in both directions
+
+Paper: Mongaras, Dohm and Larson, "Cottention: Linear Transformers With Cosine Attention", 2024,
+arXiv:2409.18747.
+Limits: a large m gives the mean, a small m the sum, of the values times their cosines.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core import features
+from attnjax.core.numerics import wide
+from attnjax.core.recurrence import linear
+from attnjax.op import Limit, Variant, full, normal
+from attnjax.typing import Array, Int, K, Out, PerHead, Q, V
+
+
+class State(NamedTuple):
+    """The sum of k v^T, k of length 1, in `linear`, and how many tokens it holds."""
+
+    linear: linear.State
+    count: Int[Array, ""]
+
+
+def _share(count: Array, m: PerHead) -> Array:
+    """1 / count^sigmoid(m): (T,), (N,) -> (T,N,1)."""
+    power = jax.nn.sigmoid(wide(m))
+    return jnp.exp(-power * jnp.log(count.astype(power.dtype))[:, None])[..., None]
+
+
+def cottention(
+    q: Q,
+    k: K,
+    v: V,
+    m: PerHead,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: linear.Impl = None,
+) -> Any:
+    """Causal cosine attention; m is learned, 0.5 at first in the paper."""
+    q, k = features.cosine(wide(q)), features.cosine(wide(k))
+    past = None if state is None else state.linear
+    out, last = linear.linear_attend(q, k, wide(v), state=past, return_state=True, impl=impl)
+    count = jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
+    count += 0 if state is None else state.count
+    out = (out * _share(count, m)).astype(v.dtype)
+    return (out, State(last, count[-1])) if return_state else out
+
+
+def cottention_full(q: Q, k: K, v: V, m: PerHead, *, impl: linear.Impl = None) -> Out:
+    """Cosine attention to all keys, in both directions."""
+    q, k = features.cosine(wide(q)), features.cosine(wide(k))
+    out = linear.linear_attend(q, k, wide(v), block=None, impl=impl)
+    return (out * _share(jnp.full(1, k.shape[1]), m)).astype(v.dtype)
+
+
+_PAPER = "Mongaras, Dohm and Larson, 2024, arXiv:2409.18747"
+
+VARIANTS = (
+    Variant(
+        cottention,
+        rows=(96,),
+        paper=_PAPER,
+        inputs={"m": normal("N")},
+        engine="linear_attend",
+        limits=(
+            Limit(
+                "a large m gives the mean of the values times their cosines",
+                given={"m": full("N", 100.0)},
+                equals=lambda q, k, v, m: (
+                    linear.linear_attend(features.cosine(q), features.cosine(k), v)
+                    / jnp.arange(1, q.shape[1] + 1)[:, None, None]
+                ),
+            ),
+        ),
+        exempt={"unequal": "each token both writes and reads: T = S"},
+    ),
+    Variant(
+        cottention_full,
+        rows=(96,),
+        paper=_PAPER,
+        inputs={"m": normal("N")},
+        engine="linear_attend",
+        limits=(
+            Limit(
+                "a small m gives the sum of the values times their cosines",
+                given={"m": full("N", -100.0)},
+                equals=lambda q, k, v, m: linear.linear_attend(
+                    features.cosine(q), features.cosine(k), v, block=None
+                ),
+            ),
+        ),
+        exempt={"causal": "reads all tokens, in both directions"},
+    ),
+)

@@ -1,0 +1,63 @@
+"""The delta rule: a token corrects what the state holds for its key, instead of adding to it.
+
+    S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,    o_t = q_t . S_t
+
+with q and k of length 1, and beta_t how much of the correction is made.
+
+Paper: Yang, Wang, Zhang, Shen and Kim, "Parallelizing Linear Transformers with the Delta Rule over
+Sequence Length", 2024, arXiv:2406.06484.
+Limits: beta = 0 writes nothing.
+Differs: the activation of q and k, the short convolutions and the output norm belong to a layer.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from attnjax.core import features
+from attnjax.core.numerics import wide
+from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.op import Limit, Variant, full, uniform
+from attnjax.typing import K, PerQuery, Q, V
+
+
+def delta_net(
+    q: Q,
+    k: K,
+    v: V,
+    beta: PerQuery,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Linear attention that overwrites: beta in [0, 2], and 1 replaces all that a key held.
+
+    A beta above 1 overshoots, which lets a state change its sign.
+    """
+    return linear_attend(
+        features.cosine(wide(q)),
+        features.cosine(wide(k)),
+        v,
+        beta=beta,
+        state=state,
+        return_state=return_state,
+        impl=impl,
+    )
+
+
+VARIANT = Variant(
+    delta_net,
+    rows=(),
+    paper="Yang et al., 2024, arXiv:2406.06484",
+    inputs={"beta": uniform("B T N", 0.1, 1.9)},
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "beta = 0 writes nothing",
+            given={"beta": full("B T N", 0.0)},
+            equals=lambda q, k, v, beta: jnp.zeros((*q.shape[:-1], v.shape[-1])),
+        ),
+    ),
+    exempt={"unequal": "each token both writes and reads: T = S"},
+)

@@ -1,0 +1,86 @@
+"""FAST attention (Fastmax): standardized queries and keys, a polynomial in the place of exp.
+
+    A_ij = f(x_ij) / sum_j f(x_ij),    f(x) = sum_{l <= p} x^l / l!,    x_ij = s(q_i) . s(k_j)
+    s(u) = (u - mean(u)) / deviation(u) over the features of u
+
+with j <= i (causal) or over all j (full); sums of powers cost O(T H^(p+1)).
+
+Paper: Gerami, Hoover, Dulepet and Duraiswami, "FAST: Factorizable Attention for Speeding up
+Transformers", 2024, arXiv:2402.07901.
+Limits: a constant query gives the mean of the values (so far); p -> infinity is the softmax of x.
+Weights are positive for even p; for p = 1 they may be negative, and their sum zero.
+"""
+
+from typing import Any
+
+from attnjax.core import features, masks
+from attnjax.core.numerics import divide, wide
+from attnjax.core.pairwise.attend import attend
+from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.op import Limit, Variant, full
+from attnjax.ops.linear_recurrent.linear import linear_attention
+from attnjax.typing import K, Out, Q, V
+
+
+def fast_attention(
+    q: Q,
+    k: K,
+    v: V,
+    *,
+    order: int = 2,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Causal; the state holds 1 + H + ... + H^order sums of values."""
+    return linear_attention(
+        features.standardize(wide(q)),
+        features.standardize(wide(k)),
+        v,
+        phi=features.taylor(order),
+        state=state,
+        return_state=return_state,
+        impl=impl,
+    )
+
+
+def fast_attention_full(q: Q, k: K, v: V, *, order: int = 2, impl: Impl = None) -> Out:
+    """Over all tokens, in both directions."""
+    phi = features.taylor(order)
+    q, k = features.standardize(wide(q)), features.standardize(wide(k))
+    return linear_attend(phi(q), phi(k), v, normalize=divide, block=None, impl=impl)
+
+
+_PAPER = "Gerami, Hoover, Dulepet and Duraiswami, 2024, arXiv:2402.07901"
+_CONSTANT = {"q": full("B T N H", 2.0)}
+
+VARIANTS = (
+    Variant(
+        fast_attention,
+        rows=(147,),
+        paper=_PAPER,
+        engine="linear_attend",
+        limits=(
+            Limit(
+                "a constant query gives the mean of the values so far",
+                given=_CONSTANT,
+                equals=lambda q, k, v: attend(0 * q, k, v, mask=masks.causal),
+            ),
+        ),
+        exempt={"unequal": "each token both writes and reads: T = S"},
+    ),
+    Variant(
+        fast_attention_full,
+        rows=(147,),
+        paper=_PAPER,
+        engine="linear_attend",
+        limits=(
+            Limit(
+                "a constant query gives the mean of the values",
+                given=_CONSTANT,
+                equals=lambda q, k, v: attend(0 * q, k, v),
+            ),
+        ),
+        exempt={"causal": "reads all tokens, in both directions"},
+    ),
+)

@@ -1,0 +1,95 @@
+"""FAVOR+: softmax attention estimated without bias by positive random features, in linear time.
+
+    o_i = sum_j (phi(q_i) . phi(k_j)) v_j / sum_j phi(q_i) . phi(k_j)
+    phi(x) = exp(W y - |y|^2 / 2) / sqrt(R),    y = x / H^(1/4),    W (R,H) Gaussian
+
+with j <= i (causal) or over all j (full).  E[phi(q) . phi(k)] = exp(q.k / sqrt(H)) over W;
+`features.orthogonal_rows` draws a W of orthogonal rows, which lowers the variance.
+
+Paper: Choromanski et al., "Rethinking Attention with Performers", 2020, arXiv:2009.14794.
+Limits: k = 0 gives the mean of the values (so far); for R -> infinity, softmax attention.
+Differs: the paper adds a small constant to the features after the exponential; here it is the
+maxima that keep the sums of weights away from zero.  W is an argument: the caller draws it anew.
+"""
+
+from typing import Any
+
+from attnjax.core import features, masks
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import attend
+from attnjax.core.recurrence.linear import Impl
+from attnjax.op import Limit, Variant, full
+from attnjax.ops.linear_recurrent.exponential import (
+    ExponentialState,
+    exponential_attention,
+    exponential_attention_full,
+)
+from attnjax.typing import Array, Float, K, Out, Q, V
+
+
+def favor_attention(
+    q: Q,
+    k: K,
+    v: V,
+    projection: Float[Array, "R H"],
+    *,
+    state: ExponentialState | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Causal FAVOR+; a split run must keep its projection."""
+    log_phi = _map(projection)
+    return exponential_attention(
+        log_phi(q), log_phi(k), v, state=state, return_state=return_state, impl=impl
+    )
+
+
+def favor_attention_full(
+    q: Q, k: K, v: V, projection: Float[Array, "R H"], *, impl: Impl = None
+) -> Out:
+    """FAVOR+ over all tokens, in both directions."""
+    log_phi = _map(projection)
+    return exponential_attention_full(log_phi(q), log_phi(k), v, impl=impl)
+
+
+def _map(projection: Array) -> features.FeatureMap:
+    log_phi = features.log_favor(wide(projection))
+    return lambda x: log_phi(wide(x) * x.shape[-1] ** -0.25)
+
+
+_PAPER = "Choromanski et al., 2020, arXiv:2009.14794"
+_INPUTS = {"projection": lambda key, z: features.orthogonal_rows(key, z.R, z.H)}
+_ZERO = {"k": full("B S K H", 0.0)}
+
+VARIANTS = (
+    Variant(
+        favor_attention,
+        rows=(210,),
+        paper=_PAPER,
+        inputs=_INPUTS,
+        engine="linear_attend",
+        limits=(
+            Limit(
+                "k = 0 gives the mean of the values so far",
+                given=_ZERO,
+                equals=lambda q, k, v, projection: attend(q, k, v, mask=masks.causal),
+            ),
+        ),
+        exempt={"unequal": "each token both writes and reads: T = S"},
+    ),
+    Variant(
+        favor_attention_full,
+        rows=(210,),
+        paper=_PAPER,
+        inputs=_INPUTS,
+        engine="linear_attend",
+        limits=(
+            Limit(
+                "k = 0 gives the mean of the values",
+                given=_ZERO,
+                equals=lambda q, k, v, projection: attend(q, k, v),
+            ),
+        ),
+        exempt={"causal": "reads all tokens, in both directions"},
+    ),
+)

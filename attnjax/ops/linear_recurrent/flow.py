@@ -1,0 +1,55 @@
+"""Flow attention: linear attention whose sources compete and whose sinks get limited flow.
+
+    incoming_i = phi(q_i) . sum_j phi(k_j),    sink_i = phi(q_i) . sum_j phi(k_j) / outgoing_j
+    outgoing_j = phi(k_j) . sum_i phi(q_i),    source_j = phi(k_j) . sum_i phi(q_i) / incoming_i
+    u_j = S softmax_j(min(source_j, 1)) v_j
+    o_i = sigmoid(sink_i T / S) phi(q_i) / incoming_i . sum_j phi(k_j) u_j^T,    phi = sigmoid
+
+Paper: Wu, Wu, Xu, Wang and Long, "Flowformer: Linearizing Transformers with Conservation Flows",
+2022, arXiv:2202.06258; the clamp of the sources and the factor T / S are its code's.
+Limits: q = k = 0 gives the mean of the values times sigmoid(1): all flows are equal.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core.numerics import divide_stably, wide
+from attnjax.core.pairwise.attend import attend
+from attnjax.core.recurrence.linear import Impl, linear_attend
+from attnjax.op import Limit, Variant, full
+from attnjax.typing import Array, K, Out, Q, V
+
+
+def flow_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
+    """Over all tokens, in both directions."""
+    T, S, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    heads = lambda x: jnp.repeat(x, group, axis=2)  # a source's flow differs by query head
+    sinks, sources = jax.nn.sigmoid(wide(q)), heads(jax.nn.sigmoid(wide(k)))
+    sinks_in = divide_stably(sinks, _flow(sinks, sources))
+    sources_out = divide_stably(sources, _flow(sources, sinks))
+    sink, source = _flow(sinks, sources_out), _flow(sources, sinks_in)
+    competing = S * jax.nn.softmax(jnp.minimum(source, 1.0), axis=1) * heads(wide(v))
+    out = linear_attend(sinks_in, sources, competing, block=None, impl=impl)
+    return (jax.nn.sigmoid(sink * (T / S)) * out).astype(v.dtype)
+
+
+def _flow(x: Array, y: Array) -> Array:
+    """x . the sum of y over all tokens: (B,T,N,1)."""
+    total = y.sum(axis=1)
+    return jnp.einsum("BTNH,BNH->BTN", x, total, precision="highest")[..., None]
+
+
+VARIANT = Variant(
+    flow_attention,
+    rows=(322,),
+    paper="Wu, Wu, Xu, Wang and Long, 2022, arXiv:2202.06258",
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "q = k = 0 gives the mean of the values times sigmoid(1)",
+            given={"q": full("B T N H", 0.0), "k": full("B S K H", 0.0)},
+            equals=lambda q, k, v: jax.nn.sigmoid(1.0) * attend(q, k, v),
+        ),
+    ),
+    exempt={"causal": "reads all tokens, in both directions"},
+)

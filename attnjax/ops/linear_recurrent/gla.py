@@ -1,0 +1,52 @@
+"""Gated linear attention: each key channel of the state fades by a gate of the token.
+
+    S_t = diag(a_t) S_{t-1} + k_t v_t^T,    o_t = q_t . S_t,    a_t = exp(log_decay_t)
+
+Paper: Yang, Wang, Shen, Panda and Kim, "Gated Linear Attention Transformers with Hardware-Efficient
+Training", 2023, arXiv:2312.06635, section 4.
+Limits: equal channels make it simple_gla.
+Differs: the gate, log_sigmoid(x) / 16 in the paper, comes as its logarithm; the norm of each head
+and the output gate belong to a layer.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.op import Limit, Variant, full, log_gates
+from attnjax.ops.linear_recurrent.simple_gla import simple_gla
+from attnjax.typing import Array, Float, K, Q, V
+
+
+def gla(
+    q: Q,
+    k: K,
+    v: V,
+    log_decay: Float[Array, "B T N H"],
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Causal linear attention in which each key channel fades by exp(log_decay) of its own."""
+    return linear_attend(
+        q, k, v, log_decay=log_decay, state=state, return_state=return_state, impl=impl
+    )
+
+
+VARIANT = Variant(
+    gla,
+    rows=(),
+    paper="Yang et al., 2023, arXiv:2312.06635",
+    inputs={"log_decay": log_gates("B T N H")},
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "equal channels make it simple_gla",
+            given={"log_decay": full("B T N H", -0.3)},
+            equals=lambda q, k, v, log_decay: simple_gla(q, k, v, jnp.full(q.shape[:-1], -0.3)),
+        ),
+    ),
+    exempt={"unequal": "each token both writes and reads: T = S"},
+)

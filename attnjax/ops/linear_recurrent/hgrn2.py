@@ -1,0 +1,58 @@
+"""HGRN2: gated linear attention whose key is what the gate lets go, so a channel stays bounded.
+
+    S_t = diag(f_t) S_{t-1} + (1 - f_t) v_t^T,    o_t = q_t . S_t,    f_t = exp(log_forget_t)
+
+Paper: Qin, Yang, Sun, Shen, Li, Sun and Zhong, "HGRN2: Gated Linear RNNs with State Expansion",
+2024, arXiv:2404.07904.
+Limits: gates of 1 take nothing in; gates of 0 keep the last value alone.
+Differs: the lower bounds of the gates, which rise with the layers, belong to a layer.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from attnjax.core.numerics import wide
+from attnjax.core.recurrence.linear import Impl, State
+from attnjax.op import Limit, Variant, full, log_gates, normal
+from attnjax.ops.linear_recurrent.gla import gla
+from attnjax.typing import Array, Float, Q, V
+
+
+def hgrn2(
+    q: Q,
+    log_forget: Float[Array, "B T N H"],
+    v: V,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Gated linear attention with keys 1 - exp(log_forget); v has as many heads as q."""
+    k = -jnp.expm1(wide(log_forget))
+    return gla(q, k, v, log_forget, state=state, return_state=return_state, impl=impl)
+
+
+VARIANT = Variant(
+    hgrn2,
+    rows=(),
+    paper="Qin et al., 2024, arXiv:2404.07904",
+    inputs={"k": None, "log_forget": log_gates("B T N H"), "v": normal("B T N D")},
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "gates of 1 take nothing in",
+            given={"log_forget": full("B T N H", 0.0)},
+            equals=lambda q, log_forget, v: jnp.zeros_like(v),
+        ),
+        Limit(
+            "gates of 0 keep the last value alone",
+            given={"log_forget": full("B T N H", -1e4)},
+            equals=lambda q, log_forget, v: q.sum(-1, keepdims=True) * v,
+        ),
+    ),
+    exempt={
+        "unequal": "each token both writes and reads: T = S",
+        "grouped": "each head has a gate of its own, which is its key",
+    },
+)

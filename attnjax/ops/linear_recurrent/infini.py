@@ -1,0 +1,96 @@
+"""Infini-attention: softmax within a segment, a compressive memory of all segments before it.
+
+    M_s = M_{s-1} + phi(K_s)^T V_s,    z_s = z_{s-1} + sum_t phi(k_t),    phi(x) = elu(x) + 1
+    A_mem = phi(q) M_{s-1} / (phi(q) . z_{s-1}),    zero in the first segment
+    out = sigmoid(beta) A_mem + (1 - sigmoid(beta)) A_local,    A_local causal in the segment
+
+Paper: Munkhdalai, Faruqui and Gopal, "Leave No Context Behind: Efficient Infinite Context
+Transformers with Infini-attention", 2024, arXiv:2404.07143, section 2.1.
+Limits: beta -> -inf is causal softmax attention within segments.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core import features, masks
+from attnjax.core.numerics import divide, wide
+from attnjax.core.pairwise.attend import attend
+from attnjax.core.recurrence.linear import State
+from attnjax.op import Limit, Variant, constant, full, normal
+from attnjax.typing import Array, K, Out, PerHead, Q, V
+
+Code = Callable[[Array], Array]  # a position code of (B,T,N,H), such as a rotary one
+Update = Callable[[State, Array, Array], Array]  # (state, keys, values) -> what is added for them
+uncoded: Code = lambda x: x
+
+
+def infini_attention(
+    q: Q, k: K, v: V, beta: PerHead, *, segment: int = 2048, code: Code = uncoded,
+    state: State | None = None, return_state: bool = False,
+) -> Any:  # fmt: skip
+    """`code` acts on the q and k of the local part alone; beta (N,) is learned.
+
+    A state stands for whole segments: a run may be split where one ends, and nowhere else.
+    """
+    out, state = by_segments(lambda state, k, v: v, q, k, v, beta, segment, code, state)
+    return (out, state) if return_state else out
+
+
+def by_segments(
+    update: Update, q: Q, k: K, v: V, beta: PerHead, segment: int, code: Code, state: State | None
+) -> tuple[Out, State]:
+    """Infini-attention with any rule of what a segment adds to the memory."""
+    (B, T, N, H), D, size = q.shape, v.shape[-1], min(segment, q.shape[1])
+    heads = lambda x: jnp.repeat(x, N // x.shape[2], axis=2)
+    cut = lambda x: jnp.moveaxis(_segments(wide(x), size), 1, 0)
+
+    def over_segment(state: State, tokens: tuple[Array, Array, Array]) -> tuple[State, Array]:
+        q, k, v = tokens
+        new = jnp.einsum("BtNH,BtND->BNHD", k, update(state, k, v), precision="highest")
+        mass = state.mass + k.sum(1)  # pyright: ignore
+        return State(state.memory + new, mass), recall(state, q)
+
+    keys, values = cut(features.elu1(wide(heads(k)))), cut(heads(v))
+    if state is None:
+        zeros = lambda *shape: jnp.zeros(shape, keys.dtype)
+        state = State(zeros(B, N, H, D), zeros(B, N, H))
+    state, past = lax.scan(over_segment, state, (cut(features.elu1(wide(q))), keys, values))
+    past = jnp.moveaxis(past, 0, 1).reshape(B, -1, N, D)[:, :T]
+    rows = lambda x: _segments(x, size).reshape(-1, size, *x.shape[2:])
+    local = attend(rows(code(q)), rows(code(k)), rows(v), mask=masks.causal)
+    local = wide(local.reshape(B, -1, N, D)[:, :T])
+    gate = jax.nn.sigmoid(wide(beta))[:, None]
+    return (gate * past + (1 - gate) * local).astype(v.dtype), state
+
+
+def recall(state: State, x: Array) -> Array:
+    """What the memory says of keys or queries x (B,t,N,H), after phi; zero while it is empty."""
+    values = jnp.einsum("BtNH,BNHD->BtND", x, state.memory, precision="highest")
+    mass = jnp.einsum("BtNH,BNH->BtN", x, state.mass, precision="highest")
+    return divide(values, mass[..., None])
+
+
+def _segments(x: Array, size: int) -> Array:
+    """(B,T,...) as (B,segments,size,...); zeros, which write nothing, fill the last one."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
+    return x.reshape(x.shape[0], -1, size, *x.shape[2:])
+
+
+def local_limit(q: Q, k: K, v: V, beta: PerHead, segment: int) -> Out:
+    """Causal softmax attention within segments."""
+    return attend(q, k, v, mask=masks.causal & masks.document(np.arange(q.shape[1]) // segment))
+
+
+INPUTS = {"beta": normal("N"), "segment": constant(4)}
+LIMITS = (Limit("beta -> -inf is local attention", {"beta": full("N", -100.0)}, local_limit),)
+EXEMPT = {
+    "unequal": "each token both writes and reads: T = S",
+    "split": "a state stands for whole segments: runs are split where one ends",
+}
+_PAPER = "Munkhdalai, Faruqui and Gopal, 2024, arXiv:2404.07143"
+VARIANT = Variant(infini_attention, (135,), _PAPER, INPUTS, limits=LIMITS, exempt=EXEMPT)

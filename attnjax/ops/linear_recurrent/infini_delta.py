@@ -1,0 +1,54 @@
+"""Infini-attention whose memory is written by the delta rule.
+
+    M_s = M_{s-1} + phi(K_s)^T (V_s - phi(K_s) M_{s-1} / (phi(K_s) . z_{s-1}))
+
+and all else as in `infini_attention`: what the memory already says of a key is not added again.
+
+Paper: Munkhdalai, Faruqui and Gopal, "Leave No Context Behind: Efficient Infinite Context
+Transformers with Infini-attention", 2024, arXiv:2404.07143, section 2.1.2.
+Limits: beta -> -inf is causal softmax attention within segments; in the first segment nothing is
+known, so up to the end of the second it is `infini_attention`.
+"""
+
+from typing import Any
+
+from attnjax.core.recurrence.linear import State
+from attnjax.op import Limit, Variant, constant
+from attnjax.ops.linear_recurrent.infini import (
+    EXEMPT,
+    INPUTS,
+    LIMITS,
+    Code,
+    by_segments,
+    infini_attention,
+    recall,
+    uncoded,
+)
+from attnjax.typing import K, PerHead, Q, V
+
+
+def infini_delta_attention(
+    q: Q, k: K, v: V, beta: PerHead, *, segment: int = 2048, code: Code = uncoded,
+    state: State | None = None, return_state: bool = False,
+) -> Any:  # fmt: skip
+    """As `infini_attention`; a state is handed on where a segment ends."""
+    update = lambda state, k, v: v - recall(state, k)
+    out, state = by_segments(update, q, k, v, beta, segment, code, state)
+    return (out, state) if return_state else out
+
+
+VARIANT = Variant(
+    infini_delta_attention,
+    rows=(135,),
+    paper="Munkhdalai, Faruqui and Gopal, 2024, arXiv:2404.07143",
+    inputs=INPUTS,
+    limits=(
+        *LIMITS,
+        Limit(
+            "two segments are those of infini_attention",
+            given={"segment": constant(5)},
+            equals=lambda q, k, v, beta, segment: infini_attention(q, k, v, beta, segment=5),
+        ),
+    ),
+    exempt=EXEMPT,
+)

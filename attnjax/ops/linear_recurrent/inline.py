@@ -1,0 +1,50 @@
+"""InLine attention: linear attention normalized by subtraction, so that no two queries coincide.
+
+    A_ij = phi(q_i) . phi(k_j) - mean_s phi(q_i) . phi(k_s) + 1/S
+    o_i = sum_j A_ij v_j = phi(q_i) sum_j phi(k_j) (v_j - mean(v))^T + mean(v)
+
+Paper: Han et al., "Bridging the Divide: Reconsidering Softmax and Linear Attention", 2024,
+arXiv:2412.06590, equation 5.
+Limits: q = 0, or one key for all tokens, gives the mean of the values.
+Differs: its code scales q by 1 / (S sqrt(H)), which `q` or `phi` may bring along.
+"""
+
+import jax.numpy as jnp
+
+from attnjax.core import features
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import attend
+from attnjax.core.recurrence.linear import Impl, linear_attend
+from attnjax.op import Limit, Variant, full
+from attnjax.typing import K, Out, Q, V
+
+
+def inline_attention(
+    q: Q, k: K, v: V, *, phi: features.FeatureMap = features.identity, impl: Impl = None
+) -> Out:
+    """Over all tokens; weights sum to one and may be negative, phi may be anything."""
+    values = wide(v)
+    mean = values.mean(axis=1, keepdims=True)
+    out = linear_attend(phi(wide(q)), phi(wide(k)), values - mean, block=None, impl=impl)
+    return (out + jnp.repeat(mean, q.shape[2] // k.shape[2], axis=2)).astype(v.dtype)
+
+
+VARIANT = Variant(
+    inline_attention,
+    rows=(383,),
+    paper="Han et al., 2024, arXiv:2412.06590",
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "q = 0 gives the mean of the values",
+            given={"q": full("B T N H", 0.0)},
+            equals=attend,
+        ),
+        Limit(
+            "one key for all tokens gives the mean of the values",
+            given={"k": full("B S K H", 2.0)},
+            equals=attend,
+        ),
+    ),
+    exempt={"causal": "reads all tokens, in both directions"},
+)

@@ -1,0 +1,63 @@
+"""InLine attention with a local residual: the 3 x 3 neighbors of a cell, weighed by head.
+
+    o_i = InLine_i + sum_{d in {-1,0,1}^2} r_d v_{i+d},    v zero beyond the grid
+
+Paper: Han et al., "Bridging the Divide: Reconsidering Softmax and Linear Attention", 2024,
+arXiv:2412.06590, equation 6: r = MLP(mean token).
+Limits: r = 0 is InLine attention.
+Differs: the MLP belongs to a layer, its output is an argument; the paper's code has one r for each
+channel instead of each head.
+"""
+
+import itertools
+
+import jax.numpy as jnp
+
+from attnjax.core import features
+from attnjax.core.numerics import wide
+from attnjax.core.recurrence.linear import Impl
+from attnjax.op import Limit, Variant, full, grid, normal
+from attnjax.ops.linear_recurrent.inline import inline_attention
+from attnjax.typing import Array, Float, K, Out, Q, V
+
+
+def inline_local_attention(
+    q: Q,
+    k: K,
+    v: V,
+    coefficients: Float[Array, "B N 3 3"],
+    *,
+    shape: tuple[int, int],
+    phi: features.FeatureMap = features.identity,
+    impl: Impl = None,
+) -> Out:
+    """On a grid given row by row, T = S = rows * columns."""
+    B, _, N, _ = q.shape
+    rows, columns = shape
+    values, r = wide(v), wide(coefficients)
+    out = inline_attention(q, k, values, phi=phi, impl=impl)
+    grid = jnp.repeat(values, N // k.shape[2], axis=2).reshape(B, rows, columns, N, -1)
+    grid = jnp.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+    near = sum(
+        r[:, None, None, :, y, x, None] * grid[:, y : y + rows, x : x + columns]
+        for y, x in itertools.product(range(3), repeat=2)
+    )
+    return (out + jnp.reshape(near, out.shape)).astype(v.dtype)
+
+
+def _without(q: Q, k: K, v: V, coefficients: Array, shape: tuple[int, int]) -> Out:
+    return inline_attention(q, k, v)
+
+
+VARIANT = Variant(
+    inline_local_attention,
+    rows=(383,),
+    paper="Han et al., 2024, arXiv:2412.06590",
+    inputs={"coefficients": normal("B N 3 3"), "shape": grid},
+    engine="linear_attend",
+    limits=(Limit("r = 0 is InLine attention", {"coefficients": full("B N 3 3", 0.0)}, _without),),
+    exempt={
+        "causal": "reads all tokens, in both directions",
+        "unequal": "queries and keys are the cells of one grid",
+    },
+)

@@ -1,0 +1,90 @@
+"""Lightning attention: linear attention with a fixed decay for each head, block by block.
+
+    o_i = sum_{j <= i} lam^(i - j) (q_i . k_j) v_j,    lam = exp(-(8n/N) (1 - l/L))
+    gated    rms(o) * gate, with phi(q), phi(k) for q, k,    rms(x) = x / sqrt(mean(x^2))
+
+for head n of N in layer l of L.
+
+A block of tokens is multiplied at once and a state carried between blocks: the engine's chunks.
+
+Paper: Qin et al., "Various Lengths, Constant Speed: Efficient Language Modeling with Lightning
+Attention", 2024, arXiv:2405.17381; Qin et al., "Lightning Attention-2: A Free Lunch for Handling
+Unlimited Sequence Lengths in Large Language Models", 2024, arXiv:2401.04658.
+Limits: lam = 1 is linear attention without a normalizer.
+Differs: LRPE, which rotates q and k in the first layer, is left to the caller.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core.features import FeatureMap
+from attnjax.core.numerics import rms_norm, wide
+from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.op import Limit, Variant, full, normal, uniform
+from attnjax.typing import K, Out, PerHead, Q, V
+
+
+def lightning_log_decays(heads: int, layer: int, layers: int) -> PerHead:
+    """log(lam) for n = 0 .. heads - 1; head 0 never forgets, nor does the layer after the last."""
+    return -8.0 / heads * (1.0 - layer / layers) * jnp.arange(heads)
+
+
+def lightning_attention(
+    q: Q,
+    k: K,
+    v: V,
+    log_decay: PerHead,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Causal linear attention with log_decay = log(lam), one number for each head."""
+    return linear_attend(
+        q, k, v, log_decay=log_decay, state=state, return_state=return_state, impl=impl
+    )
+
+
+def gated_lightning_attention(
+    q: Q, k: K, v: V, log_decay: PerHead, gate: Out, *, phi: FeatureMap = jax.nn.silu,
+    state: State | None = None, return_state: bool = False, impl: Impl = None,
+) -> Any:  # fmt: skip
+    """Lightning attention of phi(q) and phi(k), its heads normed together, times `gate`."""
+    out, last = lightning_attention(
+        phi(wide(q)), phi(wide(k)), wide(v), log_decay, state=state, return_state=True, impl=impl
+    )
+    normed = rms_norm(out.reshape(*out.shape[:2], -1)).reshape(out.shape)
+    out = (normed * wide(gate)).astype(v.dtype)
+    return (out, last) if return_state else out
+
+
+_PAPERS = "Qin et al., 2024, arXiv:2405.17381; Qin et al., 2024, arXiv:2401.04658"
+_SAME = {"unequal": "each token both writes and reads: T = S"}
+
+VARIANTS = (
+    Variant(
+        lightning_attention,
+        rows=(10, 139),
+        paper=_PAPERS,
+        inputs={"log_decay": uniform("N", -1.0, -0.01)},
+        engine="linear_attend",
+        limits=(
+            Limit(
+                "lam = 1 is linear attention without a normalizer",
+                given={"log_decay": full("N", 0.0)},
+                equals=lambda q, k, v, log_decay: linear_attend(q, k, v),
+            ),
+        ),
+        exempt=_SAME,
+    ),
+    Variant(
+        gated_lightning_attention,
+        rows=(10, 139),
+        paper=_PAPERS,
+        inputs={"log_decay": uniform("N", -1.0, -0.01), "gate": normal("B T N D")},
+        engine="linear_attend",
+        exempt=_SAME,
+    ),
+)

@@ -1,0 +1,81 @@
+"""ReLU linear attention and a local concentration module: two depthwise convolutions on a grid.
+
+    y_i = relu(q_i) sum_j relu(k_j) v_j^T / (relu(q_i) . sum_j relu(k_j))
+    o = y + conv_2(scale * gelu(conv_1(y)) + shift)
+
+Paper: Zheng, "The Linear Attention Resurrection in Vision Transformer", 2025, arXiv:2501.16182.
+Limits: conv_2 = 0 is linear attention with ReLU features.
+Differs: the paper puts the output projection and a layer norm between y and the module, which
+belong to a layer, as do the biases of the convolutions; scale and shift are its batch norm's.  Its
+clamp of the divisor at 100 is left out: weights of a query sum to one.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core import features
+from attnjax.core.numerics import divide, wide
+from attnjax.core.recurrence.linear import Impl, linear_attend
+from attnjax.core.scan.convolution import depthwise
+from attnjax.op import Limit, Sizes, Variant, grid
+from attnjax.typing import Array, Float, K, Out, Q, V
+
+
+class LocalConcentration(NamedTuple):
+    """Weights for each channel of each head; kernels are 7 x 7 in the paper."""
+
+    first: Float[Array, "7 7 N D"]
+    scale: Float[Array, "N D"]
+    shift: Float[Array, "N D"]
+    second: Float[Array, "7 7 N D"]
+
+
+def local_linear_attention(
+    q: Q, k: K, v: V, local: LocalConcentration, *, shape: tuple[int, int], impl: Impl = None
+) -> Out:
+    """On a grid given row by row, T = S = rows * columns; all tokens, in both directions."""
+    out = _linear(wide(q), wide(k), wide(v), impl)
+    flat = lambda x: wide(x).reshape(*x.shape[:-2], -1)
+    grid = flat(out).reshape(len(out), *shape, -1)
+    hidden = jax.nn.gelu(depthwise(grid, flat(local.first)), approximate=False)
+    near = depthwise(flat(local.scale) * hidden + flat(local.shift), flat(local.second))
+    return (out + near.reshape(out.shape)).astype(v.dtype)
+
+
+def _linear(q: Q, k: K, v: V, impl: Impl = None) -> Out:
+    q, k = features.relu(q), features.relu(k)
+    return linear_attend(q, k, v, normalize=divide, block=None, impl=impl)
+
+
+def _weights(key: Array, z: Sizes) -> LocalConcentration:
+    keys, channels = jax.random.split(key, 4), z.shape("N D")
+    shapes = ((5, 5, *channels), channels, channels, (5, 5, *channels))
+    drawn = (0.3 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
+    return LocalConcentration(*drawn)
+
+
+def _closed(key: Array, z: Sizes) -> LocalConcentration:
+    local = _weights(key, z)
+    return local._replace(second=jnp.zeros_like(local.second))
+
+
+VARIANT = Variant(
+    local_linear_attention,
+    rows=(37,),
+    paper="Zheng, 2025, arXiv:2501.16182",
+    inputs={"local": _weights, "shape": grid},
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "conv_2 = 0 is linear attention with ReLU features",
+            given={"local": _closed},
+            equals=lambda q, k, v, local, shape: _linear(q, k, v),
+        ),
+    ),
+    exempt={
+        "causal": "reads all tokens, in both directions",
+        "unequal": "queries and keys are the cells of one grid",
+    },
+)

@@ -1,0 +1,96 @@
+"""Linear log-normal attention (LLN): exponential features with the concentration of softmax.
+
+    o_i = sum_j w_ij v_j / sum_j w_ij    over j <= i (causal) or all j (full)
+    w_ij = exp(alpha q_i) . exp(beta k_j)
+    alpha, beta = s / deviation(q), s / deviation(k),
+    s^2 = (var(q) var(k) - b) / (2 a),    a = 0.1486, b = -0.3549
+
+Paper: Nahshan, Kampeas and Haleva, "Linear Log-Normal Attention with Unbiased Concentration", 2023,
+arXiv:2311.13541.
+Limits: alpha = beta = 0 gives the mean of the values (so far).
+Differs: moments are those of each sequence.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from attnjax.core import masks
+from attnjax.core.numerics import divide, wide
+from attnjax.core.pairwise.attend import attend
+from attnjax.core.recurrence.linear import Impl
+from attnjax.op import Limit, Variant, full
+from attnjax.ops.linear_recurrent.exponential import (
+    ExponentialState,
+    exponential_attention,
+    exponential_attention_full,
+)
+from attnjax.typing import Array, K, Out, Q, V
+
+
+def log_normal_attention(
+    q: Q,
+    k: K,
+    v: V,
+    alpha: float | Array,
+    beta: float | Array,
+    *,
+    state: ExponentialState | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Causal LLN; alpha and beta are fixed beforehand: those of the whole would see the future."""
+    q, k = alpha * wide(q), beta * wide(k)
+    return exponential_attention(q, k, v, state=state, return_state=return_state, impl=impl)
+
+
+def log_normal_attention_full(
+    q: Q, k: K, v: V, alpha: float | Array, beta: float | Array, *, impl: Impl = None
+) -> Out:
+    """LLN over all tokens; alpha and beta from `match_moments`, or learned."""
+    return exponential_attention_full(alpha * wide(q), beta * wide(k), v, impl=impl)
+
+
+def match_moments(q: Q, k: K, a: float = 0.1486, b: float = -0.3549) -> tuple[Array, Array]:
+    """(alpha, beta), each (B,1,1,1), without gradient: log-weights vary as softmax's do.
+
+    a (alpha^2 var(q) + beta^2 var(k)) + b is the paper's fit of the variance of log w_ij.
+    """
+    deviation = lambda x: jnp.std(lax.stop_gradient(wide(x)), axis=(1, 2, 3), keepdims=True)
+    q_std, k_std = deviation(q), deviation(k)
+    s = jnp.sqrt((jnp.square(q_std * k_std) - b) / (2 * a))
+    return divide(s, q_std), divide(s, k_std)
+
+
+def _uniform(mask: masks.Mask | None) -> Limit:
+    return Limit(
+        "alpha = beta = 0 gives the mean of the values it sees",
+        given={"alpha": full("", 0.0), "beta": full("", 0.0)},
+        equals=lambda q, k, v, alpha, beta: attend(0 * q, k, v, mask=mask),
+    )
+
+
+_PAPER = "Nahshan, Kampeas and Haleva, 2023, arXiv:2311.13541"
+_INPUTS = {"alpha": full("", 1.3), "beta": full("", 0.8)}
+
+VARIANTS = (
+    Variant(
+        log_normal_attention,
+        rows=(158,),
+        paper=_PAPER,
+        inputs=_INPUTS,
+        engine="linear_attend",
+        limits=(_uniform(masks.causal),),
+        exempt={"unequal": "each token both writes and reads: T = S"},
+    ),
+    Variant(
+        log_normal_attention_full,
+        rows=(158,),
+        paper=_PAPER,
+        inputs=_INPUTS,
+        engine="linear_attend",
+        limits=(_uniform(None),),
+        exempt={"causal": "reads all tokens, in both directions"},
+    ),
+)

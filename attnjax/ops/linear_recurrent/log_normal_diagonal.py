@@ -1,0 +1,51 @@
+"""LLN+Diag: the mean of linear log-normal attention and of softmax attention inside blocks.
+
+    o_i = (LLN_i + sum_j softmax_j(q_i . k_j / sqrt(H)) v_j) / 2,    j in the block of i
+
+Paper: Nahshan, Kampeas and Haleva, "Linear Log-Normal Attention with Unbiased Concentration", 2023,
+arXiv:2311.13541.
+Limits: one block as long as the sequence gives the mean of LLN and softmax attention; blocks of one
+token the mean of LLN and v.
+"""
+
+import numpy as np
+
+from attnjax.core import masks
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import attend
+from attnjax.core.recurrence.linear import Impl
+from attnjax.op import Limit, Variant, constant, full
+from attnjax.ops.linear_recurrent.log_normal import log_normal_attention_full
+from attnjax.typing import Array, K, Out, Q, V
+
+
+def log_normal_diagonal_attention(
+    q: Q, k: K, v: V, alpha: float | Array, beta: float | Array, *, width: int, impl: Impl = None
+) -> Out:
+    """Both halves see all tokens of a block of `width`; `impl` is that of the linear half."""
+    q, k, values = wide(q), wide(k), wide(v)
+    blocks = np.eye(-(-q.shape[1] // width), -(-k.shape[1] // width), dtype=bool)
+    near = attend(q, k, values, mask=masks.block_layout(blocks, width, width))
+    far = log_normal_attention_full(q, k, values, alpha, beta, impl=impl)
+    return ((near + far) / 2).astype(v.dtype)
+
+
+def _halves(q: Q, k: K, v: V, alpha: Array, beta: Array, width: int) -> Out:
+    return (log_normal_attention_full(q, k, v, alpha, beta) + attend(q, k, v)) / 2
+
+
+VARIANT = Variant(
+    log_normal_diagonal_attention,
+    rows=(158,),
+    paper="Nahshan, Kampeas and Haleva, 2023, arXiv:2311.13541",
+    inputs={"alpha": full("", 1.3), "beta": full("", 0.8), "width": constant(4)},
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "one block gives the mean of LLN and softmax attention",
+            given={"width": constant(16)},
+            equals=_halves,
+        ),
+    ),
+    exempt={"causal": "reads all tokens, in both directions"},
+)

@@ -1,0 +1,99 @@
+"""MambaMixer: selective mixing along tokens and along channels, with averages of earlier layers.
+
+    t_l = TokenMixer(sum_{i < l} alpha_li t_i + sum_{i < l} beta_li s_i)
+    s_l = ChannelMixer(sum_{i <= l} theta_li t_i + sum_{i < l} gamma_li s_i),    t_0 = s_0 = x
+
+A channel mixer is a Mamba block along the channels, forward plus backward, whose width is the
+number of tokens.
+
+Paper: Behrouz, Santacatterina and Zabih, "MambaMixer: Efficient Selective State Space Models with
+Dual Token and Channel Selection", 2024, arXiv:2403.19888, section 4.
+Limits: averages that take the layer before alone make a plain alternating stack.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core.numerics import wide
+from attnjax.op import Limit, Variant, normal
+from attnjax.ops.linear_recurrent.selective_mixer import (
+    Mixer,
+    both_directions,
+    sample_mixer,
+    selective_token_mixer,
+)
+from attnjax.ops.linear_recurrent.selective_ssm import Tokens
+from attnjax.typing import Array, Float
+
+
+class Layer(NamedTuple):
+    """A token mixer of width W, and channel mixers of width T, one for each direction."""
+
+    token: Mixer
+    forward: Mixer
+    backward: Mixer
+
+
+class Averages(NamedTuple):
+    """Learned numbers of each layer; entries for layers that are not there yet are not used."""
+
+    alpha: Float[Array, "L L"]
+    beta: Float[Array, "L L"]
+    theta: Float[Array, "L L+1"]
+    gamma: Float[Array, "L L"]
+
+
+def mamba_mixer(x: Tokens, layers: Sequence[Layer], averages: Averages) -> Tokens:
+    """A stack; channels have no order of time, and their mixers see all tokens."""
+    average = lambda weights, ys: jnp.tensordot(wide(weights)[: len(ys)], jnp.stack(ys), 1)
+    tokens, channels = [wide(x)], [wide(x)]
+    for layer, alpha, beta, theta, gamma in zip(layers, *averages, strict=True):
+        mixed = average(alpha, tokens) + average(beta, channels)
+        tokens.append(selective_token_mixer(mixed, layer.token))
+        mixed = average(theta, tokens) + average(gamma, channels)
+        channels.append(mix_channels(mixed, layer))
+    return channels[-1].astype(x.dtype)
+
+
+def mix_channels(x: Tokens, layer: Layer) -> Tokens:
+    """The selective channel mixer."""
+    return both_directions(x.swapaxes(1, 2), layer.forward, layer.backward).swapaxes(1, 2)
+
+
+def _layers(key: Array, z: Any) -> tuple[Layer, ...]:
+    drawn = zip("DTTDTT", jax.random.split(key, 6), strict=True)
+    mixers = [sample_mixer(own, z, width) for width, own in drawn]
+    return Layer(*mixers[:3]), Layer(*mixers[3:])
+
+
+def _averages(key: Array, z: Any) -> Averages:
+    shapes = zip(("2 2", "2 2", "2 3", "2 2"), jax.random.split(key, 4), strict=True)
+    return Averages(*(normal(shape, 0.4)(own, z) for shape, own in shapes))
+
+
+def _previous(key: Array, z: Any) -> Averages:
+    none, last = jnp.zeros((2, 2)), jnp.eye(2, 3, 1)
+    return Averages(none, jnp.eye(2), last, none)
+
+
+def _stack(x: Tokens, layers: tuple[Layer, ...], averages: Averages) -> Tokens:
+    for layer in layers:
+        x = mix_channels(selective_token_mixer(x, layer.token), layer)
+    return x
+
+
+VARIANT = Variant(
+    mamba_mixer,
+    rows=(330,),
+    paper="Behrouz, Santacatterina and Zabih, 2024, arXiv:2403.19888",
+    inputs=dict.fromkeys("qkv")
+    | {"x": normal("B T D", 0.5), "layers": _layers, "averages": _averages},
+    limits=(Limit("averages of the layer before: a stack", {"averages": _previous}, _stack),),
+    exempt={
+        "grouped": "takes no q, k, v of several heads",
+        "causal": "channel mixers read all tokens, in both directions",
+    },
+)

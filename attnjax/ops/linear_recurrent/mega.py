@@ -1,0 +1,100 @@
+"""Mega: gated single-head attention over a moving average of its input.
+
+    X' = EMA(X),    Z = silu(X' W_z),    Q = kappa_q Z + mu_q,    K = kappa_k Z + mu_k
+    V = silu(X W_v),    O = f(Q K^T / tau + b_rel) V,    tau = sqrt(width of Z) for softmax
+    H = silu(X' W_h + (silu(X' W_r) * O) U_h),    p = sigmoid(X' W_p),    out = p H + (1 - p) X
+    f(s) = (1 + erf((s - sqrt(1/2)) / (sigma sqrt 2))) / 2, sigma^2 = 1 / (4 pi),    tau = keys seen
+
+Paper: Ma et al., "Mega: Moving Average Equipped Gated Attention", 2022, arXiv:2209.10655,
+sections 3.2 to 3.4.
+Limits: p = 0 returns X; chunks of T tokens are full attention.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import sigmoid, silu
+
+from attnjax.core import masks
+from attnjax.core.mods import relative_bias
+from attnjax.core.normalizers import Normalizer
+from attnjax.core.numerics import Affine, wide
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, constant, normal
+from attnjax.ops.linear_recurrent.damped_ema import EMA, X, damped_ema_convolution, sample_ema
+from attnjax.typing import Array, Float
+
+
+def _laplace(s: Array, m: Array, stats: tuple, params: tuple) -> Array:
+    return 0.5 * jax.lax.erfc((math.sqrt(0.5) - s) * math.sqrt(2 * math.pi))
+
+
+laplace = Normalizer("laplace", _laplace)
+"""Near relu(s)^2 around s = sqrt(1/2), in (0, 1) elsewhere; not normalized."""
+
+
+class Weights(NamedTuple):  # maps of widths W (the model), Z (queries, keys) and E (values)
+    ema: EMA
+    z: Affine
+    q: Affine  # elementwise: kappa_q and mu_q, (Z,) each
+    k: Affine
+    v: Affine
+    reset: Affine
+    update: Affine
+    h: Affine
+    u: Float[Array, "E W"]
+    bias: Float[Array, " R"]  # of the relative positions, see relative_bias
+
+
+def mega(
+    x: X, weights: Weights, *, chunk: int | None = None, normalizer: Normalizer = laplace,
+    impl: Impl = None,
+) -> X:  # fmt: skip
+    """Causal; with `chunk`, attention stays inside chunks of so many tokens (Mega-chunk)."""
+    w, T = weights, x.shape[1]
+    average = damped_ema_convolution(wide(x), w.ema)
+    z = silu(w.z(average))
+    q, k = (z * wide(a.w) + wide(a.b) for a in (w.q, w.k))
+    at, mask = np.arange(T), masks.causal
+    if chunk is not None:
+        at, mask = at % chunk, mask & masks.document(at // chunk)
+    # a normalizer that does not divide by a sum of weights is given a mean over the keys
+    seen = jnp.asarray(at + 1, z.dtype)[:, None]
+    tau = seen if normalizer.denominator is None else math.sqrt(z.shape[-1])
+    o = attend(
+        *(a[:, :, None] for a in (q / tau, k, silu(w.v(x)))),
+        mods=(relative_bias(w.bias),),
+        mask=mask,
+        normalizer=normalizer,
+        scale=1.0,
+        impl=impl,
+    )
+    gated = jnp.matmul(silu(w.reset(average)) * o[:, :, 0], wide(w.u), precision="highest")
+    p = sigmoid(w.update(average))
+    return (p * silu(w.h(average) + gated) + (1 - p) * wide(x)).astype(x.dtype)
+
+
+def _weights(key: Array, z: Any, shift: float = 0.0) -> Weights:
+    keys = iter(jax.random.split(key, 20))
+    draw = lambda shape: normal(shape, 0.3)(next(keys), z)
+    affine = lambda a, b, add=0.0: Affine(draw(f"{a} {b}"), draw(b) + add)
+    maps = affine("D", "R"), Affine(draw("R"), draw("R")), Affine(draw("R"), draw("R"))
+    maps += affine("D", "H"), affine("D", "H"), affine("D", "D", shift), affine("D", "D")
+    return Weights(sample_ema(key, z), *maps, draw("H D"), draw("7"))
+
+
+_closed = lambda key, z: _weights(key, z, shift=-100.0)
+VARIANT = Variant(
+    mega,
+    rows=(226,),
+    paper="Ma et al., 2022, arXiv:2209.10655",
+    inputs=dict.fromkeys("qkv") | {"x": normal("B T D"), "weights": _weights, "chunk": constant(4)},
+    limits=(
+        Limit("p = 0 returns x", {"weights": _closed}, lambda x, weights, chunk: x),
+        Limit("one chunk", {"chunk": constant(9)}, lambda x, weights, chunk: mega(x, weights)),
+    ),
+    exempt={"grouped": "takes no q, k, v of several heads"},
+)

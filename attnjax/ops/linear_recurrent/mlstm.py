@@ -1,0 +1,83 @@
+"""The mLSTM of xLSTM: gated linear attention whose input gate is an exponential.
+
+    C_t = f_t C_{t-1} + i_t k_t v_t^T,    n_t = f_t n_{t-1} + i_t k_t,    i_t = exp(log_i_t)
+    o_t = q_t . C_t / max(|q_t . n_t|, 1),    with k / sqrt(H) for k
+
+C and n are kept as exp(-m_t) C_t and exp(-m_t) n_t, with m_t = max(log f_t + m_{t-1}, log i_t), so
+that nothing overflows; then exp(-m_t) stands where the 1 does.
+
+Paper: Beck et al., "xLSTM: Extended Long Short-Term Memory", 2024, arXiv:2405.04517, section 2.3.
+Limits: gates of 1 give linear attention, divided by max(|q . sum of k|, 1).
+Differs: the output gate and the norm of each head belong to a layer.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from attnjax.core import features
+from attnjax.core.numerics import divide, wide
+from attnjax.core.recurrence import linear
+from attnjax.op import Limit, Variant, full, log_gates, normal
+from attnjax.typing import Array, Float, K, PerQuery, Q, V
+
+
+class State(NamedTuple):
+    """exp(-m) C and exp(-m) n, in `linear`, and m (B,N)."""
+
+    linear: linear.State
+    m: Float[Array, "B N"]
+
+
+def mlstm(
+    q: Q,
+    k: K,
+    v: V,
+    log_i: PerQuery,
+    log_f: PerQuery,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: linear.Impl = None,
+) -> Any:
+    """Matrix LSTM; log_i is any number, log_f <= 0, such as log_sigmoid(x)."""
+    (_, _, N, H), log_i = q.shape, wide(log_i)
+    before = jnp.zeros_like(log_i[:, 0]) if state is None else state.m
+    # Gradients through m cancel, as nothing depends on m; log_decay carries that of log_f.
+    m, log_decay = features.running_max(log_i, wide(log_f), before)
+    k, v = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k, v))
+    least = jnp.exp(-jnp.maximum(m, -80.0))[..., None]  # finite; what it divides is as good as zero
+    out, last = linear.linear_attend(
+        q,
+        wide(k) * jnp.exp(log_i - m)[..., None] / math.sqrt(H),
+        v,
+        log_decay=log_decay,
+        normalize=lambda values, mass: divide(values, jnp.maximum(jnp.abs(mass), least)),
+        state=None if state is None else state.linear,
+        return_state=True,
+        impl=impl,
+    )
+    return (out, State(last, m[:, -1])) if return_state else out
+
+
+VARIANT = Variant(
+    mlstm,
+    rows=(),
+    paper="Beck et al., 2024, arXiv:2405.04517",
+    inputs={"log_i": normal("B T N", 2.0), "log_f": log_gates("B T N")},
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "gates of 1 give linear attention, divided by max(|q . sum of k|, 1)",
+            given={"log_i": full("B T N", 0.0), "log_f": full("B T N", 0.0)},
+            equals=lambda q, k, v, log_i, log_f: linear.linear_attend(
+                q / math.sqrt(q.shape[-1]),
+                k,
+                v,
+                normalize=lambda values, mass: values / jnp.maximum(jnp.abs(mass), 1.0),
+            ),
+        ),
+    ),
+    exempt={"unequal": "each token both writes and reads: T = S"},
+)

@@ -1,0 +1,68 @@
+"""Rank-augmented linear attention: tokens re-weighted by a global query, outputs gated by tokens.
+
+    o_i = g_i * phi(q_i) sum_j a_j phi(k_j) v_j^T / (phi(q_i) . sum_j a_j phi(k_j))
+    a_j = S softmax_j(mean(q) . k_j / sqrt(H)),    phi = elu + 1
+
+Paper: Fan, Huang and He, "Breaking the Low-Rank Dilemma of Linear Attention", 2024,
+arXiv:2411.07635.
+Limits: queries of mean zero (a = 1) with gate 1 are linear attention with phi.
+Differs: the gate's projection of the token belongs to a layer, as do the rotary positions and the
+depthwise convolution of v of the paper's blocks; its code takes mean(q) and k after phi.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from attnjax.core import features
+from attnjax.core.numerics import divide, wide
+from attnjax.core.recurrence.linear import Impl, linear_attend
+from attnjax.op import Limit, Sizes, Variant, full, normal
+from attnjax.typing import Array, Float, K, Out, Q, V
+
+
+def rala(
+    q: Q,
+    k: K,
+    v: V,
+    gate: Float[Array, "B T N D"],
+    *,
+    phi: features.FeatureMap = features.elu1,
+    impl: Impl = None,
+) -> Out:
+    """Over all tokens, in both directions; the weights a_j sum to S in every query head."""
+    heads = lambda x: jnp.repeat(wide(x), q.shape[2] // k.shape[2], axis=2)
+    q, keys = wide(q), heads(k)
+    scores = jnp.einsum("BNH,BSNH->BSN", q.mean(axis=1), keys, precision="highest")
+    weights = k.shape[1] * jax.nn.softmax(scores / math.sqrt(q.shape[3]), axis=1)
+    keys = weights[..., None] * phi(keys)
+    out = linear_attend(phi(q), keys, heads(v), normalize=divide, block=None, impl=impl)
+    return (wide(gate) * out).astype(v.dtype)
+
+
+def _centered(key: Array, z: Sizes) -> Array:
+    q = jax.random.normal(key, z.shape("B T N H"))
+    return q - q.mean(axis=1, keepdims=True)
+
+
+def _linear(q: Q, k: K, v: V, gate: Array) -> Out:
+    q, k = features.elu1(q), features.elu1(k)
+    return linear_attend(q, k, v, normalize=divide, block=None)
+
+
+VARIANT = Variant(
+    rala,
+    rows=(153,),
+    paper="Fan, Huang and He, 2024, arXiv:2411.07635",
+    inputs={"gate": normal("B T N D")},
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "queries of mean zero with gate 1 are linear attention",
+            given={"q": _centered, "gate": full("B T N D", 1.0)},
+            equals=_linear,
+        ),
+    ),
+    exempt={"causal": "reads all tokens, in both directions"},
+)

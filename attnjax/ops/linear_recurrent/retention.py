@@ -1,0 +1,62 @@
+"""Retention: linear attention that fades at a fixed rate, another one for each head.
+
+    o_i = sum_{j <= i} g_n^(i - j) (q_i . k_j / sqrt(H)) v_j,    g_n = 1 - 2^(-5 - n)
+
+Paper: Sun et al., "Retentive Network: A Successor to Transformer for Large Language Models", 2023,
+arXiv:2307.08621, section 2.
+Limits: g = 1 is linear attention without a normalizer.
+Differs: the rotation of q and k, the norm of each head and the gate belong to a layer.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from attnjax.core.numerics import wide
+from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.op import Limit, Variant, full
+from attnjax.typing import K, PerHead, Q, V
+
+
+def retention_log_decays(heads: int) -> PerHead:
+    """log(1 - 2^(-5 - n)) for n = 0 .. heads - 1: the later a head, the longer it remembers."""
+    return jnp.log1p(-jnp.exp2(-5.0 - jnp.arange(heads)))
+
+
+def retention(
+    q: Q,
+    k: K,
+    v: V,
+    log_decay: PerHead | None = None,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Causal retention; `log_decay` is that of `retention_log_decays` if None."""
+    return linear_attend(
+        wide(q) / math.sqrt(q.shape[-1]),
+        k,
+        v,
+        log_decay=retention_log_decays(q.shape[2]) if log_decay is None else log_decay,
+        state=state,
+        return_state=return_state,
+        impl=impl,
+    )
+
+
+VARIANT = Variant(
+    retention,
+    rows=(),
+    paper="Sun et al., 2023, arXiv:2307.08621",
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "g = 1 is linear attention without a normalizer",
+            given={"log_decay": full("N", 0.0)},
+            equals=lambda q, k, v: linear_attend(q / math.sqrt(q.shape[-1]), k, v),
+        ),
+    ),
+    exempt={"unequal": "each token both writes and reads: T = S"},
+)

@@ -1,0 +1,67 @@
+"""RWKV-6 (Finch): a token reads the state before it writes, and itself with another weight.
+
+    o_t = r_t . (S_{t-1} + diag(u) k_t v_t^T),    S_t = diag(w_t) S_{t-1} + k_t v_t^T
+
+Paper: Peng et al., "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence", 2024,
+arXiv:2404.05892, section 4.
+Limits: u = 1 and w = 1 is linear attention without a normalizer.
+Differs: r is named q here; w comes as its logarithm, -exp(x) in the paper; the token shifts, the
+norm of each head and the gate belong to a layer.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from attnjax.core.numerics import wide
+from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.op import Limit, Variant, full, log_gates, normal
+from attnjax.typing import Array, Float, K, Q, V
+
+
+def rwkv6(
+    q: Q,
+    k: K,
+    v: V,
+    log_decay: Float[Array, "B T N H"],
+    u: Float[Array, "N H"],
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Linear attention to the tokens before, each channel fading, plus u for the token itself."""
+    N = q.shape[2]
+    r, key, value = wide(q), *(jnp.repeat(wide(x), N // x.shape[2], axis=2) for x in (k, v))
+    # One token earlier the state is S_{t-1}: a first token that writes nothing makes room.
+    late = lambda x: jnp.pad(x, ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
+    early = lambda x: jnp.pad(x, ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))
+    out, last = linear_attend(
+        early(r),
+        late(key),
+        late(value),
+        log_decay=late(wide(log_decay)),
+        state=state,
+        return_state=True,
+        impl=impl,
+    )
+    own = jnp.sum(r * wide(u) * key, axis=-1, keepdims=True)
+    out = (out[:, :-1] + own * value).astype(v.dtype)
+    return (out, last) if return_state else out
+
+
+VARIANT = Variant(
+    rwkv6,
+    rows=(),
+    paper="Peng et al., 2024, arXiv:2404.05892",
+    inputs={"log_decay": log_gates("B T N H"), "u": normal("N H")},
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "u = 1 and w = 1 is linear attention without a normalizer",
+            given={"log_decay": full("B T N H", 0.0), "u": full("N H", 1.0)},
+            equals=lambda q, k, v, log_decay, u: linear_attend(q, k, v),
+        ),
+    ),
+    exempt={"unequal": "each token both writes and reads: T = S"},
+)

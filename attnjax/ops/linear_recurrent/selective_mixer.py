@@ -1,0 +1,94 @@
+"""A Mamba block: a short convolution and a selective state space model, gated by the input.
+
+    u = silu(conv(x W_x)),    dt = softplus(u W_dt + d),    b = u W_b,    c = u W_c
+    out = ((SSM(u; dt, -exp(log A), b, c) + D u) * silu(x W_g)) W_o
+
+Along the tokens it is MambaMixer's selective token mixer; along channels, in both directions, its
+channel mixer.
+
+Paper: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023,
+arXiv:2312.00752, section 3.4; Behrouz, Santacatterina and Zabih, "MambaMixer: Efficient Selective
+State Space Models with Dual Token and Channel Selection", 2024, arXiv:2403.19888.
+Limits: a closed gate, W_g = 0, gives zero.
+Differs: W_dt is one matrix, which the papers write as a product of two.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import silu, softplus
+
+from attnjax.core.numerics import Affine, wide
+from attnjax.core.scan.convolution import causal_conv
+from attnjax.op import Limit, Variant, normal
+from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
+from attnjax.typing import Array, Float
+
+
+class Mixer(NamedTuple):
+    """Learned: maps between the width W of x and the inner width E."""
+
+    x: Float[Array, "W E"]
+    gate: Float[Array, "W E"]
+    conv: Float[Array, "C E"]
+    dt: Affine
+    b: Float[Array, "E M"]
+    c: Float[Array, "E M"]
+    log_a: Float[Array, "E M"]
+    skip: Float[Array, " E"]
+    out: Float[Array, "E W"]
+
+
+class State(NamedTuple):
+    """The last inputs of the convolution, and that of the state space model."""
+
+    before: Float[Array, "B C-1 E"]
+    ssm: Float[Array, "B E M"]
+
+
+def selective_token_mixer(
+    x: Tokens, weights: Mixer, *, state: State | None = None, return_state: bool = False
+) -> Any:
+    """Causal."""
+    w, y = jax.tree.map(wide, weights), wide(x)
+    product = lambda x, w: jnp.matmul(x, w, precision="highest")
+    before, h = (None, None) if state is None else state
+    u, before = causal_conv(product(y, w.x), w.conv, before)
+    u = silu(u)
+    rates, a = softplus(w.dt(u)), -jnp.exp(w.log_a)
+    read, h = selective_ssm(
+        u, rates, a, product(u, w.b), product(u, w.c), state=h, return_state=True
+    )
+    out = product((read + w.skip * u) * silu(product(y, w.gate)), w.out).astype(x.dtype)
+    return (out, State(before, h)) if return_state else out
+
+
+def both_directions(x: Tokens, forward: Mixer, backward: Mixer) -> Tokens:
+    """The sum of a mixer and of another one from the last token to the first, at the same time."""
+    weights = jax.tree.map(lambda *w: jnp.stack(w), forward, backward)
+    ahead, back = jax.vmap(selective_token_mixer)(jnp.stack([x, x[:, ::-1]]), weights)
+    return ahead + back[:, ::-1]
+
+
+def sample_mixer(key: Array, z: Any, W: str = "D") -> Mixer:
+    """W is the letter of the width."""
+    keys = iter(jax.random.split(key, 10))
+    draw = lambda shape: normal(shape, z.shape(shape)[0] ** -0.5)(next(keys), z)
+    maps = draw(f"{W} H"), draw(f"{W} H"), draw("3 H"), Affine(draw("H H"), draw("H"))
+    return Mixer(*maps, draw("H M"), draw("H M"), draw("H M"), draw("H"), draw(f"H {W}"))
+
+
+def _closed(key: Array, z: Any) -> Mixer:
+    mixer = sample_mixer(key, z)
+    return mixer._replace(gate=0 * mixer.gate)
+
+
+VARIANT = Variant(
+    selective_token_mixer,
+    rows=(330,),
+    paper="Behrouz, Santacatterina and Zabih, 2024, arXiv:2403.19888",
+    inputs=dict.fromkeys("qkv") | {"x": normal("B T D"), "weights": sample_mixer},
+    limits=(Limit("a closed gate", {"weights": _closed}, lambda x, weights: jnp.zeros_like(x)),),
+    exempt={"grouped": "takes no q, k, v of several heads"},
+)

@@ -1,0 +1,47 @@
+"""Gated linear attention, its gate one number for each head: the state fades, then is added to.
+
+    S_t = a_t S_{t-1} + k_t v_t^T,    o_t = q_t . S_t,    a_t = exp(log_decay_t)
+
+Paper: Yang, Wang, Shen, Panda and Kim, "Gated Linear Attention Transformers with Hardware-Efficient
+Training", 2023, arXiv:2312.06635, where it is the gate of the models that gla generalizes.
+Limits: gates of 1 give linear attention without a normalizer.
+"""
+
+from typing import Any
+
+from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.op import Limit, Variant, full, log_gates
+from attnjax.typing import K, PerQuery, Q, V
+
+
+def simple_gla(
+    q: Q,
+    k: K,
+    v: V,
+    log_decay: PerQuery,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
+    """Causal linear attention that fades by exp(log_decay) at each token."""
+    return linear_attend(
+        q, k, v, log_decay=log_decay, state=state, return_state=return_state, impl=impl
+    )
+
+
+VARIANT = Variant(
+    simple_gla,
+    rows=(),
+    paper="Yang et al., 2023, arXiv:2312.06635",
+    inputs={"log_decay": log_gates("B T N")},
+    engine="linear_attend",
+    limits=(
+        Limit(
+            "gates of 1 give plain sums",
+            given={"log_decay": full("B T N", 0.0)},
+            equals=lambda q, k, v, log_decay: linear_attend(q, k, v),
+        ),
+    ),
+    exempt={"unequal": "each token both writes and reads: T = S"},
+)

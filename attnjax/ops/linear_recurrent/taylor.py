@@ -1,0 +1,92 @@
+"""TaylorShift: the second-order Taylor polynomial of exp in softmax, in quadratic or linear time.
+
+    A_ij = f(x_ij) / sum_j f(x_ij),    f(x) = 1 + x + x^2 / 2,    x_ij = tau_n cos(q_i, k_j)
+    direct      by the scores, O(T^2 H)
+    efficient   f(x_ij) = phi(q_i) . phi(k_j),  phi(u) = [1, u, u (x) u / sqrt(2)],  O(T H^3)
+
+Paper: Nauen, Palacio and Dengel, "TaylorShift: Shifting the Complexity of Self-Attention from
+Squared to Linear (and Back) using Taylor-Softmax", 2024, arXiv:2403.02920.
+Limits: tau = 0 gives the mean of the values; both forms agree; small tau is softmax attention.
+Differs: outputs are not multiplied by sqrt(S / H), the paper's normalization of their size; its
+powers of H and S that keep half precision from overflowing cancel, and sums here are float32.
+"""
+
+import math
+from typing import NamedTuple
+
+from attnjax.core import features, masks, normalizers
+from attnjax.core.numerics import divide, wide
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.recurrence.linear import linear_attend
+from attnjax.op import Limit, Variant, full, uniform
+from attnjax.typing import K, Out, PerHead, Q, V
+
+
+def taylor_shift(
+    q: Q, k: K, v: V, temperature: PerHead, *, block: int | None = None, impl: Impl = None
+) -> Out:
+    """The efficient form; `block` as in linear_attend: 1 for causal, None for both directions."""
+    phi = features.taylor(2)
+    q, k = features.cosine(wide(q)), features.cosine(wide(k))
+    q = q * wide(temperature)[:, None]
+    return linear_attend(phi(q), phi(k), v, normalize=divide, block=block, impl=impl)
+
+
+def taylor_shift_direct(
+    q: Q, k: K, v: V, temperature: PerHead, *, mask: masks.Mask | None = None, impl: Impl = None
+) -> Out:
+    """The direct form, faster for few tokens; any mask."""
+    q, k, scale = features.cosine(wide(q)), features.cosine(wide(k)), wide(temperature)[:, None]
+    taylor = normalizers.taylor(2)
+    out = attend(q, k, wide(v), mask=mask, normalizer=taylor, scale=scale, impl=impl)
+    return out.astype(v.dtype)
+
+
+class Crossover(NamedTuple):
+    """Lengths from which on the efficient form needs fewer operations, and fewer numbers stored."""
+
+    operations: float
+    numbers: float
+
+
+def taylor_crossover(H: int) -> Crossover:
+    """Solves the paper's counts, direct = efficient, for the length T, with D = H:
+
+    operations   4 T^2 H + 6 T^2                         =  T (4 H^3 + 10 H^2 + 9 H + 4)
+    numbers      T H + 2 T^2  (v, scores and weights)    =  H^2 (H + 1) + 2 T H + T (H + 1) + T H^2
+    """
+    linear = (H + 1) ** 2
+    return Crossover(
+        operations=(4 * H**3 + 10 * H**2 + 9 * H + 4) / (4 * H + 6),
+        numbers=(linear + math.sqrt(linear**2 + 8 * H**2 * (H + 1))) / 4,
+    )
+
+
+_PAPER = "Nauen, Palacio and Dengel, 2024, arXiv:2403.02920"
+_INPUTS = {"temperature": uniform("N", 0.5, 3.0)}
+_EITHER = {"causal": "attends in both directions unless the caller asks for causal"}
+_MEAN = Limit(
+    "temperature = 0 gives the mean of the values",
+    given={"temperature": full("N", 0.0)},
+    equals=lambda q, k, v, temperature: attend(0 * q, k, v),
+)
+
+VARIANTS = (
+    Variant(
+        taylor_shift,
+        rows=(234,),
+        paper=_PAPER,
+        inputs=_INPUTS,
+        engine="linear_attend",
+        limits=(_MEAN, Limit("both forms agree", given={}, equals=taylor_shift_direct)),
+        exempt=_EITHER,
+    ),
+    Variant(
+        taylor_shift_direct,
+        rows=(234,),
+        paper=_PAPER,
+        inputs=_INPUTS,
+        limits=(_MEAN, Limit("both forms agree", given={}, equals=taylor_shift)),
+        exempt=_EITHER,
+    ),
+)

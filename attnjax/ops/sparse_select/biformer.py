@@ -1,0 +1,93 @@
+"""Bi-level routing attention: regions choose regions, then their tokens attend to those tokens.
+
+    R_uw = mean(q in region u) . mean(k in region w), over the channels of all heads
+    out_i = softmax_j(q_i . k_j / sqrt(H)) V over the tokens j of the top_k regions of largest R
+            for i's region, + LCE(V)_i,    LCE a depthwise convolution over the map
+
+Paper: Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", 2023,
+arXiv:2303.08810, section 3.
+Limits: top_k of all regions without a kernel is softmax attention.
+Differs: a side that `regions` does not divide has shorter, perhaps fewer, regions at its end.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.core import masks
+from attnjax.core.blocks import select, selection
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl
+from attnjax.core.scan.convolution import depthwise
+from attnjax.op import Limit, Sizes, Variant, constant, grid, normal
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.sparse_select.vmoba import partition
+from attnjax.typing import Array, Float, K, Out, Q, V
+
+
+def bi_level_routing_attention(
+    q: Q,
+    k: K,
+    v: V,
+    kernel: Float[Array, "Y X N D"] | None = None,
+    *,
+    shape: Sequence[int],
+    regions: int = 7,
+    top_k: int = 4,
+    impl: Impl = None,
+) -> Out:
+    """Attention on a map of `shape` (rows, columns), row by row, T = S = rows * columns.
+
+    The map has `regions` x `regions` regions; all heads share the routing, which has no gradient.
+    `kernel`, 5 x 5 in the paper, is that of LCE for each channel of each query head; None is none.
+    """
+    (B, T, N, _), (S, heads, D) = q.shape, v.shape[1:]
+    if not T == S == math.prod(shape):
+        raise ValueError(f"shape: {tuple(shape)}; expected T = {T} and S = {S} cells")
+    block = [-(-n // regions) for n in shape]
+    order, size = partition(shape, block), math.prod(block)
+    real = order < T
+    cells = lambda x: x[:, np.minimum(order, T - 1)]
+    count = real.reshape(-1, size).sum(1)[:, None, None]
+    means = lambda x: select.mean_pool(jnp.where(real[:, None, None], x, 0), size) * (size / count)
+    queries, keys = cells(q), cells(k)
+    affinity = select.over_group(select.dot_scores(means(queries), means(keys)), 1)
+    out = selection.attend_selected(
+        queries, keys, cells(v), select.top_k(affinity, top_k), block_q=size, block_k=size,
+        mask=None if real.all() else masks.prefix(T), k_positions=order, impl=impl,
+    )[:, np.argsort(order, kind="stable")[:T]]  # fmt: skip
+    if kernel is None:
+        return out
+    image = jnp.repeat(v, N // heads, axis=2).reshape(B, *shape, N * D)
+    local = depthwise(image, kernel.reshape(*kernel.shape[:2], N * D)).reshape(out.shape)
+    return (wide(out) + local).astype(out.dtype)
+
+
+def _regions(key: Array, z: Sizes) -> int:
+    return math.prod(min(2, n) for n in grid(key, z))
+
+
+VARIANT = Variant(
+    bi_level_routing_attention,
+    rows=(42,),
+    paper="Zhu et al., 2023, arXiv:2303.08810",
+    inputs={
+        "kernel": normal("5 5 N D", 0.2),
+        "shape": grid,
+        "regions": constant(2),
+        "top_k": lambda key, z: min(2, _regions(key, z)),
+    },
+    limits=(
+        Limit(
+            "top_k of all regions without a kernel is softmax attention",
+            given={"kernel": constant(None), "top_k": _regions},
+            equals=lambda q, k, v, **_: multi_head_attention(q, k, v),
+        ),
+    ),
+    exempt={
+        "causal": "a region routes to regions on every side of it",
+        "unequal": "queries and keys are the cells of one map",
+    },
+)

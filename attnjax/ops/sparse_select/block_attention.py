@@ -1,0 +1,78 @@
+"""Block-attention: passages do not see each other, so the keys of each may be cached alone.
+
+    A_ij = softmax_j(q_i . k_j / sqrt(H)) over j <= i in i's block, or over all j <= i where i is in
+    the last block;    a cached block moves by D places: k'_j = R(D) k_j, v'_j = v_j
+
+Paper: Ma, Wang and Lan, "Block-Attention for Efficient RAG", 2024, arXiv:2409.15355, section 2.
+Limits: one block is causal attention.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from attnjax.core import masks
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.positions import rotary
+from attnjax.op import Limit, Variant
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import Array, Int, K, Out, Q, V
+
+
+def block_attention(
+    q: Q, k: K, v: V, blocks: Int[Array, "*B T"], *,
+    mask: masks.Mask | None = None, impl: Impl = None,
+) -> Out:  # fmt: skip
+    """Causal attention inside blocks; the tokens of the last block see everything before them.
+
+    `blocks` are integers (T,) or (B,T): tokens of one block share one, the last block has the
+    largest, and padding any negative one. As NumPy they let tiles be skipped while tracing.
+    `mask` forbids more. What a token of any other block gives does not depend on other blocks.
+    """
+    T, S = q.shape[1], k.shape[1]
+    ids: Any = blocks if isinstance(blocks, Tracer) else np.asarray(blocks)
+    if T != S or ids.shape not in ((T,), (q.shape[0], T)):
+        raise ValueError(
+            f"blocks: shape {ids.shape}; expected (T,) or (B,T) with T = S, here {T} and {S}"
+        )
+    last = ids == ids.max(-1, keepdims=True)
+    to_all = masks.document(last.astype(np.int32) - 1, -(ids < 0).astype(np.int32))
+    seen = masks.causal & (masks.document(ids) | to_all)
+    return attend(q, k, v, mask=seen if mask is None else seen & mask, impl=impl)
+
+
+def reindex(k: K, offset: int | Int[Array, " B"], *, base: float = 10000.0) -> K:
+    """Keys with rotary positions, `offset` places further on: one number, or one an example."""
+    places = jnp.broadcast_to(jnp.asarray(offset)[..., None], (*jnp.shape(offset), k.shape[1]))
+    return rotary(k, places, base).astype(k.dtype)
+
+
+def assemble(blocks: Sequence[tuple[K, V]], *, base: float = 10000.0) -> tuple[K, V]:
+    """The keys and values of blocks behind each other, of (k, v) cached with positions 0, 1, 2, ...
+
+    The last block's queries see them, and their own behind them, by `masks.causal_to_end`.
+    """
+    starts = np.cumsum([0, *(k.shape[1] for k, _ in blocks)])
+    keys = [
+        reindex(k, int(start), base=base) for (k, _), start in zip(blocks, starts, strict=False)
+    ]
+    return jnp.concatenate(keys, axis=1), jnp.concatenate([v for _, v in blocks], axis=1)
+
+
+VARIANT = Variant(
+    block_attention,
+    rows=(194,),
+    paper="Ma, Wang and Lan, 2024, arXiv:2409.15355",
+    inputs={"blocks": lambda key, z: np.arange(z.T) * 3 // z.T},
+    limits=(
+        Limit(
+            "one block is causal attention",
+            given={"blocks": lambda key, z: np.zeros(z.T, int)},
+            equals=lambda q, k, v, blocks: multi_head_attention(q, k, v, mask=masks.causal),
+        ),
+    ),
+    exempt={"unequal": "queries and keys are the tokens of one text"},
+)

@@ -1,0 +1,79 @@
+"""Delta attention: what a few dense rows add to sparse attention is added to the rows behind them.
+
+    o_i = sparse_i + (dense_g - sparse_g),    g = gamma floor(i / gamma)
+    dense_g = sum_j softmax_j(q_g . k_j / sqrt(H)) v_j over all j <= g
+
+Paper: Willette, Lee and Hwang, "Delta Attention: Fast and Accurate Sparse Attention Inference by
+Delta Correction", 2025, arXiv:2505.11254, section 3.
+Limits: gamma = 1 is causal attention; a sparse attention that sees everything is not changed.
+Differs: a query to which the sparse attention gives nothing, as in padding, is not corrected.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.core import masks
+from attnjax.core.blocks import runs
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.op import Limit, Variant, constant
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import K, Out, Q, V
+
+Sparse = Callable[[Q, K, V], Out]
+STREAMING = masks.sinks(4) | masks.window(2047)
+
+
+def delta_attention(
+    q: Q, k: K, v: V, *, sparse: masks.Mask | Sparse = STREAMING, gamma: int = 64,
+    dense_last: int = 0, mask: masks.Mask | None = None, impl: Impl = None,
+) -> Out:  # fmt: skip
+    """Sparse causal attention with every `gamma`-th query dense, and the others moved as it was.
+
+    `sparse` is a mask, or any causal attention of (q, k, v), which then has to know `mask`. The
+    last `dense_last` queries are dense, too: what comes next continues from them. `mask` forbids
+    more. The dense queries cost T S / gamma scores.
+    """
+    T, S = q.shape[1], k.shape[1]
+    if gamma < 1 or not 0 <= dense_last:
+        raise ValueError(f"gamma, dense_last: {gamma}, {dense_last}; expected at least 1 and 0")
+    seen = masks.causal if mask is None else masks.causal & mask
+    if isinstance(sparse, masks.Mask):
+        few = wide(attend(q, k, v, mask=seen & sparse, impl=impl))
+    else:
+        few = wide(sparse(q, k, v))
+    of_all = runs.mask_of_tokens(seen, T, S)  # resolved for T queries, whichever are given
+    dense = lambda at: wide(attend(q[:, at], k, v, mask=of_all, q_positions=at, impl=impl))
+    every, last = np.arange(0, T, gamma), np.arange(max(T - dense_last, 0), T)
+    rows = dense(every)
+    delta = jnp.repeat(rows - few[:, every], gamma, axis=1)[:, :T]
+    some = jnp.any(few != 0, axis=-1, keepdims=True)
+    out = jnp.where(some, few + delta, few).at[:, every].set(rows)
+    out = out.at[:, last].set(dense(last)) if len(last) else out
+    return out.astype(q.dtype)
+
+
+VARIANT = Variant(
+    delta_attention,
+    rows=(103,),
+    paper="Willette, Lee and Hwang, 2025, arXiv:2505.11254",
+    inputs={
+        "sparse": constant(masks.window(1) | masks.sinks(1)),
+        "gamma": constant(4),
+        "dense_last": constant(2),
+    },
+    limits=(
+        Limit(
+            "gamma = 1 is causal attention",
+            given={"gamma": constant(1)},
+            equals=lambda q, k, v, **rest: multi_head_attention(q, k, v, mask=masks.causal),
+        ),
+        Limit(
+            "sparse attention that sees everything is not changed",
+            given={"sparse": constant(masks.causal)},
+            equals=lambda q, k, v, **rest: multi_head_attention(q, k, v, mask=masks.causal),
+        ),
+    ),
+)

@@ -1,0 +1,101 @@
+"""Dynamic mask attention: values say how much their keys matter; a query sees the top of those.
+
+    delta_j = exp(a softplus(v_j w)) for each key head, v_j the values of all key heads
+    A_ij = softmax_j(q_i . k_j / sqrt(H) + delta_j) over the `window` keys j <= i of largest delta,
+           the earlier of two equal ones first
+
+Paper: Shi et al., "Trainable Dynamic Mask Sparse Attention", 2025, arXiv:2508.02124, section 3.
+Limits: a window of all keys is causal attention with delta added; with a = 0 causal attention.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core import masks, mods
+from attnjax.core.blocks import select, selection
+from attnjax.core.numerics import finite, wide
+from attnjax.core.pairwise.attend import Impl
+from attnjax.op import Limit, Variant, constant, full, normal
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import Array, Float, Int, K, Out, Q, V
+
+
+def dynamic_mask_attention(
+    q: Q, k: K, v: V, w: Float[Array, "W K"], a: Float[Array, " K"], *, window: int = 2048,
+    block_size: int = 64, mask: masks.Mask | None = None, impl: Impl = None,
+) -> Out:  # fmt: skip
+    """Causal attention to at most `window` keys; gradients reach w (K * D, K) and a by delta.
+
+    A key is seen from its own query on until `window` better ones have come: one number for each
+    key, its last query, is the mask, O(S) memory. Blocks of `block_size` in which nothing is seen
+    are skipped. `mask` forbids more, but does not choose.
+    """
+    (B, T, N, _), (S, heads, D) = q.shape, v.shape[1:]
+    if w.shape != (heads * D, heads) or window < 1:
+        told = f"w and window: {w.shape}, {window}"
+        raise ValueError(f"{told}; expected (K*D,K) = {(heads * D, heads)}, at least 1")
+    read = jnp.matmul(finite(v).reshape(B, S, -1), wide(w), precision=lax.Precision.HIGHEST)
+    log_delta = wide(a) * jax.nn.softplus(read)
+    last = jax.vmap(jax.vmap(partial(_last_query, window=window), 1, 1))(log_delta)  # (B,S,K)
+    ends = jnp.pad(last, ((0, 0), (0, -S % block_size), (0, 0)))
+    ends = ends.reshape(B, 1, -1, block_size, heads).max(3)  # of the keys in a block
+    ahead = jnp.swapaxes(ends, 2, 3) - np.arange(0, T, block_size)[:, None, None]
+    ahead = select.causal_scores(ahead.astype(read.dtype), block_size, block_size)
+    seen = masks.causal & _Until(jnp.repeat(jnp.moveaxis(last, 2, 1), N // heads, axis=1))
+    return selection.attend_selected(
+        q, k, v, select.threshold(ahead, 0.0), block_q=block_size, block_k=block_size,
+        mods=(mods.mod(jnp.add, key=jnp.exp(log_delta)),),
+        mask=seen if mask is None else seen & mask, impl=impl,
+    )  # fmt: skip
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["last"], meta_fields=[])
+@dataclass(frozen=True, repr=False)
+class _Until(masks.Mask):
+    last: Int[Array, "B N S"]  # q <= last[b, n, k]
+
+    def allowed(self, q_pos: Any, k_pos: Any) -> Any:
+        return q_pos <= self.last[..., k_pos]
+
+    def classify(self, q_lo: Any, q_hi: Any, k_lo: Any, k_hi: Any) -> Any:
+        return np.full((np.shape(q_lo)[0], np.shape(k_lo)[1]), masks.PARTIAL, np.int8)
+
+
+def _last_query(score: Float[Array, " S"], window: int) -> Int[Array, " S"]:
+    """The last query for which each key is among the `window` best so far; 2^30 is no end.
+
+    The window-th best rank so far falls from query to query; a wavelet matrix finds all of them, in
+    O(S log^2 S): bit by bit, how many of the first i + 1 ranks have a zero there.
+    """
+    S = len(score)
+    rank = places = jnp.argsort(jnp.argsort(-score, stable=True))  # 0 is the best
+    low, high, skip, cut = jnp.zeros(S, int), jnp.arange(1, S + 1), jnp.full(S, window - 1), 0
+    for bit in reversed(range((S - 1).bit_length())):
+        one = places >> bit & 1
+        zeros = jnp.pad(jnp.cumsum(1 - one), (1, 0))
+        count = zeros[high] - zeros[low]
+        up = skip >= count
+        cut, skip = cut + (up << bit), skip - jnp.where(up, count, 0)
+        low, high = (jnp.where(up, zeros[-1] + x - zeros[x], zeros[x]) for x in (low, high))
+        places = places[jnp.argsort(one, stable=True)]
+    cut = jnp.where(jnp.arange(S) < window - 1, S, cut)  # fewer keys than that: all are seen
+    queries = jnp.searchsorted(-cut, -rank, side="right")  # those with cut >= rank
+    return jnp.where(queries == S, 1 << 30, queries - 1).astype(jnp.int32)
+
+
+_causal = lambda q, k, v, **_: multi_head_attention(q, k, v, mask=masks.causal)
+VARIANT = Variant(
+    dynamic_mask_attention,
+    rows=(63,),
+    paper="Shi et al., 2025, arXiv:2508.02124",
+    inputs={"w": lambda key, z: normal(f"{z.K * z.D} K", 0.3)(key, z), "a": normal("K")}
+    | {"window": constant(4), "block_size": constant(2)},
+    limits=(Limit("a = 0 is causal", {"window": constant(99), "a": full("K", 0.0)}, _causal),),
+    exempt={"grouped": "w reads the values of all key heads, and is another for more of them"},
+)

@@ -1,0 +1,63 @@
+"""FlexPrefill's query-aware pattern for each query by itself: a form that is strictly causal.
+
+    p_ib = softmax_b(q_i . mean(k in b) / sqrt(H)) over the blocks between the first and i's own
+    A_ij = softmax_j(q_i . k_j / sqrt(H)) over j <= i in the first block, in i's own, and in the
+           fewest blocks whose p_ib reach the share gamma
+
+Paper: Lai et al., "FlexPrefill: A Context-Aware Sparse Attention Mechanism for Efficient
+Long-Sequence Inference", 2025, arXiv:2502.20766, algorithm 4.
+Limits: gamma = 1 is causal attention.
+Differs: there, blocks of queries share the mass of the whole head, so the last may take what the
+first would have kept; here a query depends on no later one, and can be decoded.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.core import masks
+from attnjax.core.blocks import select, selection
+from attnjax.core.pairwise.attend import Impl
+from attnjax.op import Limit, Variant, constant
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import K, Out, Q, V
+
+
+def flexprefill_by_query(
+    q: Q,
+    k: K,
+    v: V,
+    *,
+    block_size: int = 64,
+    gamma: float = 0.95,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Causal attention; each query of each head takes as many blocks as its mass asks for.
+
+    `mask` forbids more, but does not choose.
+    """
+    scores = select.dot_scores(q, select.mean_pool(k, block_size)) * q.shape[-1] ** -0.5
+    ranked = select.causal_scores(scores, 1, block_size)
+    between = (np.arange(scores.shape[-1]) > 0) & jnp.isfinite(ranked)
+    mass = jax.nn.softmax(jnp.where(between, scores, -1e30))
+    mass = jnp.where(between, mass, jnp.where(ranked > -jnp.inf, jnp.inf, 0.0))
+    seen = masks.causal if mask is None else masks.causal & mask
+    return selection.attend_selected(
+        q, k, v, select.top_p(mass, gamma), block_q=1, block_k=block_size, mask=seen, impl=impl
+    )
+
+
+VARIANT = Variant(
+    flexprefill_by_query,
+    rows=(77,),
+    paper="Lai et al., 2025, arXiv:2502.20766",
+    inputs={"block_size": constant(2), "gamma": constant(0.5)},
+    limits=(
+        Limit(
+            "gamma = 1 is causal attention",
+            given={"gamma": constant(1.0)},
+            equals=lambda q, k, v, **_: multi_head_attention(q, k, v, mask=masks.causal),
+        ),
+    ),
+)

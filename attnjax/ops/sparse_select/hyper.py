@@ -1,0 +1,99 @@
+"""HyperAttention: exact where hashing expects large scores, sampled everywhere else.
+
+    q and k are sorted by the bucket that R planes hash them to and cut into n = S / block_size
+    blocks; query i sees the block of its number, P_i, and those of m sampled keys outside P_i:
+    out_i = (sum_{j in P_i} e_ij v_j + sum_{sampled j not in P_i} e_ij v_j / (m p_j))
+            / (the same without v_j),    e_ij = exp(q_i . k_j / sqrt(H)),  p_j = density_j / sum
+
+Paper: Han et al., "HyperAttention: Long-context Attention in Near-Linear Time", 2023,
+arXiv:2310.05869, algorithms 1 to 3.
+Limits: block_size >= S, or every key sampled once, is softmax attention.
+Differs: all heads and examples are sampled by the same random numbers.
+"""
+
+import jax.numpy as jnp
+
+from attnjax.core import masks, mods
+from attnjax.core.blocks import selection
+from attnjax.core.blocks.order import bucket_order, gray_codes, sample_keys, take_tokens
+from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core.normalizers import State
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl, join_states
+from attnjax.op import Limit, Variant, constant, normal, uniform
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import Array, Float, K, Out, Q, V
+
+
+def hyper_attention(
+    q: Q,
+    k: K,
+    v: V,
+    planes: Float[Array, "H R"],
+    draws: Float[Array, " m"],
+    *,
+    block_size: int = 256,
+    density: Float[Array, "B S K"] | None = None,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Softmax attention, estimated from block_size + m keys a query; `mask` forbids more.
+
+    planes   standard normal numbers      draws  m uniform numbers in [0,1)
+    density  not negative, how likely each key is to be sampled: the paper's theory takes the
+             squared norms of values, its experiments None, all alike
+    """
+    T, S = q.shape[1], k.shape[1]
+    if block_size < 1:
+        raise ValueError(f"block_size: {block_size}; expected at least 1")
+    rank = jnp.argsort(bucket_order(gray_codes(q, planes)), axis=1)
+    own = rank // -(-T // -(-S // block_size))  # as many blocks of queries as of keys
+    buckets = gray_codes(k, planes)
+    parts = blocks_and_samples(q, k, v, own, buckets, draws, S, block_size, density, mask, impl)
+    return join_states(*parts).astype(q.dtype)
+
+
+def blocks_and_samples(
+    q: Q, k: K, v: V, own, buckets, draws, length, block_size, density, mask, impl
+) -> tuple[State, State]:
+    """The states of block own (B,T,N), -1 for none, of the keys sorted by buckets (B,S,K), and of
+    the keys drawn from its segment of `length` keys; sorting must leave keys in their segments."""
+    (T, N), (B, S, heads) = q.shape[1:3], k.shape[:3]
+    q, k, v, m = wide(q), wide(k), wide(v), len(draws)
+    density = jnp.ones((B, S, heads), k.dtype) if density is None else wide(density)
+    order = bucket_order(buckets)
+    at, log_weight = sample_keys(draws, density, length)
+    block = jnp.take_along_axis(jnp.argsort(order, axis=1) // block_size, at, axis=1)
+    seen = None if mask is None else mask_of_tokens(mask, T, S)
+
+    def state(tokens: Array, number: Array, size: int, *weigh: mods.Mod) -> State:
+        chosen = selection.Selection(number[..., None], own[..., None] >= 0)
+        keys, values = (take_tokens(x, tokens) for x in (k, v))
+        return selection.selected_state(
+            q, keys, values, chosen, block_q=1, block_k=size, mods=weigh, mask=seen,
+            k_positions=jnp.repeat(tokens, N // heads, axis=2), impl=impl,
+        )  # fmt: skip
+
+    weigh = mods.mod(_weigh, query=own, key=(block, log_weight))
+    return state(order, own, block_size), state(at, own * block_size // length, m, weigh)
+
+
+def _weigh(score: Array, own: Array, block: Array, log_weight: Array) -> Array:
+    """A sample stands for 1/(m p) keys, and for none in the block that the query sees anyway."""
+    return jnp.where(own == block, jnp.finfo(score.dtype).min / 8, score + log_weight)
+
+
+VARIANT = Variant(
+    hyper_attention,
+    rows=(145,),
+    paper="Han et al., 2023, arXiv:2310.05869",
+    inputs={"planes": normal("H 3"), "draws": uniform("M", 0.0, 1.0), "block_size": constant(3)},
+    limits=tuple(
+        Limit(says, given=given, equals=lambda q, k, v, **_: multi_head_attention(q, k, v))
+        for says, given in (
+            ("a block of all keys", {"block_size": lambda key, z: z.S}),
+            ("every key drawn once", {"draws": lambda key, z: (jnp.arange(z.S) + 0.5) / z.S}),
+        )
+    ),
+    exempt={"causal": "sorting sees all tokens; hyper_attention_causal sorts earlier keys alone"},
+)

@@ -1,0 +1,96 @@
+"""HyperAttention for decoders: exact among near tokens, estimated over the halves before.
+
+    tokens in segments of `threshold`: exact causal attention inside them
+    for L = threshold, 2 threshold, ...: tokens of an odd segment of L tokens attend, as in
+    `hyper_attention`, to a block and to samples of the keys of the segment before
+    all parts merge as sums of exp(score), exp(score) v
+
+Paper: Han et al., "HyperAttention: Long-context Attention in Near-Linear Time", 2023,
+arXiv:2310.05869, algorithm 4.
+Limits: up to `threshold` tokens, or with every key sampled once, it is causal softmax attention.
+Differs: segments are halves of halves of T where T / threshold is a power of two, and otherwise do
+not depend on T. The paper cuts the sorted queries into blocks, as many as there are of keys: which
+keys a query sees then depends on queries after it. Here the query's own bucket says where among
+the sorted keys it belongs, so nothing depends on later tokens.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.core import masks
+from attnjax.core.blocks.order import gray_codes
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
+from attnjax.op import Limit, Variant, constant, normal, uniform
+from attnjax.ops.sparse_select.hyper import blocks_and_samples
+from attnjax.typing import Array, Float, K, Out, Q, V
+
+
+def hyper_attention_causal(
+    q: Q,
+    k: K,
+    v: V,
+    planes: Float[Array, "H R"],
+    draws: Float[Array, " m"],
+    *,
+    block_size: int = 256,
+    threshold: int = 4096,
+    density: Float[Array, "B S K"] | None = None,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Causal attention from threshold + (block_size + m) log(T / threshold) keys a query, at most.
+
+    The other arguments are those of `hyper_attention`; `block_size` divides `threshold`.
+    """
+    if block_size < 1 or threshold < 1 or threshold % block_size:
+        raise ValueError(
+            f"threshold: {threshold}; expected a multiple of block_size = {block_size} >= 1"
+        )
+    (T, N), (S, heads) = q.shape[1:3], k.shape[1:3]
+    number = lambda n: np.arange(n) // threshold
+    near = masks.causal & masks.document(number(T), number(S))
+    near = near if mask is None else near & mask
+    parts = [attend_state(wide(q), wide(k), wide(v), mask=near, impl=impl)]
+    of_queries, of_keys, R = gray_codes(q, planes), gray_codes(k, planes), planes.shape[1]
+    length = threshold
+    while length < T:
+        segment = np.arange(T)[:, None] // length  # even ones have none before them
+        some = (segment % 2 == 1) & ((segment - 1) * length < S)
+        buckets = of_keys + ((np.arange(S)[:, None] // length) << R)
+        wanted = of_queries + ((segment - 1) << R)
+        by_head = (jnp.swapaxes(x, 1, 2) for x in (jnp.repeat(buckets, N // heads, 2), wanted))
+        place = jnp.swapaxes(_places(*by_head), 1, 2)
+        end = np.minimum(segment * length, S) - 1
+        own = jnp.where(some, jnp.minimum(place, end) // block_size, -1)
+        parts += blocks_and_samples(
+            q, k, v, own, buckets, draws, length, block_size, density, mask, impl
+        )
+        length *= 2
+    return join_states(*parts).astype(q.dtype)
+
+
+@functools.partial(jnp.vectorize, signature="(s),(t)->(t)")
+def _places(numbers: Array, wanted: Array) -> Array:
+    """Where among the sorted numbers those wanted stand: the middle of the equal ones."""
+    first, end = (jnp.searchsorted(jnp.sort(numbers), wanted, side=x) for x in ("left", "right"))
+    return (first + end) // 2
+
+
+VARIANT = Variant(
+    hyper_attention_causal,
+    rows=(145,),
+    paper="Han et al., 2023, arXiv:2310.05869",
+    inputs={"planes": normal("H 3"), "draws": uniform("3", 0.0, 1.0)}
+    | {"block_size": constant(2), "threshold": constant(4)},
+    sizes={"T": 8, "S": 8},
+    limits=tuple(
+        Limit(says, given=given, equals=lambda q, k, v, **_: attend(q, k, v, mask=masks.causal))
+        for says, given in (
+            ("exact up to the threshold", {"threshold": constant(8)}),
+            ("every key drawn once", {"draws": lambda *_: (jnp.arange(4) + 0.5) / 4}),
+        )
+    ),
+)

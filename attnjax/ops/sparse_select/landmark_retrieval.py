@@ -1,0 +1,94 @@
+"""Landmark attention at inference: each query retrieves the blocks whose landmarks it likes best.
+
+    block b of i's: its own, and the top_k earlier ones of largest s_i,landmark(b)
+    w_ij as in `landmark_attention`, over these blocks alone
+    with `base`:  s_ij = R(m(i)) q_i . R(m(j)) k_j / sqrt(H), where m keeps the distances to the own
+    block and to the top_k blocks before it, and puts all earlier ones where the next would be
+
+Paper: Mohtashami and Jaggi, "Landmark Attention: Random-Access Infinite Context Length for
+Transformers", 2023, arXiv:2305.16300, section 3.2 and its positions for long contexts.
+Limits: all blocks retrieved is landmark_attention, with `base` over rotated q and k.
+Differs: the paper's local context is a chunk of several blocks, here it is the own block, and each
+query retrieves for itself. Earlier blocks share one place here; the paper then spreads those that
+are retrieved over places that are free, which depends on the query's choice and would need keys
+rotated for each query.
+"""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+
+from attnjax.core import masks
+from attnjax.core.blocks import select, selection
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl, join_states
+from attnjax.core.positions import rotary
+from attnjax.op import Limit, Variant, constant
+from attnjax.ops.sparse_select.landmark import gated_by_landmarks, landmark_attention
+from attnjax.typing import K, Out, Q, V
+
+
+def landmark_retrieval(
+    q: Q, k: K, v: V, *, block: int = 50, top_k: int = 4, heads: int | None = None,
+    base: float | None = None, mask: masks.Mask | None = None, impl: Impl = None,
+) -> Out:  # fmt: skip
+    """`landmark_attention` to the query's own block and to the `top_k` earlier ones it retrieves.
+
+    Each query head retrieves for itself; or `heads`, K or 1, retrieve by the largest score of their
+    query heads. With `base` q and k come before rotary positions, and no distance is beyond
+    (top_k + 2) blocks: a model may read more tokens than it was trained on. `mask` forbids more,
+    but does not retrieve.
+    """
+    (T, N), (S, kv), group = q.shape[1:3], k.shape[1:3], block + 1
+    gate = gated_by_landmarks(block)
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
+        raise ValueError(f"top_k: {top_k!r}; expected an integer of at least 0")
+    if heads not in (None, N, kv, 1):
+        raise ValueError(f"heads: {heads}; expected None, N = {N}, K = {kv} or 1")
+    near = far = q, k
+    if base is not None:
+        i, j = jnp.arange(T), jnp.arange(S)
+        near = rotary(q, i, base), rotary(k, j, base)
+        far = rotary(q, (top_k + 1) * group + i % group, base), rotary(k, j % group, base)
+    n = -(-S // group)
+    recent = lambda b: jnp.arange(T)[:, None, None] // group - b <= top_k
+    scores = jnp.where(recent(jnp.arange(n)), *(_of_landmarks(*x, block, n) for x in (near, far)))
+    scores = scores.reshape(*scores.shape[:2], heads or N, -1, n).max(3)
+    chosen = select.top_k(select.causal_scores(scores, 1, group), min(top_k + 1, n))
+    seen = masks.causal if mask is None else masks.causal & mask
+    options = {"block_q": 1, "block_k": group, "mods": (gate,), "mask": seen, "impl": impl}
+    if base is None:
+        return selection.attend_selected(q, k, v, chosen, **options)
+    which = recent(chosen.indices)
+    parts = (
+        selection.selected_state(*x, wide(v), replace(chosen, valid=chosen.valid & here), **options)
+        for x, here in ((near, which), (far, ~which))
+    )
+    return join_states(*parts).astype(q.dtype)
+
+
+def _of_landmarks(q: Q, k: K, block: int, n: int) -> select.BlockScores:
+    """Of n blocks, (B,T,N,n); -inf for the last where it has no landmark."""
+    scores = select.dot_scores(q, k[:, block :: block + 1])
+    none = [(0, 0)] * 3 + [(0, n - scores.shape[-1])]
+    return jnp.pad(scores, none, constant_values=-jnp.inf)
+
+
+VARIANT = Variant(
+    landmark_retrieval,
+    rows=(281,),
+    paper="Mohtashami and Jaggi, 2023, arXiv:2305.16300",
+    inputs={"block": constant(3), "top_k": constant(1), "base": constant(10.0)},
+    limits=(
+        Limit(
+            "all blocks retrieved is landmark attention",
+            given={"top_k": constant(9)},
+            equals=lambda q, k, v, block, top_k, base: landmark_attention(
+                rotary(q, jnp.arange(q.shape[1]), base),
+                rotary(k, jnp.arange(k.shape[1]), base),
+                v,
+                block=block,
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,73 @@
+"""MoBA: each query attends to the blocks of keys whose mean key it likes best, and to its own.
+
+    s_i = q_t . mean(k of block i) for blocks i before the query's own,
+    A_tj = softmax_j(q_t . k_j / sqrt(H)) over j <= t in the query's own block and in the
+           top_k - 1 blocks of largest s_i
+
+Paper: Lu et al., "MoBA: Mixture of Block Attention for Long-Context LLMs", 2025, arXiv:2502.13189,
+equations 2 to 6.
+Limits: top_k of all blocks is causal attention; top_k = 1 is causal attention inside blocks.
+"""
+
+from attnjax.core import masks
+from attnjax.core.blocks import select, selection
+from attnjax.core.pairwise.attend import Impl
+from attnjax.op import Limit, Variant, constant
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import K, Out, Q, V
+
+
+def moba(
+    q: Q,
+    k: K,
+    v: V,
+    *,
+    block_size: int = 512,
+    top_k: int = 3,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Causal attention to `top_k` blocks of `block_size` keys, the query's own among them.
+
+    Each query head of each query chooses for itself; `mask` forbids more, but does not choose.
+    Any layer may be exchanged for `multi_head_attention` with `masks.causal` at any time, also in
+    the middle of training: it has no parameters. top_k from 1 to the number of blocks.
+    """
+    chosen = moba_blocks(q, k, block_size, top_k)
+    seen = masks.causal if mask is None else masks.causal & mask
+    return selection.attend_selected(
+        q, k, v, chosen, block_q=1, block_k=block_size, mask=seen, impl=impl
+    )
+
+
+def moba_blocks(q: Q, k: K, block_size: int, top_k: int) -> selection.Selection:
+    """What each query and head chooses: X = N, one query a block."""
+    scores = select.dot_scores(q, select.mean_pool(k, block_size))
+    return select.top_k(select.causal_scores(scores, 1, block_size), top_k)
+
+
+def _inside_blocks(q: Q, k: K, v: V, block_size: int, top_k: int) -> Out:
+    ids = [t // block_size for t in range(q.shape[1])]
+    return multi_head_attention(q, k, v, mask=masks.causal & masks.document(ids))
+
+
+VARIANT = Variant(
+    moba,
+    rows=(248,),
+    paper="Lu et al., 2025, arXiv:2502.13189",
+    inputs={"block_size": constant(3), "top_k": lambda key, z: min(2, -(-z.S // 3))},
+    limits=(
+        Limit(
+            "all blocks selected is causal attention",
+            given={"top_k": lambda key, z: -(-z.S // 3)},
+            equals=lambda q, k, v, block_size, top_k: multi_head_attention(
+                q, k, v, mask=masks.causal
+            ),
+        ),
+        Limit(
+            "one block is causal attention inside blocks",
+            given={"top_k": constant(1)},
+            equals=_inside_blocks,
+        ),
+    ),
+)

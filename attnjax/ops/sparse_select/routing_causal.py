@@ -1,0 +1,87 @@
+"""Routing Transformer, causal in full: each token joins the cluster of its nearest centroid.
+
+    c(x) = argmax_c mu_c . x~,    A_ij = softmax_j(q~_i . k~_j / sqrt(H)) over keys j <= i of the
+    cluster c(q_i) that lie in the last chunk of its keys up to i, or in the chunk before,
+    chunks being each `window` successive keys of a cluster
+
+Paper: Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers", 2020,
+arXiv:2003.05997, section 4.1.
+Limits: one cluster and a window of all tokens are causal softmax attention of the normalized q
+and k.
+Differs: the paper's clusters take their members from the whole sequence, `routing_attention`. Here
+membership is a token's own, clusters are not balanced, and a query sees at most 2 window keys.
+"""
+
+import jax.numpy as jnp
+
+from attnjax.core import features, masks
+from attnjax.core.blocks import selection
+from attnjax.core.blocks.order import take_tokens
+from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl
+from attnjax.op import Limit, Variant, constant, normal
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.sparse_select.routing import Centroids, likes
+from attnjax.typing import K, Out, Q, V
+
+
+def routing_causal(
+    q: Q,
+    k: K,
+    v: V,
+    centroids: Centroids,
+    *,
+    window: int,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
+    """Causal attention inside clusters, `centroids` (N,c,H) for each query head; `mask` adds.
+
+    The paper's model gives q for k, too. Neither weights nor membership depend on later tokens.
+    """
+    (B, T, N, _), S, c = q.shape, k.shape[1], centroids.shape[1]
+    if window < 1:
+        raise ValueError(f"window: {window}; expected at least 1")
+    q, k, dtype = features.standardize(wide(q)), features.standardize(wide(k)), q.dtype
+    k, v = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k, wide(v)))
+    of_query, of_key = (jnp.argmax(likes(x, centroids), -1)[..., None] for x in (q, k))
+
+    # Each cluster's keys begin a block of their own, so that its blocks are its chunks.
+    so_far = jnp.cumsum(of_key == jnp.arange(c), axis=1)  # (B,S,N,c) keys of each cluster
+    blocks = -(-so_far[:, -1:] // window)
+    first = jnp.cumsum(blocks, -1) - blocks  # (B,1,N,c)
+    pick = lambda x, cluster: jnp.take_along_axis(x, cluster, -1)[..., 0]
+    slot = pick(first, of_key) * window + pick(so_far, of_key) - 1  # (B,S,N)
+    size = (S + c * (window - 1)) // window * window
+    at = jnp.arange(B)[:, None, None], slot, jnp.arange(N)
+    order = jnp.full((B, size, N), S).at[at].set(jnp.arange(S)[:, None])  # S: no key
+
+    seen = pick(so_far[:, jnp.minimum(jnp.arange(T), S - 1)], of_query)  # (B,T,N)
+    last = pick(first, of_query) + (seen - 1) // window
+    chosen = selection.Selection(
+        jnp.stack([last, last - 1], -1), jnp.stack([seen > 0, seen > window], -1)
+    )
+    ahead = masks.causal if mask is None else masks.causal & mask
+    k, v = (take_tokens(x, jnp.minimum(order, S - 1)) for x in (k, v))
+    return selection.attend_selected(
+        q, k, v, chosen, block_q=1, block_k=window, mask=mask_of_tokens(ahead, T, S),
+        k_positions=order, impl=impl,
+    ).astype(dtype)  # fmt: skip
+
+
+VARIANT = Variant(
+    routing_causal,
+    rows=(315,),
+    paper="Roy et al., 2020, arXiv:2003.05997",
+    inputs={"centroids": normal("N 3 H"), "window": constant(2)},
+    limits=(
+        Limit(
+            "one cluster and a window of all tokens are causal attention",
+            given={"centroids": normal("N 1 H"), "window": lambda key, z: z.T},
+            equals=lambda q, k, v, **_: multi_head_attention(
+                features.standardize(q), features.standardize(k), v, mask=masks.causal
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,99 @@
+"""SeerAttention: a learned gate over pooled queries and keys picks the blocks that a head sees.
+
+    s_ub = rotary(W_q mean(q in u)) . rotary(W_k [max, min, mean](k in b)) / sqrt(R)
+    p_ub = softmax_b(s_ub) over the blocks of keys b that begin before the block of queries u ends
+    A_ij = softmax_j(q_i . k_j / sqrt(H)) over j <= i in i's own block and in the chosen ones:
+           those of largest p_ub, or those with p_ub at least a threshold
+
+Paper: Gao et al., "SeerAttention: Learning Intrinsic Sparse Attention in Your LLMs", 2024,
+arXiv:2410.13276, section 3; a gate for each query is that of SeerAttention-R, arXiv:2506.08889.
+Limits: all blocks chosen is causal attention over rotated q and k.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from attnjax.core import masks
+from attnjax.core.blocks import select, selection
+from attnjax.core.numerics import wide
+from attnjax.core.pairwise.attend import Impl
+from attnjax.core.positions import rotary
+from attnjax.op import Limit, Variant, constant, normal
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import Array, Float, K, Out, Q, V
+
+Blocks = tuple[int, int]
+Choose = Callable[[select.BlockScores], selection.Selection]
+SIXTEEN: Choose = functools.partial(select.top_k, k=16)
+
+
+def seer_attention(
+    q: Q, k: K, v: V, w_q: Float[Array, "N H R"], w_k: Float[Array, "K 3H R"], *,
+    blocks: Blocks = (64, 64), choose: Choose = SIXTEEN, base: float | None = 10000.0,
+    mask: masks.Mask | None = None, impl: Impl = None,
+) -> Out:  # fmt: skip
+    """Causal attention to the blocks of keys that `choose` takes, one choice per query head.
+
+    It is given log p_ub, +inf for the own block and -inf for later ones: partial(select.top_k,
+    k=16) or partial(select.threshold, least=log(0.005)). q and k come before rotary positions:
+    attention turns them by `base`, the gate what it pooled, as the first token of a block; None
+    turns neither. `blocks` are the lengths of blocks of queries and of keys. Queries of a block
+    choose together, also by those behind: with (1, 64) and top_k nothing depends on later tokens.
+    `mask` forbids more, but does not choose. `nn.SeerGate` owns w_q and w_k; its loss trains them.
+    """
+    chosen = choose(select.causal_scores(seer_gate(q, k, w_q, w_k, blocks, base), *blocks))
+    q, k = (turned(x, base).astype(x.dtype) for x in (q, k))
+    seen = masks.causal if mask is None else masks.causal & mask
+    return selection.attend_selected(
+        q, k, v, chosen, block_q=blocks[0], block_k=blocks[1], mask=seen, impl=impl
+    )
+
+
+def seer_gate(q: Q, k: K, w_q: Array, w_k: Array, blocks: Blocks, base: float | None) -> Array:
+    """log p_ub, (B,U,N,n), about -1e30 for blocks that begin later; heads of k may share a w_k."""
+    block_q, block_k = blocks
+    if block_k % block_q:
+        raise ValueError(f"blocks: {blocks}; expected the first to divide the second")
+    keys, real = select.blocks_of(k, block_k)
+    real = real[:, :, None, None]
+    ends = jnp.where(real, keys, -jnp.inf).max(2), jnp.where(real, keys, jnp.inf).min(2)
+    keys = jnp.concatenate([*ends, select.mean_pool(k, block_k)], axis=-1)
+    w_k = jnp.repeat(wide(w_k), k.shape[2] // w_k.shape[0], axis=0)
+    gate = functools.partial(jnp.einsum, "BUNH,NHR->BUNR", precision=lax.Precision.HIGHEST)
+    g, h = gate(select.mean_pool(q, block_q), wide(w_q)), gate(keys, w_k)
+    s = select.dot_scores(turned(g, base, block_q), turned(h, base, block_k))
+    begun = np.arange(s.shape[3]) * block_k < (np.arange(s.shape[1])[:, None, None] + 1) * block_q
+    return jax.nn.log_softmax(jnp.where(begun, s * w_q.shape[-1] ** -0.5, -1e30), axis=-1)
+
+
+def turned(x: Array, base: float | None, step: int = 1) -> Array:
+    """x with rotary positions 0, step, 2 step, ..."""
+    return x if base is None else rotary(x, jnp.arange(x.shape[1]) * step, base)
+
+
+VARIANT = Variant(
+    seer_attention,
+    rows=(138,),
+    paper="Gao et al., 2024, arXiv:2410.13276",
+    sizes={"N": 6, "K": 3},
+    inputs={
+        "w_q": normal("N H 6"),
+        "w_k": lambda key, z: normal(f"K {3 * z.H} 6", 0.5)(key, z),
+        "blocks": constant((1, 3)),
+        "choose": lambda key, z: functools.partial(select.top_k, k=min(2, -(-z.S // 3))),
+    },
+    limits=(
+        Limit(
+            "all blocks chosen is causal attention over rotated q and k",
+            given={"choose": lambda key, z: functools.partial(select.top_k, k=-(-z.S // 3))},
+            equals=lambda q, k, v, **_: multi_head_attention(
+                turned(q, 10000.0), turned(k, 10000.0), v, mask=masks.causal
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,100 @@
+"""VMoBA: MoBA for video, over slabs, windows or cuboids by turns, as many as a head's mass needs.
+
+    s_ib = q_i . mean(k in b) / sqrt(H),    p_ib = exp(s_ib) / sum over all pairs (i, b) of a head
+    A_ij = softmax_j(q_i . k_j / sqrt(H)) over the blocks of j in the fewest pairs (i, b) whose
+           p_ib reach the share tau together, and in the block of largest s_ib
+    blocks of layer l: 1D in time, 2D in space through all frames, 3D in both, by l mod 3
+
+Paper: Wu et al., "VMoBA: Mixture-of-Block Attention for Video Diffusion Models", 2025,
+arXiv:2506.23858, section 3.
+Limits: tau = 1 is full attention.
+Differs: a query that is in none of those pairs still keeps its best block.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.core import masks
+from attnjax.core.blocks import select, selection
+from attnjax.core.pairwise.attend import Impl
+from attnjax.op import Limit, Variant, constant, grid
+from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.typing import K, Out, Q, V
+
+Choose = Callable[[select.BlockScores], selection.Selection]
+QUARTER: Choose = functools.partial(select.top_p_of_head, p=0.25)
+
+
+def vmoba(
+    q: Q, k: K, v: V, *, shape: Sequence[int], block: Sequence[int], choose: Choose = QUARTER,
+    impl: Impl = None,
+) -> Out:  # fmt: skip
+    """Attention of a video's tokens, T = S = prod(shape) for (frames, rows, columns), to blocks.
+
+    `block` has as many axes and need not divide them; `vmoba_block` gives that of a layer. `choose`
+    takes p_ib (B,T,N,n), up to a factor of each head, and lists the best block of a query first:
+    tau is p of select.top_p_of_head; select.top_k, so many for each query, is MoBA without order.
+    """
+    T = q.shape[1]
+    if not T == k.shape[1] == math.prod(shape):
+        raise ValueError(f"shape: {tuple(shape)}; expected T = {T} and S = {k.shape[1]} cells")
+    order, size = partition(shape, block), math.prod(block)
+    real = order < T
+    keys, values = (x[:, np.minimum(order, T - 1)] for x in (k, v))
+    means = select.mean_pool(jnp.where(real[:, None, None], keys, 0), size)
+    means = means * (size / real.reshape(-1, size).sum(1))[:, None, None]
+    scores = select.dot_scores(q, means) * q.shape[-1] ** -0.5
+    mass = jnp.exp(scores - scores.max((1, 3), keepdims=True))
+    chosen = choose(jnp.maximum(mass, jnp.finfo(mass.dtype).tiny))
+    chosen = replace(chosen, valid=chosen.valid.at[..., 0].set(True))
+    inside = None if real.all() else masks.prefix(T)
+    return selection.attend_selected(
+        q, keys, values, chosen, block_q=1, block_k=size, mask=inside,
+        k_positions=order, impl=impl,
+    )  # fmt: skip
+
+
+def vmoba_block(layer: int, shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
+    """The block of a layer: slabs of frames, windows through all frames, cuboids, and again."""
+    frames, rows, columns = shape
+    return ((block[0], rows, columns), (frames, *block[1:]), tuple(block))[layer % 3]
+
+
+def partition(shape: Sequence[int], block: Sequence[int]) -> np.ndarray:
+    """Numbers of a row-major grid's cells, block behind block, each filled up with prod(shape)."""
+    if len(block) != len(shape) or min(block) < 1:
+        raise ValueError(f"block: {tuple(block)}; expected {len(shape)} positive lengths")
+    padded = [-(-n // b) * b for n, b in zip(shape, block, strict=True)]
+    cells = np.full(padded, math.prod(shape), np.int32)
+    cells[tuple(slice(n) for n in shape)] = np.arange(math.prod(shape)).reshape(shape)
+    split = [x for n, b in zip(padded, block, strict=True) for x in (n // b, b)]
+    axes = range(2 * len(block))
+    return cells.reshape(split).transpose(*axes[::2], *axes[1::2]).reshape(-1)
+
+
+VARIANT = Variant(
+    vmoba,
+    rows=(328,),
+    paper="Wu et al., 2025, arXiv:2506.23858",
+    inputs={
+        "shape": lambda key, z: (2 - z.T % 2, *grid(key, replace(z, T=z.T // (2 - z.T % 2)))),
+        "block": constant((1, 2, 2)),
+        "choose": constant(functools.partial(select.top_p_of_head, p=0.5)),
+    },
+    limits=(
+        Limit(
+            "tau = 1 is full attention",
+            given={"choose": constant(functools.partial(select.top_p_of_head, p=1.0))},
+            equals=lambda q, k, v, **_: multi_head_attention(q, k, v),
+        ),
+    ),
+    exempt={
+        "causal": "a query sees frames before and after its own",
+        "unequal": "queries and keys are the cells of one video",
+    },
+)

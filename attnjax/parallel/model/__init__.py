@@ -1,0 +1,1 @@
+"""What strategies cost, predicted: bytes, balance, time.  Nothing here runs attention."""
