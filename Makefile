@@ -1,11 +1,18 @@
 # make demo    train five attention variants on real text, print claims beside measurements
 # make test    lint, types, tests
 # Both set up .venv on a machine with only python3.  PYTHON=python3.12 chooses another.
+# Where there is an NVIDIA GPU the set-up includes CUDA and experiments run on it; the suite does not.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+GPU := $(shell nvidia-smi -L 2>/dev/null | grep -m 1 -o GPU)
+COMMA := ,
+EXTRAS := $(if $(GPU),cuda)
+ifeq ($(GPU),)
 export JAX_PLATFORMS ?= cpu
+endif
+check laws: export JAX_PLATFORMS = cpu
 export MPLBACKEND ?= Agg
 
 .PHONY: demo test lint types check laws quick papers clean
@@ -45,11 +52,11 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".$(if $(EXTRAS),[$(EXTRAS)])"
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev$(if $(EXTRAS),$(COMMA)$(EXTRAS))]"
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -1,4 +1,4 @@
-"""python -m attnjax papers | show NAME | explain NAME."""
+"""python -m attnjax papers | show NAME | explain NAME | balance | plan | --version."""
 
 import sys
 

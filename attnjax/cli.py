@@ -90,7 +90,11 @@ def explain(name: Name) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code, 2 for a mistake in the arguments."""
+    """Runs one command, or prints the version; returns the exit code, 2 for a wrong argument."""
+    args = sys.argv[1:] if args is None else args
+    if list(args) == ["--version"]:
+        print(f"attnjax {attnjax.__version__}")
+        return 0
     commands = {
         "papers": papers,
         "show": show,
