@@ -192,7 +192,7 @@ def allowed_pairs(spec: Spec, z: Sizes) -> int:
 
 def visited(spec: Spec, z: Sizes, mode: str) -> float:
     """The share of tiles with an allowed pair, in the kernels' own tiles for these widths."""
-    from attnjax.core.pairwise.triton import tilings
+    from attnjax.core.pairwise.fused import tilings
 
     mask = mask_of(spec, z)
     if mask is None:

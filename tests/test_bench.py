@@ -87,7 +87,7 @@ def test_operations_of_an_allowed_pair():
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("mode", [FWD, BWD])
 def test_the_visited_share_is_that_of_tiles_with_an_allowed_pair(name, mode):
-    from attnjax.core.pairwise.triton import tilings
+    from attnjax.core.pairwise.fused import tilings
 
     z = Sizes(1, 1024, 1024, 1, 1, 128)
     dense = allowed(forms.plain(*MASKS[name]), z)

@@ -3,6 +3,7 @@ marked `gpu`, on a card at real sizes."""
 
 import functools
 import itertools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,47 @@ def test_equals_dense_in_value_and_gradient(name):
     tolerance = 2e-4 if name == "softpick" else 2e-5
     run = lambda impl, q, k, v, *rest: attend(q, k, v, impl=impl, **options(*rest))
     same(run, *qkv(), *operands, tolerance=tolerance)
+
+
+def _reaches(q_position, k_position, reach):
+    return q_position - k_position <= reach
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, repr=False, eq=False)
+class Reach(masks.Mask):
+    """A mask that the library does not know: key k is seen up to reach[b, k] queries later."""
+
+    reach: jax.Array  # (B, S)
+
+    def allowed(self, q_pos, k_pos):
+        return q_pos - k_pos <= jnp.asarray(self.reach)[:, None, None, k_pos[0]]
+
+    def classify(self, q_lo, q_hi, k_lo, k_hi):
+        return np.full((q_lo.shape[0], k_lo.shape[1]), masks.PARTIAL, np.int8)
+
+
+class ReachInKernels(Reach):
+    def as_function(self, q_positions, k_positions, heads):
+        reach = masks.MaskOperand(jnp.asarray(self.reach, jnp.int32)[:, None, None, :])
+        return masks.MaskFunction(_reaches, (reach,))
+
+
+jax.tree_util.register_dataclass(ReachInKernels, data_fields=["reach"], meta_fields=[])
+REACHES = RNG.integers(-2, 9, (B, T))
+
+
+@pytest.mark.parametrize("combine", [lambda m: m, lambda m: masks.causal & ~m])
+def test_a_new_mask_says_what_a_kernel_reads(combine):
+    mask = combine(ReachInKernels(REACHES))
+    same(lambda impl, q, k, v: attend(q, k, v, mask=mask, impl=impl), *qkv())
+
+
+def test_a_mask_whose_arrays_are_no_operands_is_refused():
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in qkv())
+    for mask in (Reach(REACHES), masks.causal & ~Reach(REACHES)):
+        with pytest.raises(ValueError, match="does not define as_function"):
+            attend(q, k, v, mask=mask, impl=IMPL)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +290,7 @@ def test_the_number_of_programs_does_not_matter(monkeypatch):
     q, k, v = (jnp.asarray(x, jnp.float32) for x in qkv(2, 130))
     want = attend(q, k, v, impl="dense")
     for programs, size in itertools.product((1, 3, 11), (16, 64)):
-        monkeypatch.setattr("attnjax.core.triton._programs", lambda *_, p=programs: p)
+        monkeypatch.setattr("attnjax.core.pairwise.fused._programs", lambda *_, p=programs: p)
         got = attend(q, k, v, impl=Triton(block_k=size, interpret=True))
         np.testing.assert_allclose(got, want, atol=1e-5)
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
 from attnjax.core.masks.base import (
+    FAR,
     Mask,
     checked_array,
     checked_int,
@@ -18,6 +20,7 @@ from attnjax.core.masks.base import (
     static_field,
     verdict,
 )
+from attnjax.core.masks.functions import MaskFunction, MaskOperand
 
 # ---------------------------------------------------------------- masks with arrays
 
@@ -35,6 +38,12 @@ class Lengths(Mask):
 
     def classify(self, q_lo, q_hi, k_lo, k_hi):
         return verdict(self._below(q_lo, k_lo), self._below(q_hi, k_hi))
+
+    def as_function(self, q_positions, k_positions, heads):
+        everywhere = jnp.full((1,), FAR, jnp.int32)
+        ends = [everywhere if n is None else jnp.asarray(n, jnp.int32) for n in (self.q, self.k)]
+        operands = tuple(MaskOperand(n[:, None, None, None]) for n in ends)
+        return MaskFunction(_before_ends, operands)
 
     def _below(self, q_pos, k_pos):
         sides = [(rank4(x), n) for x, n in ((q_pos, self.q), (k_pos, self.k)) if n is not None]
@@ -73,6 +82,9 @@ class BoolArray(Mask):
         _, area = same_rank(inside, (bottom - top) * (right - left))
         return verdict(inside > 0, inside == area)
 
+    def as_function(self, q_positions, k_positions, heads):
+        return _read_cells(self.mask, (1, 1))
+
 
 @register_dataclass
 @dataclass(frozen=True, repr=False, eq=False)
@@ -98,6 +110,9 @@ class BlockLayout(Mask):
     def classify(self, q_lo, q_hi, k_lo, k_hi):
         q, k = self.block_q, self.block_k
         return self._cells.classify(q_lo // q, q_hi // q, k_lo // k, k_hi // k)
+
+    def as_function(self, q_positions, k_positions, heads):
+        return _read_cells(self.layout, (self.block_q, self.block_k))
 
     @property
     def _cells(self):
@@ -125,6 +140,18 @@ def block_layout(layout: Any, block_q: int, block_k: int) -> Mask:
 def array(mask: Any) -> Mask:
     """Any bool array, (T, S) or broadcastable to (B, N, T, S); True may attend."""
     return BoolArray(checked_array("array: mask", mask, np.bool_, {2: "(T, S)", 4: "(B, N, T, S)"}))
+
+
+def _before_ends(q_position: Any, k_position: Any, q_end: Any, k_end: Any) -> Any:
+    return (q_position < q_end) & (k_position < k_end)
+
+
+def _cell_value(q_position: Any, k_position: Any, value: Any) -> Any:
+    return value
+
+
+def _read_cells(layout: Any, cell: tuple[int, int]) -> MaskFunction:
+    return MaskFunction(_cell_value, (MaskOperand(rank4(jnp.asarray(layout)), cell),))
 
 
 def lookup(table: Any, pos: Any, xp: Any) -> Any:

@@ -35,6 +35,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import register_dataclass
 
+from attnjax.core.masks.functions import MaskFunction, OfPositions, join
+
 EMPTY, PARTIAL, FULL = 0, 1, 2
 FAR = 2**31 - 1  # beyond every distance between two positions
 
@@ -52,6 +54,17 @@ class Mask:
         Broadcasts to (nq, nk), or to (B|1, N|1, nq, nk); NumPy when mask and arguments are.
         """
         raise NotImplementedError
+
+    def as_function(self, q_positions: Any, k_positions: Any, heads: int) -> MaskFunction | str:
+        """An elementwise function with operands that equals `allowed`, or why there is none.
+
+        For kernels, which cannot look up an array by position.  q_positions (B|1, X|1, T) and
+        k_positions (B|1, X|1, S) are those of the tokens, for X of `heads` query heads.  Masks
+        without arrays need not define it.
+        """
+        if jax.tree_util.tree_leaves(self):
+            return "its arrays are not operands of a function: it does not define as_function"
+        return MaskFunction(OfPositions(self))
 
     def resolve(self, T: int, S: int) -> "Mask":
         """The mask for T queries and S keys; ValueError if its arrays do not fit them."""
@@ -113,6 +126,10 @@ class Pair(Mask):
         a, b = same_rank(*(m.classify(q_lo, q_hi, k_lo, k_hi) for m in (self.a, self.b)))
         return getattr(numpy_of(a, b), self._kleene)(a, b)
 
+    def as_function(self, q_positions, k_positions, heads):
+        parts = [m.as_function(q_positions, k_positions, heads) for m in (self.a, self.b)]
+        return join(type(self)._logic, parts)
+
 
 @functools.partial(register_dataclass, data_fields=["a", "b"], meta_fields=[])
 class And(Pair):
@@ -143,6 +160,9 @@ class Not(Mask):
 
     def classify(self, q_lo, q_hi, k_lo, k_hi):
         return FULL - self.a.classify(q_lo, q_hi, k_lo, k_hi)
+
+    def as_function(self, q_positions, k_positions, heads):
+        return join(jnp.logical_not, [self.a.as_function(q_positions, k_positions, heads)])
 
     def __repr__(self):
         return f"~({self.a})" if isinstance(self.a, Pair) else f"~{self.a}"

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
 from attnjax.core.masks.arrays import lookup
 from attnjax.core.masks.base import FAR, Mask, checked_ints, numpy_of, same_rank, verdict
+from attnjax.core.masks.functions import MaskFunction, MaskOperand, read_at
 
 
 @register_dataclass
@@ -38,6 +40,16 @@ class Document(Mask):
         k, k_least, k_most, k_alike = _spans(k_ids, k_lo, k_hi, xp)
         some = (q_least <= q_most) & (k_least <= k_most) & (q_least <= k_most) & (k_least <= q_most)
         return verdict(some, q_alike & k_alike & (q == k) & (q >= 0))
+
+    def as_function(self, q_positions, k_positions, heads):
+        q = read_at(jnp.asarray(self.q_ids, jnp.int32), q_positions, heads)
+        k = read_at(jnp.asarray(self.k_ids, jnp.int32), k_positions, heads)
+        operands = MaskOperand(q[..., None]), MaskOperand(k[..., None, :])
+        return MaskFunction(_same_document, operands)
+
+
+def _same_document(q_position: Any, k_position: Any, q_id: Any, k_id: Any) -> Any:
+    return (q_id == k_id) & (q_id >= 0)
 
 
 def document(q_ids: Any, k_ids: Any = None) -> Mask:

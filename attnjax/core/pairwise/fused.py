@@ -1,0 +1,380 @@
+"""Fused execution on a GPU: engine 1 and engine 3 through the Triton kernels in `kernels.flash`.
+
+Mods, masks and normalizers are the same values as everywhere: what they compute for one pair is
+traced, written as Triton, and takes its place in the kernels, derivatives included.  Kernels sum
+over keys or over queries; what is done with a row of sums (the finish of a statistic, a last
+division in the backward pass) stays in XLA.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.core import masks, normalizers
+from attnjax.core.normalizers import Normalizer, Rows, State, reference
+from attnjax.core.numerics import divide
+from attnjax.core.pairwise import relative
+from attnjax.core.pairwise.operands import Tile, span
+from attnjax.core.pairwise.request import Request
+from attnjax.core.pairwise.triton import Triton
+from attnjax.core.sharding import pvary_like
+from attnjax.kernels import launch
+from attnjax.kernels.emit import NotElementwise
+from attnjax.kernels.flash import lists, pieces, triton
+from attnjax.kernels.flash.pieces import Function, Operand
+from attnjax.kernels.flash.triton import Arrays, Cotangents, Lists, Plan, Tiling
+from attnjax.typing import Array
+
+
+def unsupported(impl: Triton, request: Request) -> str | None:
+    """The first reason why the kernels do not apply, or None."""
+    z = request.shape
+    if not impl.interpret and (reason := launch.missing()) is not None:
+        return reason
+    if request.dtype not in (jnp.float16, jnp.bfloat16, jnp.float32):
+        return f"dtype {jnp.dtype(request.dtype).name}: only float16, bfloat16 and float32"
+    if max(z.H, z.D) > 256 or min(z.H, z.D) < 1:
+        return f"H = {z.H}, D = {z.D}: only 1 to 256"
+    if request.v_table is not None:
+        return "relative values"
+    for m in request.mods:
+        if m.group != 1:
+            return "mods: one that looks at groups of keys"
+        if m.contract:
+            return "mods: additive scores"
+    if request.selection is not None:
+        if any(x.sums == "pair" for f in _functions(request) for x in f.operands):
+            return "mods: operands of pairs under a selection"
+    mask = _mask_function(request)
+    if isinstance(mask, str):
+        return f"mask {request.mask!r}: {mask}"
+    try:
+        _emitted(_functions(request), mask and mask[0])
+    except NotElementwise as error:
+        return str(error)
+    return None
+
+
+def run(impl: Triton, request: Request) -> Array:
+    """The weighted sum of values, (B,N,T,D)."""
+    out = _run(impl, request, _Finish(_static(request.normalizer)))["out"]
+    return out.transpose(0, 2, 1, 3).astype(request.q.dtype)
+
+
+def state(impl: Triton, request: Request) -> State:
+    """What the keys leave behind for each query, to be merged with what other keys leave."""
+    got = _run(impl, request, None)
+    rows = lambda x: x[..., None]
+    return State(rows(got["m"]), tuple(map(rows, got["sums"])), got["out"].swapaxes(1, 2))
+
+
+def tilings(dtype: Any, H: int, D: int, capability: int) -> tuple[Tiling, Tiling, Tiling]:
+    """Tiles of the forward kernel, and of those that give dq and dk, dv: the largest known that
+    spill no registers on a GPU of this compute capability (tests look)."""
+    width, hopper = max(triton.padded(H), triton.padded(D)), capability >= 90
+    if jnp.dtype(dtype).itemsize == 4:
+        if width <= 64:
+            return Tiling(64, 32, 8, 2), Tiling(32, 32, 8, 1), Tiling(32, 32, 8, 1)
+        small = Tiling(16, 32, 8, 1) if width <= 128 else Tiling(16, 16, 8, 1)
+        return Tiling(32, 32, 8, 1), small, small
+    if width <= 64:
+        return Tiling(128, 128, 8, 3), Tiling(64, 64, 4, 2), Tiling(64, 128, 8, 2)
+    if width <= 128:
+        forward = Tiling(128, 128, 8, 3) if hopper else Tiling(128, 64, 8, 3)
+        columns = Tiling(32, 128, 8, 2) if hopper else Tiling(64, 64, 8, 2)
+        return forward, Tiling(128, 64, 8, 3), columns
+    return Tiling(64, 64, 8, 2), Tiling(32, 32, 4, 2), Tiling(32, 32, 4, 1)
+
+
+# ------------------------------------------------------------------------- a call, for kernels
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """The last division, as an elementwise function."""
+
+    normalizer: Normalizer
+
+    def __call__(self, values: Any, sums: Rows, m: Any, params: Rows) -> Any:
+        return normalizers.finish(replace(self.normalizer, params=params), State(m, sums, values))
+
+
+def _static(n: Normalizer) -> Normalizer:
+    return replace(n, params=())
+
+
+def _functions(request: Request) -> tuple[Function, ...]:
+    """The mods as the kernels take them."""
+
+    def operand(kind: str, x: Array) -> Operand:
+        kind = kind if kind.endswith("table") else "plain"
+        return Operand(kind, x.shape)
+
+    return tuple(
+        Function(m.fn, tuple(map(operand, m.kinds, m.operands)), m.positions) for m in request.mods
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _emitted(mods: tuple[Function, ...], mask: Function | None) -> None:
+    """Raises NotElementwise where one of the functions is not."""
+    pieces.score_back(mods)
+    pieces.allowed(mask)
+
+
+def _positions(request: Request) -> tuple[Array, Array]:
+    """(B|1,X|1,T) and (B|1,X|1,S)."""
+    z = request.shape
+    own = lambda x, n: jnp.arange(n, dtype=jnp.int32) if x is None else x
+    lift = lambda x: jnp.asarray(x, jnp.int32).reshape((1,) * (3 - x.ndim) + x.shape)
+    return lift(own(request.q_positions, z.T)), lift(own(request.k_positions, z.S))
+
+
+def _mask_function(request: Request) -> tuple[Function, tuple[Array, ...]] | str | None:
+    """The mask as the kernels take it and its arrays; None: no mask; or why it has no such form."""
+    if request.mask is None:
+        return None
+    function = request.mask.as_function(*_positions(request), request.shape.N)
+    if isinstance(function, str):
+        return function
+    places = tuple(
+        Operand("plain", x.array.shape, jnp.dtype(x.array.dtype).name)
+        if x.cell is None
+        else Operand("cells", x.array.shape, jnp.dtype(x.array.dtype).name, x.cell)
+        for x in function.operands
+    )
+    return Function(function.fn, places, True), tuple(x.array for x in function.operands)
+
+
+class _Given(NamedTuple):
+    """All arrays of one attention; gradients reach those of `x` that are floating-point."""
+
+    x: Arrays
+    q_poison: Array  # (B,T,N,1), see `Call`
+    k_poison: Array
+    back_rows: Lists
+    back_columns: Lists
+
+
+def _run(impl: Triton, request: Request, finish: Callable[..., Any] | None) -> dict[str, Any]:
+    """out (B,T,N,D), m and sums (B,N,T)."""
+    z, (q_at, k_at) = request.shape, _positions(request)
+    of_each = tilings(request.dtype, z.H, z.D, launch.capability())
+    tiling, of_rows, of_columns = (_fitted(impl, t, request) for t in of_each)
+    mask_function = _mask_function(request)
+    assert not isinstance(mask_function, str), "supported tells before"
+    mask, mask_operands = mask_function or (None, ())
+    rows, back_rows = _lists(request, tiling)[0], _lists(request, of_rows)[0]
+    back_columns = _lists(request, of_columns)[1]
+    chosen = request.selection
+    blocks = None if chosen is None else (chosen.block_q, chosen.block_k)
+    plan = Plan(
+        _functions(request), mask, _static(request.normalizer), finish, blocks,
+        tiling, of_rows, of_columns,
+        "tf32" if impl.tf32 else "ieee", impl.interpret, _programs(impl, request, rows),
+    )  # fmt: skip
+    tokens = lambda x: x.transpose(0, 2, 1, 3)
+    narrow = lambda x: tokens(x).astype(request.dtype)
+    scale = jnp.ones((), jnp.float32) if request.scale is None else request.scale
+    x = Arrays(
+        narrow(request.q), narrow(request.k), narrow(request.v), jnp.reshape(scale, (1,)),
+        sum((m.operands for m in request.mods), ()), mask_operands, request.normalizer.params,
+        None if request.q_positions is None else q_at,
+        None if request.k_positions is None else k_at,
+        rows, back_columns,
+    )  # fmt: skip
+    poison = tokens(request.q_poison), request.k_poison.transpose(0, 3, 1, 2)
+    if request.k_poison.shape[1] != z.K:  # laid out for query heads
+        poison = poison[0], poison[1][:, :, :: z.N // z.K]
+    given = _Given(x, *poison, back_rows, back_columns)
+    return _attend(plan, pvary_like(given, given))
+
+
+def _fitted(impl: Triton, t: Tiling, request: Request) -> Tiling:
+    """The tiling, no larger than what there is to do."""
+    z, blocks = request.shape, request.selection
+    most_q, most_k = (z.T, z.S) if blocks is None else (blocks.block_q, blocks.block_k)
+    q = impl.block_q or min(t.block_q, triton.padded(most_q))
+    # a tile of an operand takes as many registers as one of scores
+    pairs = any(
+        x.sums == "pair" and x.kind == "plain" for f in _functions(request) for x in f.operands
+    )
+    k = impl.block_k or min(t.block_k // 2 if pairs else t.block_k, triton.padded(most_k))
+    return Tiling(q, k, t.warps, t.stages)
+
+
+def _programs(impl: Triton, request: Request, rows: Lists) -> int:
+    """Over how many programs the keys are split; 0 where there are queries enough."""
+    z = request.shape
+    few = z.T <= 16 and z.T * z.N // z.K <= 128
+    alone = request.selection is not None or request.normalizer.stages
+    if not few or alone or rows.bounds.shape[1] not in (1, z.K):
+        return 0
+    tiles = z.B * z.K * -(-z.S // (impl.block_k or 64))
+    return 5 if impl.interpret else max(1, min(2 * launch.processors(), tiles))
+
+
+def _lists(request: Request, t: Tiling) -> tuple[Lists, Lists]:
+    """Keys for each block of queries, and the other way round."""
+    z, size = request.shape, (t.block_q, t.block_k)
+    if (blocks := request.selection) is not None:
+        bq, bk = blocks.block_q, blocks.block_k
+        whole = request.mask is None and not (z.S % bk or z.T % bq or bk % size[1] or bq % size[0])
+        kind = lists.FULL if whole else lists.PARTIAL
+        given = blocks.indices, blocks.valid
+        columns = -(-z.S // bk)
+        return (
+            lists.of_selection(*given, bk, size[1], kind),
+            lists.of_selected(*given, columns, bq, size[0], kind),
+        )
+    if request.mask is None:
+        kinds: Any = np.full((1, 1, -(-z.T // size[0]), -(-z.S // size[1])), lists.FULL, np.int8)
+    else:
+        at = request.q_positions, request.k_positions
+        kinds = masks.tile_kinds_of_each(request.mask, z.T, z.S, *size, *at)
+    kinds = lists.with_tails(kinds, z.T, z.S, *size)
+    return lists.of_kinds(kinds, size[1]), lists.of_kinds(lists.transposed(kinds), size[0])
+
+
+# ------------------------------------------------------------------------- forward and backward
+#
+# What a kernel gives is told to vary over the mesh axes of its arguments at once (`varying`): what
+# shard_map takes for the same on all devices it would save for the backward pass from one.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: Plan, given: _Given) -> dict[str, Any]:
+    return _forward(plan, given)[0]
+
+
+def _statistics(plan: Plan, x: Arrays) -> tuple[Rows, tuple[Array, Rows, Rows] | None]:
+    """Rows of statistics, and of the last stage (reference, sums, statistics before it)."""
+    stats: Rows = ()
+    last = None
+    for number, stage in enumerate(plan.normalizer.stages):
+        for _ in range(stage.repeat):
+            got = pvary_like(triton.stage_sums(plan, number, x, stats), x)
+            top = reference(got["m_out"])
+            last = (top, got["sums_out"], stats)
+            stats = _stage_finish(plan, number, last, x.params)
+    return stats, last
+
+
+def _stage_finish(plan: Plan, number: int, last: tuple[Array, Rows, Rows], params: Rows) -> Rows:
+    wide = lambda x: x[..., None]
+    m, sums, before = jax.tree.map(wide, last)
+    stats = plan.normalizer.stages[number].finish(m, sums, before, params)
+    return tuple(jnp.broadcast_to(s, m.shape)[..., 0] for s in stats)
+
+
+def _forward(plan: Plan, given: _Given) -> tuple[dict[str, Any], Any]:
+    # A bad query or key is NaN in the scores of exactly the pairs that see it, and zero elsewhere.
+    poisoned = lambda x, bad: x + bad.astype(x.dtype)
+    x = given.x._replace(
+        q=poisoned(given.x.q, given.q_poison), k=poisoned(given.x.k, given.k_poison)
+    )
+    stats, last = _statistics(plan, x)
+    got = pvary_like(triton.forward(plan, x, stats), x)
+    result = {"out": got["out"], "m": got["m_out"], "sums": got["sums_out"]}
+    return result, (given, stats, last, result)
+
+
+def _backward(plan: Plan, residuals: Any, cotangents: dict[str, Any]) -> tuple[Any]:
+    given, stats, last, result = residuals
+    x, n = given.x._replace(of_rows=given.back_rows, of_columns=given.back_columns), plan.normalizer
+    g, out = cotangents["out"], result["out"].astype(jnp.float32)
+    m = reference(result["m"])
+    d_params = jax.tree.map(jnp.zeros_like, x.params)
+    # Results are values * r with r a function of the sums: r, and the cotangent of the denominator.
+    bad = 0.0 * jnp.einsum("BTND->BNT", out)  # NaN for rows that saw one
+    r, dL = jnp.ones_like(m) + bad, bad
+    if plan.finish is None:
+        if n.denominator is not None:
+            dL = cotangents["sums"][0] + bad
+    elif n.denominator is not None:
+        wide = lambda a: a[..., None]
+
+        def mass_of(sums: Rows, params: Rows) -> Array:
+            extra = 0.0 if n.extra is None else n.extra(wide(m), params)[..., :]
+            return (wide(sums[0]) + extra)[..., 0]
+
+        mass, pull = jax.vjp(mass_of, result["sums"], x.params)
+        r = divide(jnp.ones_like(mass), mass)
+        dL = -r * jnp.einsum("BTND,BTND->BNT", g.astype(jnp.float32), out)
+        d_params = pull(dL)[1]
+    c = Cotangents(g, r, dL, m, stats, ((), (), ()))
+    if last is not None:
+        number = len(n.stages) - 1
+        d_stats = pvary_like(triton.statistics_back(plan, x, c), x)
+        top, sums, before = last
+        finish = lambda sums, p: _stage_finish(plan, number, (top, sums, before), p)
+        d_sums, more = jax.vjp(finish, sums, x.params)[1](d_stats)
+        d_params = jax.tree.map(jnp.add, d_params, more)
+        c = c._replace(more=((top,), before, d_sums))
+    dq, by_row = pvary_like(triton.rows_back(plan, x, c), x)
+    dk, dv, by_column = pvary_like(triton.columns_back(plan, x, c), x)
+    count = len(x.params)
+    sums_of = lambda rows, p: _reduced(rows[..., None], p.shape)
+    d_params = tuple(
+        d + sums_of(rows, p) for d, rows, p in zip(d_params, by_row[:count], x.params, strict=True)
+    )
+    found = {"row": iter(by_row[count:]), "column": iter(by_column)}
+    operands, pairs = [], 0
+    places = [o for f in plan.mods for o in f.operands]
+    for place, value in zip(places, x.operands, strict=True):
+        if place.sums == "row":
+            operands.append(_reduced(next(found["row"])[..., None], value.shape))
+        elif place.sums == "column":
+            operands.append(_reduced(next(found["column"])[..., None, :], value.shape))
+        else:
+            operands.append(_of_pairs(plan, pairs, place, value, x, c))
+            pairs += 1
+    scaled = dq.astype(jnp.float32)
+    d_scale = jnp.sum(scaled * x.q).reshape(1)
+    dq, none = (scaled * x.scale).astype(dq.dtype), _NO_GRADIENT
+    d_x = Arrays(dq, dk, dv, d_scale, tuple(operands), none, d_params, none, none, none, none)
+    return (_Given(d_x, none, none, none, none),)
+
+
+_NO_GRADIENT: Any = None
+
+
+def _reduced(x: Array, shape: tuple[int, ...]) -> Array:
+    """x summed over the axes along which an operand of this shape was broadcast."""
+    axes = tuple(i for i, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if b == 1 < a)
+    return jnp.sum(x, axis=axes, keepdims=True) if axes else x
+
+
+def _of_pairs(
+    plan: Plan, number: int, place: Operand, value: Array, x: Arrays, c: Cotangents
+) -> Array:
+    """The cotangent of an operand of pairs, or of a table of distances."""
+    lead, at = (value.shape[0], value.shape[1]), (x.q_positions, x.k_positions)
+    if place.kind == "plain":
+        return pvary_like(triton.pair_back(plan, number, lead, x, c), x)
+    if place.kind == "table" and at == (None, None):
+        tile = pvary_like(triton.table_back(plan, number, lead, x, c), x)
+        diagonals, size = tile.shape[2:4]
+        first = 1 - -(-x.q.shape[1] // size)
+
+        def of_diagonal(table: Array, d: Array) -> Array:
+            square = Tile(span(0, size, None), span(d * size, size, None))
+            return relative.look_up("table", table, square)
+
+        read = lambda table: jax.vmap(of_diagonal, (None, 0), 2)(
+            table, first + jnp.arange(diagonals)
+        )
+    else:
+        tile = pvary_like(triton.pair_back(plan, number, lead, x, c), x)
+        whole_of = lambda n, p: span(0, n, None if p is None else p[0, 0])
+        whole = Tile(whole_of(tile.shape[2], at[0]), whole_of(tile.shape[3], at[1]))
+        read = lambda table: relative.look_up(place.kind, table, whole)
+    return jax.linear_transpose(read, value)(tile)[0]
+
+
+_attend.defvjp(_forward, _backward)
