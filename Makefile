@@ -35,7 +35,7 @@ check: $(VENV)/.installed-dev
 # Every law on every variant in every form, and every kernel compiled; `make test` runs a sample.
 laws: $(VENV)/.installed-dev
 	ATTNJAX_LAWS=all $(BIN)/python -m pytest -n 2 -m "not gpu" tests/test_laws.py \
-	    tests/test_recipes.py tests/test_kernel_laws.py tests/test_linear_kernels.py
+	    tests/nn/test_recipes.py tests/test_kernel_laws.py tests/kernels/test_linear.py
 
 # Every experiment at its smallest, as CI runs them.
 quick: $(VENV)/.installed

@@ -25,7 +25,7 @@ from attnjax.lab.models import patches
 from attnjax.lab.report import write_atomically
 from attnjax.nn import HeadGate
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def causal(q, k, v):

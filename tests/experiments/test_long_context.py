@@ -23,7 +23,7 @@ from attnjax.lab import checkpoint, distributed
 from experiments import long_context
 from experiments.long_context import ALONE, SPLIT, STACKS, title
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("fresh_programs_everywhere")
 
 

@@ -21,7 +21,7 @@ from attnjax import lab
 from attnjax.nn import HeadGate
 from experiments import attention_sinks, dual_triangle
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
