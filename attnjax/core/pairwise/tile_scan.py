@@ -12,7 +12,7 @@ to device around a ring.  So a pass over all keys is asked of a function:
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from jax import lax
 
 from attnjax.core import normalizers
 from attnjax.core.masks import FULL
+from attnjax.core.mods import Mod
 from attnjax.core.normalizers import (
     Normalizer,
     Rows,
@@ -131,8 +132,8 @@ def _nth(rest: Request, schedule: TileList, number: Array) -> tuple[Tile, Array]
     return _tile(rest, schedule, row, column), kind
 
 
-def _visit(count: Array | int, visit, carry):
-    """visit(carry, number) for so many numbers."""
+def _repeat(count: Array | int, visit: Callable[[Any, Array], Any], carry: Any) -> Any:
+    """carry after visit(carry, number) for number = 0, ..., count - 1."""
     if isinstance(count, jax.Array):
         return lax.fori_loop(0, count, lambda i, carry: visit(carry, i), carry)
     numbers = jnp.arange(count, dtype=jnp.int32)
@@ -181,13 +182,13 @@ def _scores(rest: Request, cut: Cut, raw: Array, operands: Any) -> Array:
     return s if cut.ok is None else s + cut.poison
 
 
-def _by_kind(schedule: TileList, kind: Array, visit):
+def _by_kind(schedule: TileList, kind: Array, visit: Callable[[int], Any]) -> Any:
     """visit(kind) for the kind of this tile, compiled once per kind that may occur."""
     branches = [functools.partial(visit, k) for k in schedule.kinds]
     if len(branches) == 1:
         return branches[0]()
-    at = sum(jnp.where(kind >= k, 1, 0) for k in schedule.kinds[1:])
-    return lax.switch(at, branches)
+    branch = sum(jnp.where(kind >= k, 1, 0) for k in schedule.kinds[1:])
+    return lax.switch(branch, branches)
 
 
 def _take_rows(tree: Any, tile: Tile) -> Any:
@@ -196,6 +197,26 @@ def _take_rows(tree: Any, tile: Tile) -> Any:
 
 def _put_rows(tree: Any, part: Any, tile: Tile) -> Any:
     return jax.tree.map(lambda a, b: put_at(a, b, tile.q, -2), tree, part)
+
+
+def each_tile(
+    part: KeyShard,
+    rows: Any,
+    compute: Callable[[Cut, Any], Any],
+    add: Callable[[Any, Any, Tile], Any],
+    carry: Any,
+) -> Any:
+    """add(carry, compute(cut, its rows), tile) for every tile in turn; `rows` are (B,N,T,.)."""
+
+    def visit(schedule: TileList, carry: Any, number: Array) -> Any:
+        tile, kind = _nth(part.rest, schedule, number)
+        here = _take_rows(rows, tile)
+        of_kind = lambda kind: compute(_cut(part.x, part.rest, tile, kind), here)
+        return add(carry, _by_kind(schedule, kind, of_kind), tile)
+
+    for schedule in part.schedules:
+        carry = _repeat(_tiles_of(schedule), functools.partial(visit, schedule), carry)
+    return carry
 
 
 # ------------------------------------------------------------------------------------- forward
@@ -215,60 +236,65 @@ def empty_state(n: Normalizer, q: Array, D: int) -> State:
     return state._replace(m=jnp.maximum(state.m, floor))
 
 
-def _accumulate(part: KeyShard, state: State, stats, peak, rescale, terms, weighs: bool) -> State:
-    """One pass over the tiles; terms(s, m, stats) are summed, the first times v if `weighs`."""
-    x, rest, schedules = part
+class Pass(NamedTuple):
+    """What one pass over the keys sums up."""
+
+    terms: Callable[[Array, Array, Rows], Rows]  # (s, m, stats) -> terms of each score
+    weighs: bool  # whether the first term weighs the values
+    peak: Any
+    rescale: Any
+
+
+def _add_tile(pass_: Pass, part: KeyShard, cut: Cut, old: State, stats: Rows) -> State:
+    s = _scores(part.rest, cut, cut.raw, cut.operands)
+    top = new_reference(old.m, s, cut.ok, pass_.peak)
+    m = normalizers.reference(top)
+    terms = zero_masked(cut.ok, *pass_.terms(normalizers.fill_masked(cut.ok, s, m), m, stats))
+    poison = cut.poison if cut.ok is None else jnp.zeros_like(m)
+    rescale = pass_.rescale(old.m, top) if pass_.peak is not None else 1.0
+    sums = tuple(
+        old_sum * rescale + jnp.sum(term, axis=-1, keepdims=True) + poison
+        for old_sum, term in zip(old.sums, terms[1:] if pass_.weighs else terms, strict=True)
+    )
+    if not pass_.weighs:
+        return State(top, sums, old.values)
+    new = weighted_values(terms[0], cut.v, part.x.v_table, cut.tile)
+    return State(top, sums, old.values * rescale + new + poison)
+
+
+def _accumulate(pass_: Pass, stats: Rows, part: KeyShard, state: State) -> State:
+    """One pass over the tiles, row by row: the state of a row is read and written once."""
 
     def visit_tile(schedule: TileList, here: Rows, number: Array, old: State) -> State:
-        tile, kind_here = _nth(rest, schedule, number)
+        tile, kind = _nth(part.rest, schedule, number)
+        of_kind = lambda kind: _add_tile(
+            pass_, part, _cut(part.x, part.rest, tile, kind), old, here
+        )
+        return _by_kind(schedule, kind, of_kind)
 
-        def visit(kind: int) -> State:
-            cut = _cut(x, rest, tile, kind)
-            s = _scores(rest, cut, cut.raw, cut.operands)
-            top = new_reference(old.m, s, cut.ok, peak)
-            m = normalizers.reference(top)
-            parts = zero_masked(cut.ok, *terms(normalizers.fill_masked(cut.ok, s, m), m, here))
-            sums = parts[1:] if weighs else parts
-            poison = cut.poison if cut.ok is None else jnp.zeros_like(m)
-            fade = rescale(old.m, top) if peak is not None else 1.0
-            sums = tuple(
-                o * fade + jnp.sum(t, axis=-1, keepdims=True) + poison
-                for o, t in zip(old.sums, sums, strict=True)
-            )
-            if not weighs:
-                return State(top, sums, old.values)
-            new = weighted_values(parts[0], cut.v, x.v_table, tile)
-            return State(top, sums, old.values * fade + new + poison)
-
-        return _by_kind(schedule, kind_here, visit)
+    def visit_row(schedule: TileList, state: State, row: Array) -> State:
+        tile = _tile(part.rest, schedule, row, jnp.zeros_like(row))
+        old, here = _take_rows((state, stats), tile)
+        if schedule.rows is not None:  # one tile a row
+            return _put_rows(state, visit_tile(schedule, here, row, old), tile)
+        ends = jnp.asarray(schedule.row_ends)
+        visit = functools.partial(visit_tile, schedule, here)
+        return _put_rows(state, lax.fori_loop(ends[row], ends[row + 1], visit, old), tile)
 
     state = pvary_like(state, (part, stats))
-    for schedule in schedules:
-        ends = jnp.asarray(schedule.row_ends)
-
-        def visit_row(state: State, row: Array, schedule=schedule, ends=ends) -> State:
-            tile = _tile(rest, schedule, row, jnp.zeros_like(row))
-            old, here = _take_rows((state, stats), tile)
-            visit = functools.partial(visit_tile, schedule, here)
-            if schedule.rows is not None:  # one tile a row
-                return _put_rows(state, visit(row, old), tile)
-            new = lax.fori_loop(ends[row], ends[row + 1], visit, old)
-            return _put_rows(state, new, tile)
-
+    for schedule in part.schedules:
         one_each = schedule.rows is not None
         count = _tiles_of(schedule) if one_each else len(schedule.row_ends) - 1
-        state = _visit(count, visit_row, state)
+        state = _repeat(count, functools.partial(visit_row, schedule), state)
     return state
 
 
-def _stage(x: Inputs, fold: KeyFold, stage: Stage, stats: Rows):
+def _stage(x: Inputs, fold: KeyFold, stage: Stage, stats: Rows) -> tuple[Array, Rows]:
     """The stage's reference and sums over all keys."""
     count = len(jax.eval_shape(lambda s: stage.terms(s, s, stats, x.params), x.q[..., :1]))
     terms = lambda s, m, here: stage.terms(s, m, here, x.params)
-    visit = lambda part, state: _accumulate(
-        part, state, stats, stage.peak, stage.rescale, terms, weighs=False
-    )
-    state = fold(visit, _state_of_none(x.q, count, 0))
+    pass_ = Pass(terms, False, stage.peak, stage.rescale)
+    state = fold(functools.partial(_accumulate, pass_, stats), _state_of_none(x.q, count, 0))
     return normalizers.reference(state.m), state.sums
 
 
@@ -295,152 +321,198 @@ def _statistics(x: Inputs, n: Normalizer, fold: KeyFold):
     return stats, last
 
 
+def _last_terms(n: Normalizer) -> Callable[[Array, Array, Rows, Rows], Rows]:
+    """Terms (s, m, stats, params) of the pass that weighs the values: numerator, denominator."""
+
+    def terms(s: Array, m: Array, stats: Rows, params: Rows) -> Rows:
+        w = n.numerator(s, m, stats, params)
+        return (w,) if n.denominator is None else (w, n.denominator(s, m, stats, params))
+
+    return terms
+
+
 def forward(x: Inputs, rest: Request, fold: KeyFold) -> tuple[State, Saved]:
     """The state of all keys, and what `backward` needs."""
     n = replace(rest.normalizer, params=x.params)
     stats, last = _statistics(x, n, fold)
-
-    def terms(s: Array, m: Array, here: Rows) -> Rows:
-        w = n.numerator(s, m, here, x.params)
-        return (w,) if n.denominator is None else (w, n.denominator(s, m, here, x.params))
-
-    visit = lambda part, state: _accumulate(
-        part, state, stats, n.peak, n.rescale, terms, weighs=True
-    )
-    state = fold(visit, empty_state(n, x.q, rest.shape.D))
+    terms = _last_terms(n)
+    pass_ = Pass(lambda s, m, here: terms(s, m, here, x.params), True, n.peak, n.rescale)
+    state = fold(functools.partial(_accumulate, pass_, stats), empty_state(n, x.q, rest.shape.D))
     return state, Saved(state.m, stats, last)
 
 
 # ------------------------------------------------------------------------------------ backward
+#
+# A state is the sums A = sum f v and L = sum g; each tile turns their cotangents dA and dL into ds
+# by the elementwise derivatives of f and g, and ds into the rest.  A stage first needs the
+# cotangent of its statistics: one more pass.  The reference m has none: no result depends on it.
+
+
+class StageRows(NamedTuple):
+    """What a tile takes by its rows for the terms of the last stage, (B,N,T,1) each."""
+
+    m: Array
+    stats: Rows  # those before the stage
+    d_sums: Rows
+
+
+class BackwardRows(NamedTuple):
+    """What a tile takes by its rows, (B,N,T,.) each."""
+
+    m: Array
+    stats: Rows
+    dA: Array  # cotangent of the weighted values
+    dL: Array | None  # of the denominator
+    stage: StageRows | None
+
+
+def _zeros_like(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _transposed(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)
 
 
 def backward(
     x: Inputs, rest: Request, saved: Saved, cotangents: State, fold: KeyFold, fold_back: KeyFold
 ) -> Inputs:
-    """Cotangents of `Inputs`, tile by tile.
-
-    A state is the sums A = sum f v and L = sum g; each tile turns their cotangents dA and dL into
-    ds by the elementwise derivatives of f and g, and ds into the rest.  A stage first needs the
-    cotangent of its statistics: one more pass.  The reference m has none: no result depends on it.
-    """
-    n, params, K = rest.normalizer, x.params, rest.shape.K
-    m = normalizers.reference(saved.m)
-    dA, dL = cotangents.values, cotangents.sums[0] if cotangents.sums else None
-
-    def final(s, here_m, here, p):
-        f = n.numerator(s, here_m, here, p)
-        return (f,) if n.denominator is None else (f, n.denominator(s, here_m, here, p))
-
-    def from_weights(cut: Cut, dA: Array, dL: Array | None):
-        """Cotangents of the terms of the last pass."""
-        df = product(dA, cut.v)
-        if (v_table := x.v_table) is not None:
-            by_distance = lambda w: relative.sum_by_distance(w, v_table, cut.tile)
-            df = df + jax.linear_transpose(by_distance, df)(dA)[0]
-        return (df,) if dL is None else (df, jnp.broadcast_to(dL, df.shape))
-
-    def elementwise(cut: Cut, s: Array, terms, here_m, here):
-        """The terms, zero where hidden, as a function of what they depend on."""
-        hidden = normalizers.fill_masked(cut.ok, s, here_m)
-        wrap = lambda s, stats, p: zero_masked(cut.ok, *terms(s, here_m, stats, p))
-        return jax.vjp(wrap, hidden, here, params)
-
-    def statistic_pass(part: KeyShard, d_stats: Rows) -> Rows:
-        def visit_tile(schedule: TileList, d_stats: Rows, number: Array) -> Rows:
-            tile, kind_here = _nth(part.rest, schedule, number)
-            here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
-
-            def visit(kind: int) -> Rows:
-                cut = _cut(part.x, part.rest, tile, kind)
-                s = _scores(part.rest, cut, cut.raw, cut.operands)
-                _, pull = elementwise(cut, s, final, here_m, here)
-                return pull(from_weights(cut, hA, hL))[1]
-
-            new = _by_kind(schedule, kind_here, visit)
-            old = _take_rows(d_stats, tile)
-            return _put_rows(d_stats, jax.tree.map(jnp.add, old, new), tile)
-
-        for schedule in part.schedules:
-            visit = functools.partial(visit_tile, schedule)
-            d_stats = _visit(_tiles_of(schedule), visit, d_stats)
-        return d_stats
-
-    # Cotangents of the last stage's sums.
+    """Cotangents of `Inputs`, tile by tile."""
     everything = (x, rest, saved, cotangents)
-    d_params = pvary_like(jax.tree.map(jnp.zeros_like, params), everything)
-    d_sums: Rows = ()
-    if n.stages:
-        stage = n.stages[-1]
-        stage_m, sums, before = saved.last_stage
-        d_stats = pvary_like(jax.tree.map(jnp.zeros_like, saved.stats), everything)
-        d_stats = fold(statistic_pass, d_stats)
-        _, pull = jax.vjp(lambda s, p: stage.finish(stage_m, s, before, p), sums, params)
-        d_sums, more = pull(d_stats)
-        d_params = jax.tree.map(jnp.add, d_params, more)
+    zeros = lambda tree: pvary_like(_zeros_like(tree), everything)
+    dA, dL = cotangents.values, cotangents.sums[0] if cotangents.sums else None
+    rows = BackwardRows(normalizers.reference(saved.m), saved.stats, dA, dL, None)
+    d_params = zeros(x.params)
+    if rest.normalizer.stages:
+        d_stats = fold(functools.partial(_statistics_back, rows), zeros(saved.stats))
+        m, sums, before = saved.last_stage
+        finish = lambda sums, p: rest.normalizer.stages[-1].finish(m, sums, before, p)
+        d_sums, from_finish = jax.vjp(finish, sums, x.params)[1](d_stats)
+        d_params = _add(d_params, from_finish)
+        rows = rows._replace(stage=StageRows(m, before, d_sums))
 
     # XLA runs a product that contracts the rows of both factors (dk = ds^T q) several times slower
     # than one that does not, so dk and dv are kept transposed, with q and dA transposed once.
-    flip = lambda a: jnp.swapaxes(a, -1, -2)
-    qT, dAT = flip(x.q), flip(dA)
-    columns = lambda a, at: take_at(a, at, -1)
+    columns = _transposed(x.q), _transposed(dA)
+    start = Grads(x.q, _transposed(x.k), _transposed(x.v), x.v_table, x.operands, x.params)
+    start = zeros(start)._replace(params=d_params)
+    grads = fold_back(functools.partial(_gradients, rows, columns), start)
+    return Inputs(
+        grads.q,
+        _transposed(grads.kT),
+        _transposed(grads.vT),
+        grads.v_table,
+        grads.operands,
+        grads.params,
+    )
 
-    def gradient_pass(part: KeyShard, grads: Grads) -> Grads:
-        def visit_tile(schedule: TileList, grads: Grads, number: Array) -> Grads:
-            tile, kind_here = _nth(part.rest, schedule, number)
-            here_m, here, hA, hL = _take_rows((m, saved.stats, dA, dL), tile)
 
-            def visit(kind: int) -> Grads:
-                cut = _cut(part.x, part.rest, tile, kind)
-                s, mods_pull = jax.vjp(
-                    lambda raw, ops: _scores(part.rest, cut, raw, ops), cut.raw, cut.operands
-                )
-                weights, pull = elementwise(cut, s, final, here_m, here)
-                ds, _, dp = pull(from_weights(cut, hA, hL))
-                if n.stages:
-                    at = _take_rows((stage_m, before, d_sums), tile)
-                    terms, pull = elementwise(cut, s, stage.terms, at[0], at[1])
-                    more = [jnp.broadcast_to(d, t.shape) for d, t in zip(at[2], terms, strict=True)]
-                    ds_more, _, dp_more = pull(tuple(more))
-                    ds, dp = ds + ds_more, jax.tree.map(jnp.add, dp, dp_more)
-                if cut.ok is not None:
-                    ds = jnp.where(cut.ok, ds, 0.0)
-                d_raw, d_operands = mods_pull(ds)
-                return Grads(
-                    weighted_sum(d_raw, cut.k),
-                    transposed_product(columns(qT, tile.q), d_raw, K),
-                    transposed_product(columns(dAT, tile.q), weights[0], K),
-                    _table_cotangent(x.v_table, weights[0], hA, tile),
-                    d_operands,
-                    dp,
-                )
+def _statistics_back(rows: BackwardRows, part: KeyShard, d_stats: Rows) -> Rows:
+    """Adds the cotangents that the last pass gives the statistics."""
 
-            new = _by_kind(schedule, kind_here, visit)
-            d_operands = tuple(
-                tuple(
-                    add_to_tile(kind, old, part, tile)
-                    for kind, old, part in zip(mod.kinds, olds, parts, strict=True)
-                )
-                for mod, olds, parts in zip(rest.mods, grads.operands, new.operands, strict=True)
-            )
-            return Grads(
-                add_at(grads.q, new.q, tile.q, -2),
-                add_at(grads.kT, new.kT, tile.k, -1),
-                add_at(grads.vT, new.vT, tile.k, -1),
-                jax.tree.map(jnp.add, grads.v_table, new.v_table),
-                d_operands,
-                jax.tree.map(jnp.add, grads.params, new.params),
-            )
+    def compute(cut: Cut, here: BackwardRows) -> Rows:
+        s = _scores(part.rest, cut, cut.raw, cut.operands)
+        _, pull = _last_terms_vjp(part, cut, s, here)
+        return pull(_cotangents_of_terms(part.x, cut, here))[1]
 
-        for schedule in part.schedules:
-            visit = functools.partial(visit_tile, schedule)
-            grads = _visit(_tiles_of(schedule), visit, grads)
-        return grads
+    def add(d_stats: Rows, new: Rows, tile: Tile) -> Rows:
+        return _put_rows(d_stats, _add(_take_rows(d_stats, tile), new), tile)
 
-    nothing = Grads(x.q, flip(x.k), flip(x.v), x.v_table, x.operands, params)
-    nothing = pvary_like(jax.tree.map(jnp.zeros_like, nothing), everything)
-    grads = fold_back(gradient_pass, nothing._replace(params=d_params))
-    d_k, d_v = flip(grads.kT), flip(grads.vT)
-    return Inputs(grads.q, d_k, d_v, grads.v_table, grads.operands, grads.params)
+    return each_tile(part, rows, compute, add, d_stats)
+
+
+def _gradients(
+    rows: BackwardRows, columns: tuple[Array, Array], part: KeyShard, grads: Grads
+) -> Grads:
+    """Adds the cotangents that the tiles of `part` give; columns are q and dA, transposed."""
+
+    def compute(cut: Cut, here: BackwardRows) -> Grads:
+        s, pull_mods = jax.vjp(
+            lambda raw, operands: _scores(part.rest, cut, raw, operands), cut.raw, cut.operands
+        )
+        weights, ds, d_params = _scores_back(part, cut, s, here)
+        if cut.ok is not None:
+            ds = jnp.where(cut.ok, ds, 0.0)
+        d_raw, d_operands = pull_mods(ds)
+        qT, dAT = (take_at(a, cut.tile.q, -1) for a in columns)
+        return Grads(
+            weighted_sum(d_raw, cut.k),
+            transposed_product(qT, d_raw, part.rest.shape.K),
+            transposed_product(dAT, weights, part.rest.shape.K),
+            _table_cotangent(part.x.v_table, weights, here.dA, cut.tile),
+            d_operands,
+            d_params,
+        )
+
+    add = functools.partial(_add_grads, part.rest.mods)
+    return each_tile(part, rows, compute, add, grads)
+
+
+def _scores_back(
+    part: KeyShard, cut: Cut, s: Array, here: BackwardRows
+) -> tuple[Array, Array, Rows]:
+    """The weights of the values, and the cotangents of the scores and of the parameters."""
+    terms, pull = _last_terms_vjp(part, cut, s, here)
+    ds, _, d_params = pull(_cotangents_of_terms(part.x, cut, here))
+    if (stage := here.stage) is not None:
+        of_stage = part.rest.normalizer.stages[-1].terms
+        summed, pull = _terms_vjp(of_stage, cut, s, stage.m, stage.stats, part.x.params)
+        d_terms = tuple(
+            jnp.broadcast_to(d, term.shape) for d, term in zip(stage.d_sums, summed, strict=True)
+        )
+        ds_stage, _, d_params_stage = pull(d_terms)
+        ds, d_params = ds + ds_stage, _add(d_params, d_params_stage)
+    return terms[0], ds, d_params
+
+
+def _last_terms_vjp(part: KeyShard, cut: Cut, s: Array, here: BackwardRows) -> tuple[Rows, Any]:
+    terms = _last_terms(part.rest.normalizer)
+    return _terms_vjp(terms, cut, s, here.m, here.stats, part.x.params)
+
+
+def _terms_vjp(
+    terms: Callable[[Array, Array, Rows, Rows], Rows],
+    cut: Cut,
+    s: Array,
+    m: Array,
+    stats: Rows,
+    params: Rows,
+) -> tuple[Rows, Any]:
+    """The terms, zero where masked, and their pullback to (s, stats, params)."""
+    filled = normalizers.fill_masked(cut.ok, s, m)
+    masked = lambda s, stats, params: zero_masked(cut.ok, *terms(s, m, stats, params))
+    return jax.vjp(masked, filled, stats, params)
+
+
+def _cotangents_of_terms(x: Inputs, cut: Cut, here: BackwardRows) -> Rows:
+    """Cotangents of the terms of the last pass: of numerator and denominator."""
+    df = product(here.dA, cut.v)
+    if (v_table := x.v_table) is not None:
+        by_distance = lambda w: relative.sum_by_distance(w, v_table, cut.tile)
+        df = df + jax.linear_transpose(by_distance, df)(here.dA)[0]
+    return (df,) if here.dL is None else (df, jnp.broadcast_to(here.dL, df.shape))
+
+
+def _add_grads(mods: Sequence[Mod], grads: Grads, new: Grads, tile: Tile) -> Grads:
+    d_operands = tuple(
+        tuple(
+            add_to_tile(kind, total, more, tile)
+            for kind, total, more in zip(mod.kinds, totals, mores, strict=True)
+        )
+        for mod, totals, mores in zip(mods, grads.operands, new.operands, strict=True)
+    )
+    return Grads(
+        add_at(grads.q, new.q, tile.q, -2),
+        add_at(grads.kT, new.kT, tile.k, -1),
+        add_at(grads.vT, new.vT, tile.k, -1),
+        _add(grads.v_table, new.v_table),
+        d_operands,
+        _add(grads.params, new.params),
+    )
 
 
 def _table_cotangent(v_table: Array | None, w: Array, dA: Array, tile: Tile) -> Array | None:
