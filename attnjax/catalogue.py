@@ -1,80 +1,97 @@
-"""Every mechanism of the package, and the table of papers they come from.
+"""Every mechanism of the package, and the papers that they come from.
 
-`VARIANTS` gathers the records of all leaves; `PAPERS` is papers.csv, one row a paper: what stands
-for it here, or why nothing does.
+`OPS` gathers the records of all leaves; `papers()` reads papers.csv and finds what stands for each
+paper: ops by their records, other modules and experiments by their `PAPERS = (id, ...)`.
 """
 
+import ast
 import csv
+import functools
 import importlib
+import os
+import pkgutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from pathlib import Path
 
-from attnjax.op import Variant
-from attnjax.ops import (
-    kv_decode,
-    linear_recurrent,
-    local_structured,
-    low_rank,
-    position,
-    softmax_core,
-    sparse_select,
-)
+from attnjax import ops
+from attnjax.op import Op
 
-VARIANTS: tuple[Variant, ...] = (
-    *softmax_core.VARIANTS,
-    *position.VARIANTS,
-    *local_structured.VARIANTS,
-    *kv_decode.VARIANTS,
-    *linear_recurrent.VARIANTS,
-    *sparse_select.VARIANTS,
-    *low_rank.VARIANTS,
+FAMILIES = tuple(
+    importlib.import_module(f"attnjax.ops.{module.name}")
+    for module in pkgutil.iter_modules(ops.__path__)
+    if module.ispkg
 )
+OPS: tuple[Op, ...] = tuple(op for family in FAMILIES for op in family.OPS)
 
 STATUSES = ("done", "todo", "out")
 
 
 @dataclass(frozen=True)
 class Paper:
-    """One row of papers.csv.
+    """One row of papers.csv, and what stands for it.
 
-    status    done: entries cover it; todo: not yet, or the part that `why` names is missing;
-              out: nothing to build, for the reason in `why`
-    entries   dotted names of the functions and experiments that stand for it
+    entries   dotted names of the ops, modules and experiments that implement it
+    out       why there is nothing to build, or ""
+    missing   what is not there yet beside the entries, or ""
     """
 
     id: int
     title: str
     family: str
-    status: str
     entries: tuple[str, ...]
-    why: str
+    out: str
+    missing: str
+
+    @property
+    def status(self) -> str:
+        """out, done: entries cover it, or todo: not yet, or not all of it."""
+        if self.out:
+            return "out"
+        return "done" if self.entries and not self.missing else "todo"
 
 
-def _read() -> tuple[Paper, ...]:
+@functools.cache
+def papers() -> tuple[Paper, ...]:
+    """All papers, in the order of their ids."""
     text = (resources.files("attnjax") / "papers.csv").read_text(encoding="utf-8")
+    entries = _entries()
     return tuple(
         Paper(
             int(row["id"]),
             row["title"],
             row["family"],
-            row["status"],
-            tuple(row["entries"].split(";")) if row["entries"] else (),
-            row["why"],
+            tuple(entries.get(int(row["id"]), ())),
+            row["out"],
+            row["missing"],
         )
         for row in csv.DictReader(text.splitlines())
     )
 
 
-PAPERS = _read()
+def _entries() -> dict[int, list[str]]:
+    """Id of a paper -> what stands for it: ops first, then modules, then experiments."""
+    found: dict[int, list[str]] = {}
+    for op in OPS:
+        for number in op.papers:
+            found.setdefault(number, []).append(op.dotted)
+    for module, numbers in sorted(_declared(), key=lambda pair: "experiments" in pair[0]):
+        for number in numbers:
+            found.setdefault(number, []).append(module)
+    return found
 
 
-def load(dotted: str) -> Any:
-    """The module, or the attribute of one, that a dotted name names; raises if there is none."""
-    try:
-        return importlib.import_module(dotted)
-    except ModuleNotFoundError as error:
-        module, _, name = dotted.rpartition(".")
-        if not module or error.name != dotted:
-            raise
-        return getattr(importlib.import_module(module), name)
+def _declared() -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(module, its PAPERS) of those that have some, read without importing them."""
+    root = Path(str(resources.files("attnjax")))
+    walk = os.walk(root, followlinks=True)  # kernels and experiments are links in a checkout
+    found = (Path(folder, name) for folder, _, names in walk for name in names)
+    for path in sorted(path for path in found if path.suffix == ".py"):
+        text = path.read_text(encoding="utf-8")
+        if "\nPAPERS = " not in text:
+            continue
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PAPERS":
+                parts = path.relative_to(root).with_suffix("").parts
+                yield ".".join(("attnjax", *parts)), ast.literal_eval(node.value)

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 import attnjax
-from attnjax.catalogue import PAPERS, STATUSES, VARIANTS, Paper
-from attnjax.op import Variant
+from attnjax import catalogue
+from attnjax.catalogue import OPS, STATUSES, Paper
+from attnjax.op import Op
 from attnjax.parallel.model.balance import balance
 from attnjax.parallel.model.planning import plan
 
@@ -41,9 +42,9 @@ def papers(
         json: Print JSON instead of a table.
         markdown: Print a Markdown table instead.
     """
-    rows: Iterable[Paper] = PAPERS
+    rows: Iterable[Paper] = catalogue.papers()
     if family is not None:
-        _known("family", family, {paper.family for paper in PAPERS})
+        _known("family", family, {paper.family for paper in rows})
         rows = [paper for paper in rows if paper.family == family]
     if todo:
         rows = [paper for paper in rows if paper.status == "todo"]
@@ -57,36 +58,37 @@ def show(name: Name) -> None:
     """Tells a mechanism's formula, paper, signature, implementations, limits and exemptions.
 
     Args:
-        name: A variant, such as softpick_attention, or the id of a paper.
+        name: An op, such as softpick_attention, or the id of a paper.
     """
     if name.isdecimal():
         paper = _paper(int(name))
-        why = f": {paper.why}" if paper.why else ""
+        why = paper.out or paper.missing
+        why = f": {why}" if why else ""
         print(f"{paper.id}  {paper.title}  ({paper.family}, {paper.status}{why})")
         for entry in paper.entries:
             print(f"    {entry}")
         print()
     told = None
-    for variant in _variants(name):
-        module = sys.modules[variant.fn.__module__]
+    for op in _ops(name):
+        module = sys.modules[op.fn.__module__]
         if module is not told:
             print(inspect.getdoc(module))
             told = module
         print()
-        _print_variant(variant)
+        _print_op(op)
 
 
 def explain(name: Name) -> None:
     """Tells which implementation runs a mechanism here, and why the others do not.
 
     Args:
-        name: A variant, such as softpick_attention, or the id of a paper.
+        name: An op, such as softpick_attention, or the id of a paper.
     """
-    variants = _variants(name)
-    if not variants:
-        raise UsageError(f"NAME: paper {name} has no variant; expected one with entries under ops")
-    for variant in variants:
-        print(_implementations(variant))
+    ops = _ops(name)
+    if not ops:
+        raise UsageError(f"NAME: paper {name} has no op; expected one with entries under ops")
+    for op in ops:
+        print(_implementations(op))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -139,34 +141,35 @@ def _known(what: str, given: str, names: Iterable[str]) -> None:
 
 
 def _paper(number: int) -> Paper:
-    known = {paper.id: paper for paper in PAPERS}
+    known = {paper.id: paper for paper in catalogue.papers()}
     if number not in known:
         raise UsageError(f"NAME: no paper {number}; expected an id {min(known)} .. {max(known)}")
     return known[number]
 
 
-def _variants(name: str) -> tuple[Variant, ...]:
-    """The variant of that name, or those of the paper with that id."""
+def _ops(name: str) -> tuple[Op, ...]:
+    """The op of that name, or those of the paper with that id."""
     if name.isdecimal():
-        return tuple(v for v in VARIANTS if _paper(int(name)).id in v.rows)
-    _known("NAME", name, {variant.name for variant in VARIANTS})
-    return tuple(v for v in VARIANTS if v.name == name)
+        return tuple(op for op in OPS if _paper(int(name)).id in op.papers)
+    _known("NAME", name, {op.name for op in OPS})
+    return tuple(op for op in OPS if op.name == name)
 
 
-def _implementations(variant: Variant) -> str:
-    return str(attnjax.explain(variant.fn, **variant.sample()))
+def _implementations(op: Op) -> str:
+    return str(attnjax.explain(op.fn, **op.sample()))
 
 
 # ------------------------------------------------------------------------------------ printing
 
 
-def _print_variant(variant: Variant) -> None:
-    print(_signature(variant), end="\n\n")
-    print(inspect.getdoc(variant.fn), end="\n\n")
-    print(f"Source: {variant.paper}; papers {', '.join(map(str, variant.rows))}")
-    _print_list("Tested limits", (limit.says for limit in variant.limits))
-    _print_list("Exempt", (f"{law}: {reason}" for law, reason in variant.exempt.items()))
-    _print_list("Implementations", _implementations(variant).splitlines()[1:])
+def _print_op(op: Op) -> None:
+    print(_signature(op), end="\n\n")
+    print(inspect.getdoc(op.fn), end="\n\n")
+    print(f"Papers: {', '.join(map(str, op.papers)) or 'none of papers.csv'}")
+    print(f"Reads: {op.may_read}")
+    _print_list("Tested limits", (limit.says for limit in op.limits))
+    _print_list("Exempt", (f"{law}: {reason}" for law, reason in op.exempt.items()))
+    _print_list("Implementations", _implementations(op).splitlines()[1:])
 
 
 def _print_list(title: str, lines: Iterable[str]) -> None:
@@ -174,29 +177,31 @@ def _print_list(title: str, lines: Iterable[str]) -> None:
         print(f"{title}:", *lines, sep="\n    ")
 
 
-def _signature(variant: Variant) -> str:
+def _signature(op: Op) -> str:
     """One parameter a line, arrays by their letters: q: Float[B T N H]."""
-    signature = inspect.signature(variant.fn)
+    signature = inspect.signature(op.fn)
     lines = [str(parameter) for parameter in signature.parameters.values()]
     named = [p.kind is p.KEYWORD_ONLY for p in signature.parameters.values()]
     if any(named):
         lines.insert(named.index(True), "*")
-    head, tail = f"{variant.dotted}(", inspect.formatannotation(signature.return_annotation)
+    head, tail = f"{op.dotted}(", inspect.formatannotation(signature.return_annotation)
     text = "\n    ".join([head, *(f"{line}," for line in lines)]) + f"\n) -> {tail}"
     text = re.sub(r"[\w.]*\b(Float|Int|Bool)\[[\w.]*Array, ' ?([^']*)'\]", r"\1[\2]", text)
     return re.sub(r"attnjax\.[a-z_.]*\.([A-Z])", r"\1", text)
 
 
 def _print_json(rows: Sequence[Paper]) -> None:
-    print(json.dumps([asdict(paper) for paper in rows], indent=1, ensure_ascii=False))
+    told = [asdict(paper) | {"status": paper.status} for paper in rows]
+    print(json.dumps(told, indent=1, ensure_ascii=False))
 
 
 def _print_markdown(rows: Sequence[Paper]) -> None:
     cell = lambda text: str(text).replace("|", "\\|")
-    print("| id | title | family | status | entries | why |\n|---|---|---|---|---|---|")
+    print("| id | title | family | status | entries | out, or missing |\n|---|---|---|---|---|---|")
     for paper in rows:
         entries = ", ".join(f"`{entry}`" for entry in paper.entries)
-        cells = (paper.id, paper.title, paper.family, paper.status, entries, paper.why)
+        why = paper.out or paper.missing
+        cells = (paper.id, paper.title, paper.family, paper.status, entries, why)
         print(f"| {' | '.join(map(cell, cells))} |")
 
 
@@ -207,7 +212,7 @@ def _print_table(rows: Sequence[Paper]) -> None:
     table = Table("id", "title", "family", "status", "entries or reason")
     for paper in rows:
         entries = [entry.rpartition(".")[2] for entry in paper.entries]
-        told = "; ".join(filter(None, [", ".join(entries), paper.why]))
+        told = "; ".join(filter(None, [", ".join(entries), paper.out, paper.missing]))
         table.add_row(str(paper.id), paper.title, paper.family, paper.status, told)
     console.print(table)
     counts = Table("family", *STATUSES, "all")

@@ -1,7 +1,8 @@
 """The letters of shapes, and the array aliases built from them.
 
     B batch   T query length   S key length   N query heads   K key/value heads (N % K == 0)
-    G = N / K   H head width   D value width   C chunk   W window   R rank, or table width   M slots
+    G = N / K   H head width   D value width   C chunk   W model width   R rank, or table width
+    M slots   w window
 
 Layout is jax.nn's: q (B,T,N,H), k (B,S,K,H), v (B,S,K,D), out (B,T,N,D).  Query heads
 g*G .. (g+1)*G - 1 share key/value head g.  The same letters stand in einsum strings and in
@@ -13,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 Q = Float[Array, "B T N H"]
 K = Float[Array, "B S K H"]
 V = Float[Array, "B S K D"]
+TokenK = Float[Array, "B T K H"]  # of tokens that are queries and keys at once: T = S
+TokenV = Float[Array, "B T K D"]
 Out = Float[Array, "B T N D"]
 Weights = Float[Array, "B N T S"]
 
@@ -22,5 +25,5 @@ Positions = Int[Array, " T"]
 
 __all__ = [
     "Array", "Bool", "Float", "Int",
-    "Q", "K", "V", "Out", "Weights", "PerQuery", "PerHead", "Positions",
+    "Q", "K", "V", "TokenK", "TokenV", "Out", "Weights", "PerQuery", "PerHead", "Positions",
 ]  # fmt: skip

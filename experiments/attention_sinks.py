@@ -58,6 +58,8 @@ from attnjax.probes import (
     sparsity,
 )
 
+PAPERS = (141, 247, 355, 394)
+
 
 @dataclass(frozen=True)
 class Config:

@@ -61,6 +61,8 @@ from attnjax.parallel.model import costs, planning, traffic
 from attnjax.parallel.model.balance import areas, imbalance, random_documents, row_counts
 from attnjax.parallel.model.planning import Setting
 
+PAPERS = (53,)
+
 WAYS = (
     "dense", "blockwise", "jax.nn", "ring contiguous", "ring zigzag", "ring striped", "ulysses",
     "usp zigzag", "all-gather zigzag",

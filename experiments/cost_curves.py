@@ -49,6 +49,8 @@ from attnjax.lab.timing import (
     timed,
 )
 
+PAPERS = (10, 139)
+
 MATMUL = 2048
 
 
@@ -110,7 +112,7 @@ def subjects(config: Config) -> list[Subject]:
         Subject("dense", made(functools.partial(causal, impl="dense")), longest=config.dense_up_to),
         Subject("jax.nn", made(jax_nn(is_causal=True))),
     ]
-    known = {variant.name: variant for variant in catalogue.VARIANTS}
+    known = {op.name: op for op in catalogue.OPS}
     chosen = lab.choose("variants", config.variants, known) if config.variants else {}
     for name, variant in chosen.items():
 

@@ -31,6 +31,8 @@ from attnjax.lab import Claim, above, below, between
 from attnjax.ops.position import dual_triangle_attention
 from attnjax.ops.softmax_core import multi_head_attention
 
+PAPERS = (378,)
+
 HIDDEN = 1  # stands for a hidden byte; source text has no such control character
 
 

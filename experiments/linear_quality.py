@@ -34,6 +34,8 @@ from attnjax.ops.linear_recurrent.regla import log_refined_gate, safe_exp
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.probes import attention_map
 
+PAPERS = (287, 383)
+
 
 @dataclass(frozen=True)
 class Config:

@@ -54,6 +54,8 @@ from attnjax.ops.linear_recurrent import gated_delta_net
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.parallel import LASP2, Ring, layout
 
+PAPERS = (349,)
+
 AXIS = "sp"
 
 Devices = list[Any]  # of jax.Device

@@ -54,6 +54,8 @@ from attnjax.ops.sparse_select import (
 )
 from attnjax.probes import best_selection, selection_recall
 
+PAPERS = (103, 138, 214, 248, 281)
+
 BYTES = 256
 BASE = 10000.0  # of rotary positions
 

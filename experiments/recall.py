@@ -35,6 +35,8 @@ from attnjax.lab import Claim, above, below
 from attnjax.nn import recipes
 from attnjax.ops.softmax_core import multi_head_attention
 
+PAPERS = (313, 353)
+
 FILLER = 0  # stands where nothing is asked
 
 

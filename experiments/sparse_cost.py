@@ -59,6 +59,8 @@ from attnjax.ops.sparse_select import (
     seer_gate,
 )
 
+PAPERS = (138, 214, 248)
+
 SHARE = 8  # one block in so many is selected
 GATE = 32  # width of SeerAttention's gate
 Arrays = tuple[jax.Array, ...]

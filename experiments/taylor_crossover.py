@@ -26,6 +26,8 @@ from attnjax.lab import Claim, below, between
 from attnjax.lab.timing import take_turns, timed
 from attnjax.ops.linear_recurrent import taylor_crossover, taylor_shift, taylor_shift_direct
 
+PAPERS = (234,)
+
 FORMS = {"direct": taylor_shift_direct, "linear": taylor_shift}
 
 

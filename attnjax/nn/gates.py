@@ -17,6 +17,8 @@ from attnjax.ops.sparse_select.seer import (
     turned,
 )
 
+PAPERS = (138,)
+
 
 class SeerGate(nnx.Module):
     """`attend` of a layer: SeerAttention with the projections of its gate.

@@ -11,6 +11,8 @@ from attnjax.nn.attention import Attention
 from attnjax.ops.low_rank.agent import agent_attention, place_bias
 from attnjax.ops.low_rank.perceiver import perceiver_attention
 
+PAPERS = (16, 228)
+
 _small = nnx.initializers.truncated_normal(0.02)
 
 

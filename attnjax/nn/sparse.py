@@ -12,6 +12,8 @@ from attnjax.core.blocks import runs
 from attnjax.nn.attention import Attention
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention
 
+PAPERS = (214,)
+
 Op = Callable[..., jax.Array]
 
 

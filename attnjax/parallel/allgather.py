@@ -20,6 +20,8 @@ from attnjax.parallel.tokens import Lengths, Shared, without_padding
 from attnjax.parallel.wire import sent, with_poison, without_poison
 from attnjax.typing import Array
 
+PAPERS = (349,)
+
 
 @dataclass(frozen=True)
 class AllGather:

@@ -26,6 +26,8 @@ from attnjax.parallel.layouts import Layout, check_layout, inverse, run_starts, 
 from attnjax.parallel.tokens import Lengths, Shared
 from attnjax.typing import Array
 
+PAPERS = (349,)
+
 
 @dataclass(frozen=True)
 class LASP2:

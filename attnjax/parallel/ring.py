@@ -39,6 +39,8 @@ from attnjax.parallel.tokens import Lengths, Shared, without_padding
 from attnjax.parallel.wire import with_poison, without_poison
 from attnjax.typing import Array
 
+PAPERS = (53,)
+
 
 @dataclass(frozen=True)
 class Ring:

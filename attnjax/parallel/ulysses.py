@@ -30,6 +30,8 @@ from attnjax.parallel.tokens import Lengths, Shared, axis_size
 from attnjax.parallel.wire import sent, with_poison, without_poison
 from attnjax.typing import Array
 
+PAPERS = (53,)
+
 
 @dataclass(frozen=True)
 class Ulysses:

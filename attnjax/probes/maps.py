@@ -8,6 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+PAPERS = (158,)
+
 
 def attention_map(op: Callable[..., jax.Array], q: jax.Array, k: jax.Array) -> jax.Array:
     """The weights (B,N,T,S) of any `op(q, k, v)` that is linear in v, in the dtype of q.

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+PAPERS = (146, 153)
+
 
 def numerical_rank(x: jax.Array, tolerance: float = 1e-3) -> jax.Array:
     """Singular values above `tolerance` times the largest: (..., rows, columns) -> (...), integers.

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+PAPERS = (394,)
+
 
 def sink_scores(maps: jax.Array) -> jax.Array:
     """Mean weight that each key gets from the queries that come at or after it.

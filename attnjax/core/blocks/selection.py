@@ -22,11 +22,10 @@ import numpy as np
 from jax.core import Tracer
 
 from attnjax.core import normalizers
-from attnjax.core.dispatch import Impl
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues, group_of
 from attnjax.core.normalizers import Normalizer, State
-from attnjax.core.pairwise.attend import choose, choose_state
+from attnjax.core.pairwise.attend import Impl, choose, choose_state
 from attnjax.core.pairwise.request import Blocks, check_qkv, finish, prepare
 from attnjax.core.sharding import sharding_of
 from attnjax.typing import Array, Bool, Int, K, Out, Q, V

@@ -5,13 +5,13 @@ An implementation runs a `call.Call` and gives the weighted sum of values, (B,N,
 
 import functools
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
-from attnjax.core import masks, normalizers
+from attnjax.core import dispatch, masks, normalizers
 from attnjax.core import mods as mods_
-from attnjax.core.dispatch import Impl, Implementation, pick
+from attnjax.core.dispatch import Implementation, pick
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues
 from attnjax.core.normalizers import Normalizer, State
@@ -22,6 +22,9 @@ from attnjax.core.pairwise.request import Request, finish, prepare
 from attnjax.core.pairwise.triton import Triton
 from attnjax.core.sharding import sharding_of
 from attnjax.typing import Array, Bool, Float, Int, K, Out, Positions, Q, V, Weights
+
+Impl = Annotated[dispatch.Impl, "attend"]
+"""What `impl` may be where it goes to this engine; records of ops read the engine off it."""
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "dense": dense.Dense(),

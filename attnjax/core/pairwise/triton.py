@@ -9,6 +9,8 @@ from attnjax.core.normalizers import State
 from attnjax.core.pairwise.request import Request
 from attnjax.typing import Array
 
+PAPERS = (68, 138, 214, 248)
+
 
 @dataclass(frozen=True)
 class Triton:

@@ -5,13 +5,14 @@ The recurrence stands in `recurrent`; its fast form in `chunked`.  Feature maps 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.core.dispatch import Impl, Implementation, pick
+from attnjax.core import dispatch
+from attnjax.core.dispatch import Implementation, pick
 from attnjax.core.numerics import working_dtype
 from attnjax.core.pairwise.operands import Shape
 from attnjax.core.pairwise.request import check_qkv
@@ -23,6 +24,9 @@ from attnjax.typing import Array, Float, K, PerQuery, Q, V
 
 Normalize = Callable[[Array, Array], Array]  # (values (B,T,N,D), mass (B,T,N,1)) -> (B,T,N,D)
 LogDecay = Float[Array, " N"] | Float[Array, "B S N"] | Float[Array, "B S N H"]
+
+Impl = Annotated[dispatch.Impl, "linear_attend"]
+"""What `impl` may be where it goes to this engine; records of ops read the engine off it."""
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "recurrent": Recurrent(),

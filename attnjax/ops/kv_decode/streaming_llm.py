@@ -10,7 +10,7 @@ Differs: a mask over all keys; the cache that drops keys and renumbers positions
 
 from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, constant
+from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
 
@@ -35,22 +35,23 @@ def sink_window_attention(
     return attend(q, k, v, mask=kept if mask is None else kept & mask, impl=impl)
 
 
-VARIANT = Variant(
-    sink_window_attention,
-    rows=(355,),
-    paper="Xiao et al., 2023, arXiv:2309.17453",
-    inputs={"sinks": constant(2), "window": constant(3)},
-    limits=(
-        Limit(
-            "up to sinks + window tokens it is causal attention",
-            given={"window": lambda key, z: max(z.T - 2, 1)},
-            equals=lambda q, k, v, sinks, window: multi_head_attention(q, k, v, mask=masks.causal),
-        ),
-        Limit(
-            "no sinks: sliding-window attention",
-            given={"sinks": constant(0)},
-            equals=lambda q, k, v, sinks, window: multi_head_attention(
-                q, k, v, mask=masks.window(window - 1)
+OPS = (
+    Op(
+        sink_window_attention,
+        papers=(355,),
+        draw={"sinks": 2, "window": 3},
+        limits=(
+            Limit(
+                "up to sinks + window tokens it is causal attention",
+                {"window": by_sizes(lambda z: max(z["T"] - 2, 1))},
+                lambda q, k, v, sinks, window: multi_head_attention(q, k, v, mask=masks.causal),
+            ),
+            Limit(
+                "no sinks: sliding-window attention",
+                {"sinks": 0},
+                lambda q, k, v, sinks, window: multi_head_attention(
+                    q, k, v, mask=masks.window(window - 1)
+                ),
             ),
         ),
     ),

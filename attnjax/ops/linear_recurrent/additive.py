@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core.numerics import divide, wide
-from attnjax.op import Limit, Variant, full, normal
-from attnjax.typing import Array, Bool, Float, K, Out, Q, V
+from attnjax.op import Limit, Op, fill
+from attnjax.typing import Array, Bool, Float, K, Out, Q, TokenK, TokenV, V
 
 
 def additive_attention(
-    q: Q, k: K, v: V, w: Float[Array, "N H"], *, valid: Bool[Array, "B T"] | None = None
+    q: Q, k: TokenK, v: TokenV, w: Float[Array, "N H"], *, valid: Bool[Array, "B T"] | None = None
 ) -> Out:
     """T = S and D = H; tokens that are not `valid` are left out of g, whatever they hold."""
     heads = lambda x: jnp.repeat(wide(x), q.shape[2] // k.shape[2], axis=2)
@@ -39,16 +39,11 @@ def _with_the_mean(q: Q, k: K, v: V, w: Array) -> Out:
     return q.mean(axis=1, keepdims=True) * heads(k) * heads(v)
 
 
-VARIANT = Variant(
-    additive_attention,
-    rows=(274,),
-    paper="Morales-Juarez and Fuentes-Pineda, 2024, arXiv:2401.09596",
-    inputs={"w": normal("N H")},
-    limits=(
-        Limit("w = 0 makes g the mean of the queries", {"w": full("N H", 0.0)}, _with_the_mean),
+OPS = (
+    Op(
+        additive_attention,
+        papers=(274,),
+        reads="all",
+        limits=(Limit("w = 0 makes g the mean of the queries", {"w": fill(0.0)}, _with_the_mean),),
     ),
-    exempt={
-        "causal": "pools the queries of all tokens",
-        "unequal": "query, key and value belong to one token",
-    },
 )

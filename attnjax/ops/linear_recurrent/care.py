@@ -10,35 +10,36 @@ Differs: the gelus, the norm without weights, the depthwise middle convolution a
 around Inter_2 are choices; the paper gives the order of the convolutions and a 4-fold expansion.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core.numerics import layer_norm, wide
 from attnjax.core.recurrence.linear import Impl
 from attnjax.core.scan.convolution import depthwise
-from attnjax.op import Limit, Sizes, Variant, grid, normal
-from attnjax.ops.linear_recurrent.care_decoupled import Decoupled, decoupled_attention, draw, tokens
+from attnjax.op import Limit, Op, adjusted, square_grid
+from attnjax.ops.linear_recurrent.care_decoupled import SIZES, Decoupled, decoupled_attention
 from attnjax.typing import Array, Float
 
 
 class Interaction(NamedTuple):
-    """Convolutions 1 x 1, 3 x 3 (of each channel) and 1 x 1, with E channels between them."""
+    """Convolutions 1 x 1, 3 x 3 (of each channel) and 1 x 1, with F channels between them."""
 
-    expand: Float[Array, "width E"]
-    mix: Float[Array, "3 3 E"]
-    contract: Float[Array, "E width"]
+    expand: Float[Array, "W F"]
+    mix: Float[Array, "3 3 F"]
+    contract: Float[Array, "F W"]
 
 
 class CareWeights(NamedTuple):
     decoupled: Decoupled
     inter_1: Interaction
-    inter_2: Interaction
+    inter_2: Annotated[Interaction, "W+M G"]
 
 
 def care_attention(
-    x: Float[Array, "B T width"],
+    x: Float[Array, "B T W"],
     memory: Float[Array, "B T M"],
     weights: CareWeights,
     *,
@@ -62,37 +63,23 @@ def interact(u: Array, inter: Interaction, shape: tuple[int, int]) -> Array:
     return product(jax.nn.gelu(near).reshape(hidden.shape), inter.contract)
 
 
-def _weights(key: Array, z: Sizes) -> CareWeights:
-    def inter(key: Array, width: int) -> Interaction:
-        shapes = ((width, 2 * width), (3, 3, 2 * width), (2 * width, width))
-        keys = jax.random.split(key, 3)
-        drawn = (0.4 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
-        return Interaction(*drawn)
-
-    first, second, third = jax.random.split(key, 3)
-    return CareWeights(draw(first, z), inter(second, 4 + z.D), inter(third, 4 + z.D + z.M))
-
-
-def _closed(key: Array, z: Sizes) -> CareWeights:
-    weights = _weights(key, z)
-    return weights._replace(inter_2=jax.tree.map(jnp.zeros_like, weights.inter_2))
+def _closed(weights: CareWeights) -> CareWeights:
+    return weights._replace(inter_2=jax.tree.map(np.zeros_like, weights.inter_2))
 
 
 def _without(x: Array, memory: Array, weights: CareWeights, shape: tuple[int, int]) -> Array:
     return interact(decoupled_attention(x, weights.decoupled, shape=shape), weights.inter_1, shape)
 
 
-VARIANT = Variant(
-    care_attention,
-    rows=(386,),
-    paper="Zhou et al., 2024, arXiv:2411.16170",
-    inputs={"q": None, "k": None, "v": None, "x": tokens, "memory": normal("B T M")}
-    | {"weights": _weights, "shape": grid},
-    engine="linear_attend",
-    limits=(Limit("Inter_2 = 0 leaves Inter_1 alone", {"weights": _closed}, _without),),
-    exempt={
-        "causal": "reads all tokens, in both directions",
-        "unequal": "queries and keys are the cells of one grid",
-        "grouped": "takes no q, k, v of several heads",
-    },
+OPS = (
+    Op(
+        care_attention,
+        papers=(386,),
+        reads="all",
+        draw={"shape": square_grid},
+        sizes=SIZES | {"F": 24, "W+M": 16, "G": 32},
+        limits=(
+            Limit("Inter_2 = 0 leaves Inter_1 alone", {"weights": adjusted(_closed)}, _without),
+        ),
+    ),
 )

@@ -12,32 +12,31 @@ Limits: d2 = 0 is linear attention, d1 = 0 two convolutions.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from attnjax.core import features
 from attnjax.core.numerics import divide, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.core.scan.convolution import depthwise
-from attnjax.op import Limit, Sizes, Variant, full, grid
+from attnjax.op import Limit, Op, fill, square_grid
 from attnjax.typing import Array, Float
 
 
 class Decoupled(NamedTuple):
-    """qkv projects d1 = N H channels; each half of the d2 others has its own kernel."""
+    """qkv projects N H of W channels; each half of the 2 E others has its own kernel."""
 
-    qkv: Float[Array, "3 d1 N H"]
-    small: Float[Array, "3 3 d2/2"]
-    large: Float[Array, "7 7 d2/2"]
+    qkv: Float[Array, "3 NH N H"]
+    small: Float[Array, "3 3 E"]
+    large: Float[Array, "7 7 E"]
 
 
 def decoupled_attention(
-    x: Float[Array, "B T d1+d2"],
+    x: Float[Array, "B T W"],
     weights: Decoupled,
     *,
     shape: tuple[int, int],
     impl: Impl = None,
-) -> Float[Array, "B T d1+d2"]:
+) -> Float[Array, "B T W"]:
     """On a grid given row by row; each operation costs for its own channels only."""
     (B, T, width), d1 = x.shape, weights.qkv.shape[1]
     y = wide(x)
@@ -50,34 +49,14 @@ def decoupled_attention(
     return jnp.concatenate([p.reshape(B, T, -1) for p in parts if p.size], axis=-1).astype(x.dtype)
 
 
-def draw(key: Array, z: Sizes) -> Decoupled:
-    """Weights for d1 = 4 and d2 = D channels."""
-    shapes = ((3, 4, 2, 2), (3, 3, z.D // 2), (7, 7, z.D // 2))
-    keys = jax.random.split(key, 3)
-    drawn = (0.4 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
-    return Decoupled(*drawn)
-
-
-def tokens(key: Array, z: Sizes) -> Array:
-    return jax.random.normal(key, (z.B, z.T, 4 + z.D))
-
-
-VARIANT = Variant(
-    decoupled_attention,
-    rows=(386,),
-    paper="Zhou et al., 2024, arXiv:2411.16170",
-    inputs={"q": None, "k": None, "v": None, "x": tokens, "weights": draw, "shape": grid},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "x = 0 gives zero",
-            given={"x": full("B T 12", 0.0)},
-            equals=lambda x, weights, shape: x,
-        ),
+SIZES = {"N": 2, "H": 2, "NH": 4, "E": 4, "W": 12}
+OPS = (
+    Op(
+        decoupled_attention,
+        papers=(386,),
+        reads="all",
+        draw={"shape": square_grid},
+        sizes=SIZES,
+        limits=(Limit("x = 0 gives zero", {"x": fill(0.0)}, lambda x, weights, shape: x),),
     ),
-    exempt={
-        "causal": "reads all tokens, in both directions",
-        "unequal": "queries and keys are the cells of one grid",
-        "grouped": "takes no q, k, v of several heads",
-    },
 )

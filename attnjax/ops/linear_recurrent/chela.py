@@ -11,9 +11,8 @@ Limits: a closed gate returns x; a convolution that is the identity leaves plain
 Differs: the place of the gates is that of Mega, which the paper builds on.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid, silu
 
@@ -21,10 +20,17 @@ from attnjax.core.numerics import Affine, rms_norm, wide
 from attnjax.core.recurrence import linear
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.core.scan.convolution import long_conv
-from attnjax.op import Limit, Variant, normal
+from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float
 
 X = Float[Array, "B T W"]
+
+
+class Scale(NamedTuple):
+    """z -> kappa z + mu, elementwise, for each head."""
+
+    kappa: Float[Array, "N Z"]
+    mu: Float[Array, "N Z"]
 
 
 class Weights(NamedTuple):
@@ -32,12 +38,12 @@ class Weights(NamedTuple):
 
     long: Float[Array, "L W"]
     short: Float[Array, "C W"]
-    z: Affine
-    q: tuple[Float[Array, "N Z"], Float[Array, "N Z"]]  # kappa and mu
-    k: tuple[Float[Array, "N Z"], Float[Array, "N Z"]]
-    v: Float[Array, "W N D"]
-    out: Float[Array, "N D W"]
-    gate: Affine
+    z: Annotated[Affine, "W Z"]
+    q: Scale
+    k: Scale
+    v: Float[Array, "W N H"]
+    out: Float[Array, "N H W"]
+    gate: Annotated[Affine, "W W"]
 
 
 class State(NamedTuple):
@@ -74,25 +80,17 @@ def chela(
     return (out, State(before, memory)) if return_state else out
 
 
-def _weights(key: Array, z: Any, shift: float = 0.0) -> Weights:
-    keys = iter(jax.random.split(key, 20))
-    draw = lambda shape: normal(shape, 0.5)(next(keys), z)
-    maps = (
-        Affine(draw("D R"), draw("R")),
-        (draw("N R"), draw("N R")),
-        (draw("N R"), draw("N R")),
-    )
-    gate = Affine(draw("D D"), draw("D") + shift)
-    return Weights(draw("6 D"), draw("3 D"), *maps, draw("D N H"), draw("N H D"), gate)
+def _closed(weights: Weights) -> Weights:
+    return weights._replace(gate=weights.gate._replace(b=weights.gate.b - 100.0))
 
 
-_closed = lambda key, z: _weights(key, z, shift=-100.0)
-VARIANT = Variant(
-    chela,
-    rows=(273,),
-    paper="Liu et al., 2024, arXiv:2406.08128",
-    inputs=dict.fromkeys("qkv") | {"x": normal("B T D"), "weights": _weights},
-    engine="linear_attend",
-    limits=(Limit("a closed gate returns x", {"weights": _closed}, lambda x, weights: x),),
-    exempt={"grouped": "takes no q, k, v of several heads"},
+OPS = (
+    Op(
+        chela,
+        papers=(273,),
+        sizes={"L": 6, "C": 3, "Z": 7},
+        limits=(
+            Limit("a closed gate returns x", {"weights": adjusted(_closed)}, lambda x, weights: x),
+        ),
+    ),
 )

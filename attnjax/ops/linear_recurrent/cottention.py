@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence import linear
-from attnjax.op import Limit, Variant, full, normal
-from attnjax.typing import Array, Int, K, Out, PerHead, Q, V
+from attnjax.op import Limit, Op, fill
+from attnjax.typing import Array, Int, K, Out, PerHead, Q, TokenK, TokenV, V
 
 
 class State(NamedTuple):
@@ -35,8 +35,8 @@ def _share(count: Array, m: PerHead) -> Array:
 
 def cottention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     m: PerHead,
     *,
     state: State | None = None,
@@ -60,42 +60,33 @@ def cottention_full(q: Q, k: K, v: V, m: PerHead, *, impl: linear.Impl = None) -
     return (out * _share(jnp.full(1, k.shape[1]), m)).astype(v.dtype)
 
 
-_PAPER = "Mongaras, Dohm and Larson, 2024, arXiv:2409.18747"
-
-VARIANTS = (
-    Variant(
+OPS = (
+    Op(
         cottention,
-        rows=(96,),
-        paper=_PAPER,
-        inputs={"m": normal("N")},
-        engine="linear_attend",
+        papers=(96,),
         limits=(
             Limit(
                 "a large m gives the mean of the values times their cosines",
-                given={"m": full("N", 100.0)},
-                equals=lambda q, k, v, m: (
+                {"m": fill(100.0)},
+                lambda q, k, v, m: (
                     linear.linear_attend(features.cosine(q), features.cosine(k), v)
                     / jnp.arange(1, q.shape[1] + 1)[:, None, None]
                 ),
             ),
         ),
-        exempt={"unequal": "each token both writes and reads: T = S"},
     ),
-    Variant(
+    Op(
         cottention_full,
-        rows=(96,),
-        paper=_PAPER,
-        inputs={"m": normal("N")},
-        engine="linear_attend",
+        papers=(96,),
+        reads="all",
         limits=(
             Limit(
                 "a small m gives the sum of the values times their cosines",
-                given={"m": full("N", -100.0)},
-                equals=lambda q, k, v, m: linear.linear_attend(
+                {"m": fill(-100.0)},
+                lambda q, k, v, m: linear.linear_attend(
                     features.cosine(q), features.cosine(k), v, block=None
                 ),
             ),
         ),
-        exempt={"causal": "reads all tokens, in both directions"},
     ),
 )

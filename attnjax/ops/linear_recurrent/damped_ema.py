@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core.numerics import wide
 from attnjax.core.scan.convolution import long_conv
 from attnjax.core.scan.diagonal import linear_scan
-from attnjax.op import Limit, Variant, full, normal, uniform
+from attnjax.op import Draw, Limit, Op, adjusted
 from attnjax.typing import Array, Float
 
 X = Float[Array, "B T W"]
@@ -26,10 +27,10 @@ Averages = Float[Array, "B W M"]
 class EMA(NamedTuple):
     """Learned, (W,M) each: alpha and delta in (0, 1), beta spreads a channel, eta collects it."""
 
-    alpha: Array
-    delta: Array
-    beta: Array
-    eta: Array
+    alpha: Float[Array, "W M"]
+    delta: Float[Array, "W M"]
+    beta: Float[Array, "W M"]
+    eta: Float[Array, "W M"]
 
 
 def damped_ema(
@@ -62,23 +63,23 @@ def damped_ema_convolution(
     return out, h if state is None else h + powers[T] * state
 
 
-def sample_ema(key: Array, z: Any, shape: str = "D M") -> EMA:
-    gate, weight = uniform(shape, 0.05, 0.95), normal(shape)
-    makers = zip((gate, gate, weight, weight), jax.random.split(key, 4), strict=True)
-    return EMA(*(make(own, z) for make, own in makers))
+def gates_in_range(ema: EMA) -> EMA:
+    """alpha and delta in (0, 1), for drawing."""
+    squash = lambda x: 1 / (1 + np.exp(-x))
+    return ema._replace(alpha=squash(ema.alpha), delta=squash(ema.delta))
 
 
-def _only(delta: float) -> Any:
-    return lambda key, z: EMA(*(full("D 1", a)(key, z) for a in (1.0, delta, 1.0, 1.0)))
+def _only(delta: float) -> Draw:
+    fixed = lambda ema: EMA(*(np.full_like(ema.alpha, a) for a in (1.0, delta, 1.0, 1.0)))
+    return adjusted(lambda ema: jax.tree.map(lambda x: x[:, :1], fixed(ema)))
 
 
 _LIMITS = (
-    Limit("delta = 1 with all else 1 is x", {"weights": _only(1.0)}, lambda x, weights: x),
-    Limit("delta = 0 is the sum", {"weights": _only(0.0)}, lambda x, weights: jnp.cumsum(x, 1)),
+    Limit("delta = 1 with all else 1 is x", {"weights": _only(1.0)}, lambda x: x),
+    Limit("delta = 0 is the sum", {"weights": _only(0.0)}, lambda x: jnp.cumsum(x, 1)),
 )
-_X = dict.fromkeys("qkv") | {"x": normal("B T D"), "weights": sample_ema}
-_EXEMPT = {"grouped": "takes no q, k, v of several heads"}
-VARIANTS = tuple(
-    Variant(fn, (226,), "Ma et al., 2022, arXiv:2209.10655", _X, limits=_LIMITS, exempt=_EXEMPT)
-    for fn in (damped_ema, damped_ema_convolution)
+_GATES = {"weights": adjusted(gates_in_range)}
+OPS = (
+    Op(damped_ema, papers=(226,), draw=_GATES, limits=_LIMITS),
+    Op(damped_ema_convolution, papers=(226,), draw=_GATES, limits=_LIMITS),
 )

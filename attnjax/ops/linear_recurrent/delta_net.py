@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full, uniform
-from attnjax.typing import K, PerQuery, Q, V
+from attnjax.op import Limit, Op, fill, uniform
+from attnjax.typing import PerQuery, Q, TokenK, TokenV
 
 
 def delta_net(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     beta: PerQuery,
     *,
     state: State | None = None,
@@ -46,18 +46,16 @@ def delta_net(
     )
 
 
-VARIANT = Variant(
-    delta_net,
-    rows=(),
-    paper="Yang et al., 2024, arXiv:2406.06484",
-    inputs={"beta": uniform("B T N", 0.1, 1.9)},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "beta = 0 writes nothing",
-            given={"beta": full("B T N", 0.0)},
-            equals=lambda q, k, v, beta: jnp.zeros((*q.shape[:-1], v.shape[-1])),
+OPS = (
+    Op(
+        delta_net,
+        draw={"beta": uniform(0.1, 1.9)},
+        limits=(
+            Limit(
+                "beta = 0 writes nothing",
+                {"beta": fill(0.0)},
+                lambda q, k, v, beta: jnp.zeros((*q.shape[:-1], v.shape[-1])),
+            ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

@@ -15,7 +15,7 @@ from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, linear_attend
-from attnjax.op import Limit, Variant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import K, Out, Q, V
 
 
@@ -31,29 +31,12 @@ def efficient_scaled_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     return linear_attend(scale * wide(q), scale * wide(k), v, block=None, impl=impl)
 
 
-_PAPER = "Shen et al., 2018, arXiv:1812.01243"
-_BOTH = {"causal": "reads all tokens, in both directions"}
-
-VARIANTS = (
-    Variant(
+OPS = (
+    Op(
         efficient_attention,
-        rows=(130,),
-        paper=_PAPER,
-        engine="linear_attend",
-        limits=(
-            Limit(
-                "k = 0 gives the mean of the values",
-                given={"k": full("B S K H", 0.0)},
-                equals=attend,
-            ),
-        ),
-        exempt=_BOTH,
+        papers=(130,),
+        reads="all",
+        limits=(Limit("k = 0 gives the mean of the values", {"k": fill(0.0)}, attend),),
     ),
-    Variant(
-        efficient_scaled_attention,
-        rows=(130,),
-        paper=_PAPER,
-        engine="linear_attend",
-        exempt=_BOTH,
-    ),
+    Op(efficient_scaled_attention, papers=(130,), reads="all"),
 )

@@ -18,8 +18,8 @@ from attnjax.core import features, masks, numerics
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full
-from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.op import Limit, Op, fill
+from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
 class ExponentialState(NamedTuple):
@@ -31,8 +31,8 @@ class ExponentialState(NamedTuple):
 
 def exponential_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     *,
     state: ExponentialState | None = None,
     return_state: bool = False,
@@ -72,28 +72,12 @@ def exponential_attention_full(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
 def _uniform(mask: masks.Mask | None) -> Limit:
     return Limit(
         "k = 0 gives the mean of the values it sees",
-        given={"k": full("B S K H", 0.0)},
-        equals=lambda q, k, v: attend(q, k, v, mask=mask),
+        {"k": fill(0.0)},
+        lambda q, k, v: attend(q, k, v, mask=mask),
     )
 
 
-_PAPER = "Nahshan, Kampeas and Haleva, 2023, arXiv:2311.13541"
-
-VARIANTS = (
-    Variant(
-        exponential_attention,
-        rows=(158,),
-        paper=_PAPER,
-        engine="linear_attend",
-        limits=(_uniform(masks.causal),),
-        exempt={"unequal": "each token both writes and reads: T = S"},
-    ),
-    Variant(
-        exponential_attention_full,
-        rows=(158,),
-        paper=_PAPER,
-        engine="linear_attend",
-        limits=(_uniform(None),),
-        exempt={"causal": "reads all tokens, in both directions"},
-    ),
+OPS = (
+    Op(exponential_attention, papers=(158,), limits=(_uniform(masks.causal),)),
+    Op(exponential_attention_full, papers=(158,), reads="all", limits=(_uniform(None),)),
 )

@@ -17,15 +17,15 @@ from attnjax.core import features, masks
 from attnjax.core.numerics import divide, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import linear_attention
-from attnjax.typing import K, Out, Q, V
+from attnjax.typing import K, Out, Q, TokenK, TokenV, V
 
 
 def fast_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     *,
     order: int = 2,
     state: State | None = None,
@@ -51,36 +51,30 @@ def fast_attention_full(q: Q, k: K, v: V, *, order: int = 2, impl: Impl = None) 
     return linear_attend(phi(q), phi(k), v, normalize=divide, block=None, impl=impl)
 
 
-_PAPER = "Gerami, Hoover, Dulepet and Duraiswami, 2024, arXiv:2402.07901"
-_CONSTANT = {"q": full("B T N H", 2.0)}
+_CONSTANT: dict = {"q": fill(2.0)}
 
-VARIANTS = (
-    Variant(
+OPS = (
+    Op(
         fast_attention,
-        rows=(147,),
-        paper=_PAPER,
-        engine="linear_attend",
+        papers=(147,),
         limits=(
             Limit(
                 "a constant query gives the mean of the values so far",
-                given=_CONSTANT,
-                equals=lambda q, k, v: attend(0 * q, k, v, mask=masks.causal),
+                _CONSTANT,
+                lambda q, k, v: attend(0 * q, k, v, mask=masks.causal),
             ),
         ),
-        exempt={"unequal": "each token both writes and reads: T = S"},
     ),
-    Variant(
+    Op(
         fast_attention_full,
-        rows=(147,),
-        paper=_PAPER,
-        engine="linear_attend",
+        papers=(147,),
+        reads="all",
         limits=(
             Limit(
                 "a constant query gives the mean of the values",
-                given=_CONSTANT,
-                equals=lambda q, k, v: attend(0 * q, k, v),
+                _CONSTANT,
+                lambda q, k, v: attend(0 * q, k, v),
             ),
         ),
-        exempt={"causal": "reads all tokens, in both directions"},
     ),
 )

@@ -14,23 +14,25 @@ maxima that keep the sums of weights away from zero.  W is an argument: the call
 
 from typing import Any
 
+import jax
+
 from attnjax.core import features, masks
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl
-from attnjax.op import Limit, Variant, full
+from attnjax.op import Draw, Limit, Op, Slot, fill
 from attnjax.ops.linear_recurrent.exponential import (
     ExponentialState,
     exponential_attention,
     exponential_attention_full,
 )
-from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
 def favor_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     projection: Float[Array, "R H"],
     *,
     state: ExponentialState | None = None,
@@ -57,39 +59,38 @@ def _map(projection: Array) -> features.FeatureMap:
     return lambda x: log_phi(wide(x) * x.shape[-1] ** -0.25)
 
 
-_PAPER = "Choromanski et al., 2020, arXiv:2009.14794"
-_INPUTS = {"projection": lambda key, z: features.orthogonal_rows(key, z.R, z.H)}
-_ZERO = {"k": full("B S K H", 0.0)}
+def _orthogonal(slot: Slot) -> Array:
+    key = jax.random.key(slot.rng.integers(2**31))
+    return features.orthogonal_rows(key, *slot.shape)
 
-VARIANTS = (
-    Variant(
+
+_INPUTS = {"projection": Draw(_orthogonal)}
+_ZERO = {"k": fill(0.0)}
+
+OPS = (
+    Op(
         favor_attention,
-        rows=(210,),
-        paper=_PAPER,
-        inputs=_INPUTS,
-        engine="linear_attend",
+        papers=(210,),
+        draw=_INPUTS,
         limits=(
             Limit(
                 "k = 0 gives the mean of the values so far",
-                given=_ZERO,
-                equals=lambda q, k, v, projection: attend(q, k, v, mask=masks.causal),
+                _ZERO,
+                lambda q, k, v, projection: attend(q, k, v, mask=masks.causal),
             ),
         ),
-        exempt={"unequal": "each token both writes and reads: T = S"},
     ),
-    Variant(
+    Op(
         favor_attention_full,
-        rows=(210,),
-        paper=_PAPER,
-        inputs=_INPUTS,
-        engine="linear_attend",
+        papers=(210,),
+        reads="all",
+        draw=_INPUTS,
         limits=(
             Limit(
                 "k = 0 gives the mean of the values",
-                given=_ZERO,
-                equals=lambda q, k, v, projection: attend(q, k, v),
+                _ZERO,
+                lambda q, k, v, projection: attend(q, k, v),
             ),
         ),
-        exempt={"causal": "reads all tokens, in both directions"},
     ),
 )

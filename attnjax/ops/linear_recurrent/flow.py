@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from attnjax.core.numerics import divide_stably, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, linear_attend
-from attnjax.op import Limit, Variant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, K, Out, Q, V
 
 
@@ -39,17 +39,17 @@ def _flow(x: Array, y: Array) -> Array:
     return jnp.einsum("BTNH,BNH->BTN", x, total, precision="highest")[..., None]
 
 
-VARIANT = Variant(
-    flow_attention,
-    rows=(322,),
-    paper="Wu, Wu, Xu, Wang and Long, 2022, arXiv:2202.06258",
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "q = k = 0 gives the mean of the values times sigmoid(1)",
-            given={"q": full("B T N H", 0.0), "k": full("B S K H", 0.0)},
-            equals=lambda q, k, v: jax.nn.sigmoid(1.0) * attend(q, k, v),
+OPS = (
+    Op(
+        flow_attention,
+        papers=(322,),
+        reads="all",
+        limits=(
+            Limit(
+                "q = k = 0 gives the mean of the values times sigmoid(1)",
+                {"q": fill(0.0), "k": fill(0.0)},
+                lambda q, k, v: jax.nn.sigmoid(1.0) * attend(q, k, v),
+            ),
         ),
     ),
-    exempt={"causal": "reads all tokens, in both directions"},
 )

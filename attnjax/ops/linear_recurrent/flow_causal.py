@@ -21,8 +21,8 @@ from attnjax.core import masks
 from attnjax.core.numerics import divide_stably, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full
-from attnjax.typing import Array, Float, Int, K, Q, V
+from attnjax.op import Limit, Op, fill
+from attnjax.typing import Array, Float, Int, Q, TokenK, TokenV
 
 
 class FlowState(NamedTuple):
@@ -39,8 +39,8 @@ class FlowState(NamedTuple):
 
 def flow_attention_causal(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     *,
     state: FlowState | None = None,
     return_state: bool = False,
@@ -72,17 +72,16 @@ def _dot(x: Array, y: Array) -> Array:
     return jnp.sum(x * y, axis=-1, keepdims=True)
 
 
-VARIANT = Variant(
-    flow_attention_causal,
-    rows=(322,),
-    paper="Wu, Wu, Xu, Wang and Long, 2022, arXiv:2202.06258",
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "q = k = 0 gives the mean of the values so far times sigmoid(1)",
-            given={"q": full("B T N H", 0.0), "k": full("B S K H", 0.0)},
-            equals=lambda q, k, v: jax.nn.sigmoid(1.0) * attend(q, k, v, mask=masks.causal),
+OPS = (
+    Op(
+        flow_attention_causal,
+        papers=(322,),
+        limits=(
+            Limit(
+                "q = k = 0 gives the mean of the values so far times sigmoid(1)",
+                {"q": fill(0.0), "k": fill(0.0)},
+                lambda q, k, v: jax.nn.sigmoid(1.0) * attend(q, k, v, mask=masks.causal),
+            ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

@@ -16,15 +16,15 @@ from typing import Any
 from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full, log_gates, uniform
+from attnjax.op import Limit, Op, fill, log_gates, uniform
 from attnjax.ops.linear_recurrent.delta_net import delta_net
-from attnjax.typing import K, PerQuery, Q, V
+from attnjax.typing import PerQuery, Q, TokenK, TokenV
 
 
 def gated_delta_net(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     beta: PerQuery,
     log_decay: PerQuery,
     *,
@@ -45,18 +45,17 @@ def gated_delta_net(
     )
 
 
-VARIANT = Variant(
-    gated_delta_net,
-    rows=(353,),
-    paper="Yang, Kautz and Hatamizadeh, 2024, arXiv:2412.06464",
-    inputs={"beta": uniform("B T N", 0.1, 0.9), "log_decay": log_gates("B T N")},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "gates of 1 make it delta_net",
-            given={"log_decay": full("B T N", 0.0)},
-            equals=lambda q, k, v, beta, log_decay: delta_net(q, k, v, beta),
+OPS = (
+    Op(
+        gated_delta_net,
+        papers=(353,),
+        draw={"beta": uniform(0.1, 0.9), "log_decay": log_gates},
+        limits=(
+            Limit(
+                "gates of 1 make it delta_net",
+                {"log_decay": fill(0.0)},
+                lambda q, k, v, beta, log_decay: delta_net(q, k, v, beta),
+            ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

@@ -14,15 +14,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full, log_gates
+from attnjax.op import Limit, Op, fill, log_gates
 from attnjax.ops.linear_recurrent.simple_gla import simple_gla
-from attnjax.typing import Array, Float, K, Q, V
+from attnjax.typing import Array, Float, Q, TokenK, TokenV
 
 
 def gla(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     log_decay: Float[Array, "B T N H"],
     *,
     state: State | None = None,
@@ -35,18 +35,16 @@ def gla(
     )
 
 
-VARIANT = Variant(
-    gla,
-    rows=(),
-    paper="Yang et al., 2023, arXiv:2312.06635",
-    inputs={"log_decay": log_gates("B T N H")},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "equal channels make it simple_gla",
-            given={"log_decay": full("B T N H", -0.3)},
-            equals=lambda q, k, v, log_decay: simple_gla(q, k, v, jnp.full(q.shape[:-1], -0.3)),
+OPS = (
+    Op(
+        gla,
+        draw={"log_decay": log_gates},
+        limits=(
+            Limit(
+                "equal channels make it simple_gla",
+                {"log_decay": fill(-0.3)},
+                lambda q, k, v, log_decay: simple_gla(q, k, v, jnp.full(q.shape[:-1], -0.3)),
+            ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

@@ -14,15 +14,15 @@ from attnjax.core import features, masks
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl
-from attnjax.op import Limit, Variant, full, normal
+from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.linear_recurrent.exponential import ExponentialState, exponential_attention
-from attnjax.typing import Array, Float, K, Q, V
+from attnjax.typing import Array, Float, Q, TokenK, TokenV
 
 
 def hedgehog_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     w_q: Float[Array, "N H R"],
     w_k: Float[Array, "K H R"],
     *,
@@ -35,22 +35,17 @@ def hedgehog_attention(
     return exponential_attention(q, k, v, state=state, return_state=return_state, impl=impl)
 
 
-VARIANT = Variant(
-    hedgehog_attention,
-    rows=(),
-    paper="Zhang, Bhatia, Kumbong and Re, 2024, arXiv:2402.04347",
-    inputs={"w_q": normal("N H R", 0.5), "w_k": normal("K H R", 0.5)},
-    sizes={"N": 6, "K": 3},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "W = 0 gives the mean of the values so far",
-            given={"w_q": full("N H R", 0.0), "w_k": full("K H R", 0.0)},
-            equals=lambda q, k, v, w_q, w_k: attend(0 * q, k, v, mask=masks.causal),
+OPS = (
+    Op(
+        hedgehog_attention,
+        draw={"w_q": normal(0.5), "w_k": normal(0.5)},
+        sizes={"N": 6, "K": 3},
+        limits=(
+            Limit(
+                "W = 0 gives the mean of the values so far",
+                {"w_q": fill(0.0), "w_k": fill(0.0)},
+                lambda q, k, v, w_q, w_k: attend(0 * q, k, v, mask=masks.causal),
+            ),
         ),
     ),
-    exempt={
-        "unequal": "each token both writes and reads: T = S",
-        "grouped": "every key head has a learned map of its own",
-    },
 )

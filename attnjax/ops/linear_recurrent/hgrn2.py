@@ -14,15 +14,15 @@ import jax.numpy as jnp
 
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, State
-from attnjax.op import Limit, Variant, full, log_gates, normal
+from attnjax.op import Limit, Op, fill, log_gates
 from attnjax.ops.linear_recurrent.gla import gla
-from attnjax.typing import Array, Float, Q, V
+from attnjax.typing import Array, Float, Out, Q
 
 
 def hgrn2(
     q: Q,
     log_forget: Float[Array, "B T N H"],
-    v: V,
+    v: Out,
     *,
     state: State | None = None,
     return_state: bool = False,
@@ -33,26 +33,21 @@ def hgrn2(
     return gla(q, k, v, log_forget, state=state, return_state=return_state, impl=impl)
 
 
-VARIANT = Variant(
-    hgrn2,
-    rows=(),
-    paper="Qin et al., 2024, arXiv:2404.07904",
-    inputs={"k": None, "log_forget": log_gates("B T N H"), "v": normal("B T N D")},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "gates of 1 take nothing in",
-            given={"log_forget": full("B T N H", 0.0)},
-            equals=lambda q, log_forget, v: jnp.zeros_like(v),
-        ),
-        Limit(
-            "gates of 0 keep the last value alone",
-            given={"log_forget": full("B T N H", -1e4)},
-            equals=lambda q, log_forget, v: q.sum(-1, keepdims=True) * v,
+OPS = (
+    Op(
+        hgrn2,
+        draw={"log_forget": log_gates},
+        limits=(
+            Limit(
+                "gates of 1 take nothing in",
+                {"log_forget": fill(0.0)},
+                lambda q, log_forget, v: jnp.zeros_like(v),
+            ),
+            Limit(
+                "gates of 0 keep the last value alone",
+                {"log_forget": fill(-10000.0)},
+                lambda q, log_forget, v: q.sum(-1, keepdims=True) * v,
+            ),
         ),
     ),
-    exempt={
-        "unequal": "each token both writes and reads: T = S",
-        "grouped": "each head has a gate of its own, which is its key",
-    },
 )

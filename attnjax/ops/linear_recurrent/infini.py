@@ -21,8 +21,8 @@ from attnjax.core import features, masks
 from attnjax.core.numerics import divide, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import State
-from attnjax.op import Limit, Variant, constant, full, normal
-from attnjax.typing import Array, K, Out, PerHead, Q, V
+from attnjax.op import Limit, Op, fill
+from attnjax.typing import Array, K, Out, PerHead, Q, TokenK, TokenV, V
 
 Code = Callable[[Array], Array]  # a position code of (B,T,N,H), such as a rotary one
 Update = Callable[[State, Array, Array], Array]  # (state, keys, values) -> what is added for them
@@ -30,9 +30,16 @@ uncoded: Code = lambda x: x
 
 
 def infini_attention(
-    q: Q, k: K, v: V, beta: PerHead, *, segment: int = 2048, code: Code = uncoded,
-    state: State | None = None, return_state: bool = False,
-) -> Any:  # fmt: skip
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    beta: PerHead,
+    *,
+    segment: int = 2048,
+    code: Code = uncoded,
+    state: State | None = None,
+    return_state: bool = False,
+) -> Any:
     """`code` acts on the q and k of the local part alone; beta (N,) is learned.
 
     A state stands for whole segments: a run may be split where one ends, and nowhere else.
@@ -86,11 +93,7 @@ def local_limit(q: Q, k: K, v: V, beta: PerHead, segment: int) -> Out:
     return attend(q, k, v, mask=masks.causal & masks.document(np.arange(q.shape[1]) // segment))
 
 
-INPUTS = {"beta": normal("N"), "segment": constant(4)}
-LIMITS = (Limit("beta -> -inf is local attention", {"beta": full("N", -100.0)}, local_limit),)
-EXEMPT = {
-    "unequal": "each token both writes and reads: T = S",
-    "split": "a state stands for whole segments: runs are split where one ends",
-}
-_PAPER = "Munkhdalai, Faruqui and Gopal, 2024, arXiv:2404.07143"
-VARIANT = Variant(infini_attention, (135,), _PAPER, INPUTS, limits=LIMITS, exempt=EXEMPT)
+INPUTS = {"segment": 4}
+LIMITS = (Limit("beta -> -inf is local attention", {"beta": fill(-100.0)}, local_limit),)
+EXEMPT = {"split": "a state stands for whole segments: runs are split where one ends"}
+OPS = (Op(infini_attention, papers=(135,), draw=INPUTS, limits=LIMITS, exempt=EXEMPT),)

@@ -13,7 +13,7 @@ known, so up to the end of the second it is `infini_attention`.
 from typing import Any
 
 from attnjax.core.recurrence.linear import State
-from attnjax.op import Limit, Variant, constant
+from attnjax.op import Limit, Op
 from attnjax.ops.linear_recurrent.infini import (
     EXEMPT,
     INPUTS,
@@ -24,31 +24,39 @@ from attnjax.ops.linear_recurrent.infini import (
     recall,
     uncoded,
 )
-from attnjax.typing import K, PerHead, Q, V
+from attnjax.typing import PerHead, Q, TokenK, TokenV
 
 
 def infini_delta_attention(
-    q: Q, k: K, v: V, beta: PerHead, *, segment: int = 2048, code: Code = uncoded,
-    state: State | None = None, return_state: bool = False,
-) -> Any:  # fmt: skip
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    beta: PerHead,
+    *,
+    segment: int = 2048,
+    code: Code = uncoded,
+    state: State | None = None,
+    return_state: bool = False,
+) -> Any:
     """As `infini_attention`; a state is handed on where a segment ends."""
     update = lambda state, k, v: v - recall(state, k)
     out, state = by_segments(update, q, k, v, beta, segment, code, state)
     return (out, state) if return_state else out
 
 
-VARIANT = Variant(
-    infini_delta_attention,
-    rows=(135,),
-    paper="Munkhdalai, Faruqui and Gopal, 2024, arXiv:2404.07143",
-    inputs=INPUTS,
-    limits=(
-        *LIMITS,
-        Limit(
-            "two segments are those of infini_attention",
-            given={"segment": constant(5)},
-            equals=lambda q, k, v, beta, segment: infini_attention(q, k, v, beta, segment=5),
+OPS = (
+    Op(
+        infini_delta_attention,
+        papers=(135,),
+        draw=INPUTS,
+        limits=(
+            *LIMITS,
+            Limit(
+                "two segments are those of infini_attention",
+                {"segment": 5},
+                lambda q, k, v, beta, segment: infini_attention(q, k, v, beta, segment=5),
+            ),
         ),
+        exempt=EXEMPT,
     ),
-    exempt=EXEMPT,
 )

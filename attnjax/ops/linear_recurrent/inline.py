@@ -15,7 +15,7 @@ from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, linear_attend
-from attnjax.op import Limit, Variant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import K, Out, Q, V
 
 
@@ -29,22 +29,14 @@ def inline_attention(
     return (out + jnp.repeat(mean, q.shape[2] // k.shape[2], axis=2)).astype(v.dtype)
 
 
-VARIANT = Variant(
-    inline_attention,
-    rows=(383,),
-    paper="Han et al., 2024, arXiv:2412.06590",
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "q = 0 gives the mean of the values",
-            given={"q": full("B T N H", 0.0)},
-            equals=attend,
-        ),
-        Limit(
-            "one key for all tokens gives the mean of the values",
-            given={"k": full("B S K H", 2.0)},
-            equals=attend,
+OPS = (
+    Op(
+        inline_attention,
+        papers=(383,),
+        reads="all",
+        limits=(
+            Limit("q = 0 gives the mean of the values", {"q": fill(0.0)}, attend),
+            Limit("one key for all tokens gives the mean of the values", {"k": fill(2.0)}, attend),
         ),
     ),
-    exempt={"causal": "reads all tokens, in both directions"},
 )

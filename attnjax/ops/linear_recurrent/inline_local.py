@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl
-from attnjax.op import Limit, Variant, full, grid, normal
+from attnjax.op import Limit, Op, fill, square_grid
 from attnjax.ops.linear_recurrent.inline import inline_attention
-from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
 def inline_local_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     coefficients: Float[Array, "B N 3 3"],
     *,
     shape: tuple[int, int],
@@ -49,15 +49,12 @@ def _without(q: Q, k: K, v: V, coefficients: Array, shape: tuple[int, int]) -> O
     return inline_attention(q, k, v)
 
 
-VARIANT = Variant(
-    inline_local_attention,
-    rows=(383,),
-    paper="Han et al., 2024, arXiv:2412.06590",
-    inputs={"coefficients": normal("B N 3 3"), "shape": grid},
-    engine="linear_attend",
-    limits=(Limit("r = 0 is InLine attention", {"coefficients": full("B N 3 3", 0.0)}, _without),),
-    exempt={
-        "causal": "reads all tokens, in both directions",
-        "unequal": "queries and keys are the cells of one grid",
-    },
+OPS = (
+    Op(
+        inline_local_attention,
+        papers=(383,),
+        reads="all",
+        draw={"shape": square_grid},
+        limits=(Limit("r = 0 is InLine attention", {"coefficients": fill(0.0)}, _without),),
+    ),
 )

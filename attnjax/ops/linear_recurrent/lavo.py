@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core import masks
 from attnjax.core.mods import mod, relative_bias
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, normal
+from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float, Int
 
 X = Float[Array, "B T W"]
@@ -41,9 +42,13 @@ class State(NamedTuple):  # the sum of B x, the number of tokens, and the last o
 
 
 def lavo(
-    x: X, weights: Weights, *, state: State | None = None, return_state: bool = False,
+    x: X,
+    weights: Weights,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
     impl: Impl = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """(B,T,W) -> (B,T,N,D), causal; O(T (R + window)) time and a state of constant size."""
     (B, T, W), w = x.shape, Weights(*map(wide, weights))
     R, (N, window), H = len(w.bases), w.bias.shape, w.q.shape[-1]
@@ -65,11 +70,15 @@ def lavo(
     table = jnp.pad(w.bias[:, ::-1], ((0, 0), (0, window - 1)))
     k, v = (jnp.pad(a, ((0, 0), (1, 0), (0, 0), (0, 1))).at[:, 0, :, -1].set(1.0) for a in (k, v))
     out = attend(
-        jnp.concatenate([q, mass], axis=-1), k, v,
+        jnp.concatenate([q, mass], axis=-1),
+        k,
+        v,
         mods=(mod(_near, key=early, table=table, positions=True),),
-        mask=masks.prefix(1) | masks.window(window - 1), scale=1.0,
-        q_positions=jnp.arange(window, window + T), impl=impl,
-    )  # fmt: skip
+        mask=masks.prefix(1) | masks.window(window - 1),
+        scale=1.0,
+        q_positions=jnp.arange(window, window + T),
+        impl=impl,
+    )
     out = (out[..., :-1] + out[..., -1:] * recalled).astype(x.dtype)
     return (out, State(totals[:, -1], state.count + T, tokens[:, T:])) if return_state else out
 
@@ -78,21 +87,28 @@ _product = partial(jnp.einsum, precision="highest")
 _near = lambda score, i, j, early, bias: jnp.where(j == 0, score, score + early + bias)
 
 
-def _weights(key: Array, z: Any, R: int = 5) -> Weights:
-    keys = iter(jax.random.split(key, 5))
-    maps = (normal(n, 0.5)(next(keys), z) for n in ("D N H", "D K H", "D K D", "N 3"))
-    return Weights(jax.random.orthogonal(next(keys), z.D)[:R], *maps)
-
-
 def _window(x: X, weights: Weights) -> Array:
     q, k, v = (_product("BTW,WNH->BTNH", x, w) for w in weights[1:4])
     table = jnp.pad(weights.bias[:, ::-1], ((0, 0), (0, 2)))
     return attend(q, k, v, mods=(relative_bias(table),), mask=masks.window(2))
 
 
-VARIANT = Variant(
-    lavo, (209,), "Zhang et al., 2023, arXiv:2312.11135",
-    inputs=dict.fromkeys("qkv") | {"x": normal("B T D"), "weights": _weights},
-    limits=(Limit("no directions: a window", {"weights": partial(_weights, R=0)}, _window),),
-    exempt={"grouped": "takes no q, k, v of several heads"},
-)  # fmt: skip
+def _orthonormal(weights: Weights) -> Weights:
+    R, W = weights.bases.shape
+    square = np.concatenate([weights.bases, np.eye(W)])
+    return weights._replace(bases=np.linalg.qr(square.T)[0].T[:R])
+
+
+def _no_directions(weights: Weights) -> Weights:
+    return weights._replace(bases=weights.bases[:0])
+
+
+OPS = (
+    Op(
+        lavo,
+        papers=(209,),
+        draw={"weights": adjusted(_orthonormal)},
+        sizes={"R": 5, "window": 3},
+        limits=(Limit("no directions: a window", {"weights": adjusted(_no_directions)}, _window),),
+    ),
+)

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from attnjax.core.features import FeatureMap
 from attnjax.core.numerics import rms_norm, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full, normal, uniform
-from attnjax.typing import K, Out, PerHead, Q, V
+from attnjax.op import Limit, Op, fill, uniform
+from attnjax.typing import Out, PerHead, Q, TokenK, TokenV
 
 
 def lightning_log_decays(heads: int, layer: int, layers: int) -> PerHead:
@@ -33,8 +33,8 @@ def lightning_log_decays(heads: int, layer: int, layers: int) -> PerHead:
 
 def lightning_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     log_decay: PerHead,
     *,
     state: State | None = None,
@@ -48,9 +48,17 @@ def lightning_attention(
 
 
 def gated_lightning_attention(
-    q: Q, k: K, v: V, log_decay: PerHead, gate: Out, *, phi: FeatureMap = jax.nn.silu,
-    state: State | None = None, return_state: bool = False, impl: Impl = None,
-) -> Any:  # fmt: skip
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    log_decay: PerHead,
+    gate: Out,
+    *,
+    phi: FeatureMap = jax.nn.silu,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
     """Lightning attention of phi(q) and phi(k), its heads normed together, times `gate`."""
     out, last = lightning_attention(
         phi(wide(q)), phi(wide(k)), wide(v), log_decay, state=state, return_state=True, impl=impl
@@ -61,30 +69,19 @@ def gated_lightning_attention(
 
 
 _PAPERS = "Qin et al., 2024, arXiv:2405.17381; Qin et al., 2024, arXiv:2401.04658"
-_SAME = {"unequal": "each token both writes and reads: T = S"}
 
-VARIANTS = (
-    Variant(
+OPS = (
+    Op(
         lightning_attention,
-        rows=(10, 139),
-        paper=_PAPERS,
-        inputs={"log_decay": uniform("N", -1.0, -0.01)},
-        engine="linear_attend",
+        papers=(10, 139),
+        draw={"log_decay": uniform(-1.0, -0.01)},
         limits=(
             Limit(
                 "lam = 1 is linear attention without a normalizer",
-                given={"log_decay": full("N", 0.0)},
-                equals=lambda q, k, v, log_decay: linear_attend(q, k, v),
+                {"log_decay": fill(0.0)},
+                lambda q, k, v, log_decay: linear_attend(q, k, v),
             ),
         ),
-        exempt=_SAME,
     ),
-    Variant(
-        gated_lightning_attention,
-        rows=(10, 139),
-        paper=_PAPERS,
-        inputs={"log_decay": uniform("N", -1.0, -0.01), "gate": normal("B T N D")},
-        engine="linear_attend",
-        exempt=_SAME,
-    ),
+    Op(gated_lightning_attention, papers=(10, 139), draw={"log_decay": uniform(-1.0, -0.01)}),
 )

@@ -13,14 +13,14 @@ from attnjax.core import features, masks
 from attnjax.core.numerics import divide, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full
-from attnjax.typing import K, Q, V
+from attnjax.op import Limit, Op, fill
+from attnjax.typing import Q, TokenK, TokenV
 
 
 def linear_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     *,
     phi: features.FeatureMap = features.elu1,
     state: State | None = None,
@@ -39,17 +39,15 @@ def linear_attention(
     )
 
 
-VARIANT = Variant(
-    linear_attention,
-    rows=(),
-    paper="Katharopoulos et al., 2020, arXiv:2006.16236",
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "q = k = 0 gives the mean of the values so far",
-            given={"q": full("B T N H", 0.0), "k": full("B S K H", 0.0)},
-            equals=lambda q, k, v: attend(0 * q, k, v, mask=masks.causal),
+OPS = (
+    Op(
+        linear_attention,
+        limits=(
+            Limit(
+                "q = k = 0 gives the mean of the values so far",
+                {"q": fill(0.0), "k": fill(0.0)},
+                lambda q, k, v: attend(0 * q, k, v, mask=masks.causal),
+            ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

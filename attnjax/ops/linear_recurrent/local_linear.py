@@ -13,14 +13,13 @@ clamp of the divisor at 100 is left out: weights of a query sum to one.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from attnjax.core import features
 from attnjax.core.numerics import divide, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.core.scan.convolution import depthwise
-from attnjax.op import Limit, Sizes, Variant, grid
-from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.op import Limit, Op, adjusted, square_grid
+from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
 class LocalConcentration(NamedTuple):
@@ -33,7 +32,13 @@ class LocalConcentration(NamedTuple):
 
 
 def local_linear_attention(
-    q: Q, k: K, v: V, local: LocalConcentration, *, shape: tuple[int, int], impl: Impl = None
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    local: LocalConcentration,
+    *,
+    shape: tuple[int, int],
+    impl: Impl = None,
 ) -> Out:
     """On a grid given row by row, T = S = rows * columns; all tokens, in both directions."""
     out = _linear(wide(q), wide(k), wide(v), impl)
@@ -49,33 +54,22 @@ def _linear(q: Q, k: K, v: V, impl: Impl = None) -> Out:
     return linear_attend(q, k, v, normalize=divide, block=None, impl=impl)
 
 
-def _weights(key: Array, z: Sizes) -> LocalConcentration:
-    keys, channels = jax.random.split(key, 4), z.shape("N D")
-    shapes = ((5, 5, *channels), channels, channels, (5, 5, *channels))
-    drawn = (0.3 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
-    return LocalConcentration(*drawn)
+def _closed(local: LocalConcentration) -> LocalConcentration:
+    return local._replace(second=0 * local.second)
 
 
-def _closed(key: Array, z: Sizes) -> LocalConcentration:
-    local = _weights(key, z)
-    return local._replace(second=jnp.zeros_like(local.second))
-
-
-VARIANT = Variant(
-    local_linear_attention,
-    rows=(37,),
-    paper="Zheng, 2025, arXiv:2501.16182",
-    inputs={"local": _weights, "shape": grid},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "conv_2 = 0 is linear attention with ReLU features",
-            given={"local": _closed},
-            equals=lambda q, k, v, local, shape: _linear(q, k, v),
+OPS = (
+    Op(
+        local_linear_attention,
+        papers=(37,),
+        reads="all",
+        draw={"shape": square_grid},
+        limits=(
+            Limit(
+                "conv_2 = 0 is linear attention with ReLU features",
+                {"local": adjusted(_closed)},
+                _linear,
+            ),
         ),
     ),
-    exempt={
-        "causal": "reads all tokens, in both directions",
-        "unequal": "queries and keys are the cells of one grid",
-    },
 )

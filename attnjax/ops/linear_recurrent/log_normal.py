@@ -20,21 +20,21 @@ from attnjax.core import masks
 from attnjax.core.numerics import divide, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl
-from attnjax.op import Limit, Variant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.exponential import (
     ExponentialState,
     exponential_attention,
     exponential_attention_full,
 )
-from attnjax.typing import Array, K, Out, Q, V
+from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
 def log_normal_attention(
     q: Q,
-    k: K,
-    v: V,
-    alpha: float | Array,
-    beta: float | Array,
+    k: TokenK,
+    v: TokenV,
+    alpha: float | Float[Array, ""],
+    beta: float | Float[Array, ""],
     *,
     state: ExponentialState | None = None,
     return_state: bool = False,
@@ -46,7 +46,13 @@ def log_normal_attention(
 
 
 def log_normal_attention_full(
-    q: Q, k: K, v: V, alpha: float | Array, beta: float | Array, *, impl: Impl = None
+    q: Q,
+    k: K,
+    v: V,
+    alpha: float | Float[Array, ""],
+    beta: float | Float[Array, ""],
+    *,
+    impl: Impl = None,
 ) -> Out:
     """LLN over all tokens; alpha and beta from `match_moments`, or learned."""
     return exponential_attention_full(alpha * wide(q), beta * wide(k), v, impl=impl)
@@ -66,31 +72,20 @@ def match_moments(q: Q, k: K, a: float = 0.1486, b: float = -0.3549) -> tuple[Ar
 def _uniform(mask: masks.Mask | None) -> Limit:
     return Limit(
         "alpha = beta = 0 gives the mean of the values it sees",
-        given={"alpha": full("", 0.0), "beta": full("", 0.0)},
-        equals=lambda q, k, v, alpha, beta: attend(0 * q, k, v, mask=mask),
+        {"alpha": fill(0.0), "beta": fill(0.0)},
+        lambda q, k, v, alpha, beta: attend(0 * q, k, v, mask=mask),
     )
 
 
-_PAPER = "Nahshan, Kampeas and Haleva, 2023, arXiv:2311.13541"
-_INPUTS = {"alpha": full("", 1.3), "beta": full("", 0.8)}
+_INPUTS = {"alpha": fill(1.3), "beta": fill(0.8)}
 
-VARIANTS = (
-    Variant(
-        log_normal_attention,
-        rows=(158,),
-        paper=_PAPER,
-        inputs=_INPUTS,
-        engine="linear_attend",
-        limits=(_uniform(masks.causal),),
-        exempt={"unequal": "each token both writes and reads: T = S"},
-    ),
-    Variant(
+OPS = (
+    Op(log_normal_attention, papers=(158,), draw=_INPUTS, limits=(_uniform(masks.causal),)),
+    Op(
         log_normal_attention_full,
-        rows=(158,),
-        paper=_PAPER,
-        inputs=_INPUTS,
-        engine="linear_attend",
+        papers=(158,),
+        reads="all",
+        draw=_INPUTS,
         limits=(_uniform(None),),
-        exempt={"causal": "reads all tokens, in both directions"},
     ),
 )

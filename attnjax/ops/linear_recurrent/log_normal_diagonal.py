@@ -14,13 +14,20 @@ from attnjax.core import masks
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl
-from attnjax.op import Limit, Variant, constant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.log_normal import log_normal_attention_full
-from attnjax.typing import Array, K, Out, Q, V
+from attnjax.typing import Array, Float, K, Out, Q, V
 
 
 def log_normal_diagonal_attention(
-    q: Q, k: K, v: V, alpha: float | Array, beta: float | Array, *, width: int, impl: Impl = None
+    q: Q,
+    k: K,
+    v: V,
+    alpha: float | Float[Array, ""],
+    beta: float | Float[Array, ""],
+    *,
+    width: int,
+    impl: Impl = None,
 ) -> Out:
     """Both halves see all tokens of a block of `width`; `impl` is that of the linear half."""
     q, k, values = wide(q), wide(k), wide(v)
@@ -34,18 +41,14 @@ def _halves(q: Q, k: K, v: V, alpha: Array, beta: Array, width: int) -> Out:
     return (log_normal_attention_full(q, k, v, alpha, beta) + attend(q, k, v)) / 2
 
 
-VARIANT = Variant(
-    log_normal_diagonal_attention,
-    rows=(158,),
-    paper="Nahshan, Kampeas and Haleva, 2023, arXiv:2311.13541",
-    inputs={"alpha": full("", 1.3), "beta": full("", 0.8), "width": constant(4)},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "one block gives the mean of LLN and softmax attention",
-            given={"width": constant(16)},
-            equals=_halves,
+OPS = (
+    Op(
+        log_normal_diagonal_attention,
+        papers=(158,),
+        reads="all",
+        draw={"alpha": fill(1.3), "beta": fill(0.8), "width": 4},
+        limits=(
+            Limit("one block gives the mean of LLN and softmax attention", {"width": 16}, _halves),
         ),
     ),
-    exempt={"causal": "reads all tokens, in both directions"},
 )

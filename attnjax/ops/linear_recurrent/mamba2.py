@@ -16,15 +16,22 @@ import jax.numpy as jnp
 
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full, normal, uniform
+from attnjax.op import Limit, Op, fill, uniform
 from attnjax.typing import Array, Float, PerHead, PerQuery
 
 
 def mamba2(
-    x: Float[Array, "B T N D"], dt: PerQuery, A: PerHead,
-    B: Float[Array, "B T K H"], C: Float[Array, "B T K H"], D: PerHead | None = None, *,
-    state: State | None = None, return_state: bool = False, impl: Impl = None,
-) -> Any:  # fmt: skip
+    x: Float[Array, "B T N D"],
+    dt: PerQuery,
+    A: PerHead,
+    B: Float[Array, "B T K H"],
+    C: Float[Array, "B T K H"],
+    D: PerHead | None = None,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
     """Steps dt > 0, transitions A < 0, inputs B and outputs C, a skip connection D if given.
 
     N is a multiple of K, the groups: consecutive N / K heads share their B and C.
@@ -50,31 +57,16 @@ def _heads(y: Array, x: Array) -> Array:
     return jnp.repeat(y, x.shape[2] // y.shape[2], axis=2)
 
 
-VARIANT = Variant(
-    mamba2,
-    rows=(),
-    paper="Dao and Gu, 2024, arXiv:2405.21060",
-    inputs={
-        "q": None,
-        "k": None,
-        "v": None,
-        "x": normal("B T N D"),
-        "dt": uniform("B T N", 0.1, 1.0),
-        "A": uniform("N", -2.0, -0.1),
-        "B": normal("B T K H"),
-        "C": normal("B T K H"),
-        "D": normal("N"),
-    },
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "A = 0, dt = 1 and D = 0 is linear attention without a normalizer",
-            given={"dt": full("B T N", 1.0), "A": full("N", 0.0), "D": full("N", 0.0)},
-            equals=lambda x, dt, A, B, C, D: linear_attend(_heads(C, x), _heads(B, x), x),
+OPS = (
+    Op(
+        mamba2,
+        draw={"dt": uniform(0.1, 1.0), "A": uniform(-2.0, -0.1)},
+        limits=(
+            Limit(
+                "A = 0, dt = 1 and D = 0 is linear attention without a normalizer",
+                {"dt": fill(1.0), "A": fill(0.0), "D": fill(0.0)},
+                lambda x, dt, A, B, C, D: linear_attend(_heads(C, x), _heads(B, x), x),
+            ),
         ),
     ),
-    exempt={
-        "unequal": "each token both writes and reads: T = S",
-        "grouped": "takes no q, k, v; its groups have a test of their own",
-    },
 )

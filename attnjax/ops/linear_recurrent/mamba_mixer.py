@@ -12,17 +12,18 @@ Limits: averages that take the layer before alone make a plain alternating stack
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Annotated, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core.numerics import wide
-from attnjax.op import Limit, Variant, normal
+from attnjax.op import Draw, Limit, Op, Slot, adjusted, normal
 from attnjax.ops.linear_recurrent.selective_mixer import (
+    SIZES,
     Mixer,
     both_directions,
-    sample_mixer,
     selective_token_mixer,
 )
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens
@@ -33,8 +34,8 @@ class Layer(NamedTuple):
     """A token mixer of width W, and channel mixers of width T, one for each direction."""
 
     token: Mixer
-    forward: Mixer
-    backward: Mixer
+    forward: Annotated[Mixer, "T E C M"]
+    backward: Annotated[Mixer, "T E C M"]
 
 
 class Averages(NamedTuple):
@@ -63,37 +64,37 @@ def mix_channels(x: Tokens, layer: Layer) -> Tokens:
     return both_directions(x.swapaxes(1, 2), layer.forward, layer.backward).swapaxes(1, 2)
 
 
-def _layers(key: Array, z: Any) -> tuple[Layer, ...]:
-    drawn = zip("DTTDTT", jax.random.split(key, 6), strict=True)
-    mixers = [sample_mixer(own, z, width) for width, own in drawn]
-    return Layer(*mixers[:3]), Layer(*mixers[3:])
-
-
-def _averages(key: Array, z: Any) -> Averages:
-    shapes = zip(("2 2", "2 2", "2 3", "2 2"), jax.random.split(key, 4), strict=True)
-    return Averages(*(normal(shape, 0.4)(own, z) for shape, own in shapes))
-
-
-def _previous(key: Array, z: Any) -> Averages:
-    none, last = jnp.zeros((2, 2)), jnp.eye(2, 3, 1)
-    return Averages(none, jnp.eye(2), last, none)
-
-
 def _stack(x: Tokens, layers: tuple[Layer, ...], averages: Averages) -> Tokens:
     for layer in layers:
         x = mix_channels(selective_token_mixer(x, layer.token), layer)
     return x
 
 
-VARIANT = Variant(
-    mamba_mixer,
-    rows=(330,),
-    paper="Behrouz, Santacatterina and Zabih, 2024, arXiv:2403.19888",
-    inputs=dict.fromkeys("qkv")
-    | {"x": normal("B T D", 0.5), "layers": _layers, "averages": _averages},
-    limits=(Limit("averages of the layer before: a stack", {"averages": _previous}, _stack),),
-    exempt={
-        "grouped": "takes no q, k, v of several heads",
-        "causal": "channel mixers read all tokens, in both directions",
-    },
+class _Two(NamedTuple):
+    first: Layer
+    second: Layer
+
+
+def _layers(slot: Slot) -> tuple[Layer, ...]:
+    return tuple(replace(slot, hint=_Two).tree())
+
+
+def _previous(averages: Averages) -> Averages:
+    none, last = np.zeros((2, 2)), np.eye(2, 3, 1)
+    return Averages(none, np.eye(2), last, none)
+
+
+OPS = (
+    Op(
+        mamba_mixer,
+        papers=(330,),
+        reads="all",
+        draw={"x": normal(0.5), "layers": Draw(_layers)},
+        sizes=SIZES | {"L": 2, "L+1": 3},
+        limits=(
+            Limit(
+                "averages of the layer before: a stack", {"averages": adjusted(_previous)}, _stack
+            ),
+        ),
+    ),
 )

@@ -13,13 +13,12 @@ Limits: without attention's and the mixers' output maps the block returns x.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from attnjax.core.numerics import layer_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, normal
-from attnjax.ops.linear_recurrent.selective_mixer import Mixer, both_directions, sample_mixer
+from attnjax.op import Limit, Op, adjusted, normal
+from attnjax.ops.linear_recurrent.selective_mixer import SIZES, Mixer, both_directions
 from attnjax.typing import Array, Float
 
 Grid = Float[Array, "B T F W"]
@@ -71,27 +70,27 @@ def along(axis: int, x: Grid, f: Any) -> Grid:
     return jnp.moveaxis(f(rows.reshape(-1, *rows.shape[2:])).reshape(rows.shape), 2, axis)
 
 
-def _shared(key: Array, z: Any, scale: float = 0.2) -> Shared:
-    keys = jax.random.split(key, 4)
-    q, k, v = (normal("D N H", 0.4)(own, z) for own in keys[:3])
-    return Shared(q, k, v, normal("N H D", scale)(keys[3], z))
+def _silent_attention(shared: Shared) -> Shared:
+    return shared._replace(out=0 * shared.out)
 
 
-def _axis(key: Array, z: Any, scale: float = 0.1) -> Axis:
-    a, b, c, d = jax.random.split(key, 4)
-    mixers = [m._replace(out=scale * m.out) for m in (sample_mixer(a, z), sample_mixer(b, z))]
-    return Axis(normal("D")(c, z), normal("D")(d, z), *mixers)
+def _silent_mixers(axis: Axis) -> Axis:
+    silent = lambda mixer: mixer._replace(out=0 * mixer.out)
+    return axis._replace(forward=silent(axis.forward), backward=silent(axis.backward))
 
 
-_INPUTS = {"x": normal("B T 3 D", 0.5), "shared": _shared, "time": _axis, "frequency": _axis}
-_off = lambda make: lambda key, z: make(key, z, 0.0)
-_SILENT = {"shared": _off(_shared), "time": _off(_axis), "frequency": _off(_axis)}
-VARIANT = Variant(
-    mambattention, (334,), "Kühne et al., 2025, arXiv:2507.00966",
-    inputs=dict.fromkeys("qkv") | _INPUTS,
-    limits=(Limit("without output maps", _SILENT, lambda x, shared, time, frequency: x),),
-    exempt={
-        "grouped": "takes no q, k, v of several heads",
-        "causal": "reads all of time, in both directions",
-    },
-)  # fmt: skip
+_SILENT = {
+    "shared": adjusted(_silent_attention),
+    "time": adjusted(_silent_mixers),
+    "frequency": adjusted(_silent_mixers),
+}
+OPS = (
+    Op(
+        mambattention,
+        papers=(334,),
+        reads="all",
+        draw={"x": normal(0.5)},
+        sizes=SIZES | {"F": 5},
+        limits=(Limit("without output maps", _SILENT, lambda x: x),),
+    ),
+)

@@ -11,7 +11,7 @@ Limits: p = 0 returns X; chunks of T tokens are full attention.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ from attnjax.core.mods import relative_bias
 from attnjax.core.normalizers import Normalizer
 from attnjax.core.numerics import Affine, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, constant, normal
-from attnjax.ops.linear_recurrent.damped_ema import EMA, X, damped_ema_convolution, sample_ema
+from attnjax.op import Limit, Op, adjusted
+from attnjax.ops.linear_recurrent.damped_ema import EMA, X, damped_ema_convolution, gates_in_range
 from attnjax.typing import Array, Float
 
 
@@ -36,28 +36,39 @@ laplace = Normalizer("laplace", _laplace)
 """Near relu(s)^2 around s = sqrt(1/2), in (0, 1) elsewhere; not normalized."""
 
 
+class Scale(NamedTuple):
+    """z -> kappa z + mu, elementwise."""
+
+    kappa: Float[Array, " Z"]
+    mu: Float[Array, " Z"]
+
+
 class Weights(NamedTuple):  # maps of widths W (the model), Z (queries, keys) and E (values)
     ema: EMA
-    z: Affine
-    q: Affine  # elementwise: kappa_q and mu_q, (Z,) each
-    k: Affine
-    v: Affine
-    reset: Affine
-    update: Affine
-    h: Affine
+    z: Annotated[Affine, "W Z"]
+    q: Scale
+    k: Scale
+    v: Annotated[Affine, "W E"]
+    reset: Annotated[Affine, "W E"]
+    update: Annotated[Affine, "W W"]
+    h: Annotated[Affine, "W W"]
     u: Float[Array, "E W"]
     bias: Float[Array, " R"]  # of the relative positions, see relative_bias
 
 
 def mega(
-    x: X, weights: Weights, *, chunk: int | None = None, normalizer: Normalizer = laplace,
+    x: X,
+    weights: Weights,
+    *,
+    chunk: int | None = None,
+    normalizer: Normalizer = laplace,
     impl: Impl = None,
-) -> X:  # fmt: skip
+) -> X:
     """Causal; with `chunk`, attention stays inside chunks of so many tokens (Mega-chunk)."""
     w, T = weights, x.shape[1]
     average = damped_ema_convolution(wide(x), w.ema)
     z = silu(w.z(average))
-    q, k = (z * wide(a.w) + wide(a.b) for a in (w.q, w.k))
+    q, k = (z * wide(kappa) + wide(mu) for kappa, mu in (w.q, w.k))
     at, mask = np.arange(T), masks.causal
     if chunk is not None:
         at, mask = at % chunk, mask & masks.document(at // chunk)
@@ -77,24 +88,24 @@ def mega(
     return (p * silu(w.h(average) + gated) + (1 - p) * wide(x)).astype(x.dtype)
 
 
-def _weights(key: Array, z: Any, shift: float = 0.0) -> Weights:
-    keys = iter(jax.random.split(key, 20))
-    draw = lambda shape: normal(shape, 0.3)(next(keys), z)
-    affine = lambda a, b, add=0.0: Affine(draw(f"{a} {b}"), draw(b) + add)
-    maps = affine("D", "R"), Affine(draw("R"), draw("R")), Affine(draw("R"), draw("R"))
-    maps += affine("D", "H"), affine("D", "H"), affine("D", "D", shift), affine("D", "D")
-    return Weights(sample_ema(key, z), *maps, draw("H D"), draw("7"))
+def _drawn(weights: Weights) -> Weights:
+    return weights._replace(ema=gates_in_range(weights.ema))
 
 
-_closed = lambda key, z: _weights(key, z, shift=-100.0)
-VARIANT = Variant(
-    mega,
-    rows=(226,),
-    paper="Ma et al., 2022, arXiv:2209.10655",
-    inputs=dict.fromkeys("qkv") | {"x": normal("B T D"), "weights": _weights, "chunk": constant(4)},
-    limits=(
-        Limit("p = 0 returns x", {"weights": _closed}, lambda x, weights, chunk: x),
-        Limit("one chunk", {"chunk": constant(9)}, lambda x, weights, chunk: mega(x, weights)),
+def _closed(weights: Weights) -> Weights:
+    update = weights.update._replace(b=weights.update.b - 100.0)
+    return _drawn(weights)._replace(update=update)
+
+
+OPS = (
+    Op(
+        mega,
+        papers=(226,),
+        draw={"weights": adjusted(_drawn), "chunk": 4},
+        sizes={"Z": 6, "E": 8},
+        limits=(
+            Limit("p = 0 returns x", {"weights": adjusted(_closed)}, lambda x: x),
+            Limit("one chunk", {"chunk": 9}, lambda x, weights: mega(x, weights)),
+        ),
     ),
-    exempt={"grouped": "takes no q, k, v of several heads"},
 )

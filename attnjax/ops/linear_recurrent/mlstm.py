@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from attnjax.core import features
 from attnjax.core.numerics import divide, wide
 from attnjax.core.recurrence import linear
-from attnjax.op import Limit, Variant, full, log_gates, normal
-from attnjax.typing import Array, Float, K, PerQuery, Q, V
+from attnjax.op import Limit, Op, fill, log_gates, normal
+from attnjax.typing import Array, Float, PerQuery, Q, TokenK, TokenV
 
 
 class State(NamedTuple):
@@ -32,8 +32,8 @@ class State(NamedTuple):
 
 def mlstm(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     log_i: PerQuery,
     log_f: PerQuery,
     *,
@@ -61,23 +61,21 @@ def mlstm(
     return (out, State(last, m[:, -1])) if return_state else out
 
 
-VARIANT = Variant(
-    mlstm,
-    rows=(),
-    paper="Beck et al., 2024, arXiv:2405.04517",
-    inputs={"log_i": normal("B T N", 2.0), "log_f": log_gates("B T N")},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "gates of 1 give linear attention, divided by max(|q . sum of k|, 1)",
-            given={"log_i": full("B T N", 0.0), "log_f": full("B T N", 0.0)},
-            equals=lambda q, k, v, log_i, log_f: linear.linear_attend(
-                q / math.sqrt(q.shape[-1]),
-                k,
-                v,
-                normalize=lambda values, mass: values / jnp.maximum(jnp.abs(mass), 1.0),
+OPS = (
+    Op(
+        mlstm,
+        draw={"log_i": normal(2.0), "log_f": log_gates},
+        limits=(
+            Limit(
+                "gates of 1 give linear attention, divided by max(|q . sum of k|, 1)",
+                {"log_i": fill(0.0), "log_f": fill(0.0)},
+                lambda q, k, v, log_i, log_f: linear.linear_attend(
+                    q / math.sqrt(q.shape[-1]),
+                    k,
+                    v,
+                    normalize=lambda values, mass: values / jnp.maximum(jnp.abs(mass), 1.0),
+                ),
             ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

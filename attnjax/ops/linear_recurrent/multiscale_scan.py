@@ -12,34 +12,49 @@ Limits: rate 1 and a convolution that is the identity make the plain sum of four
 Differs: projections around the scans belong to a layer; the paper does not name its upsampling.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import gelu, silu, softplus
 
 from attnjax.core.numerics import Affine, wide
 from attnjax.core.scan.convolution import depthwise
-from attnjax.op import Limit, Variant, constant, normal
+from attnjax.op import Draw, Limit, Op, Slot, normal
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
 from attnjax.typing import Array, Float
 
-Image = Float[Array, "B rows columns W"]
+Image = Float[Array, "B T columns W"]
 ROUTES = ((False, False), (True, False), (False, True), (True, True))  # (by columns, from the end)
 
 
 class Route(NamedTuple):
     """Learned, of one scan."""
 
-    dt: Affine
+    dt: Annotated[Affine, "W W"]
     b: Float[Array, "W M"]
     c: Float[Array, "W M"]
     log_a: Float[Array, "W M"]
     skip: Float[Array, " W"]
 
 
+class Routes(NamedTuple):
+    """One for each of ROUTES."""
+
+    by_rows: Route
+    by_columns: Route
+    by_rows_from_the_end: Route
+    by_columns_from_the_end: Route
+
+
 def multiscale_scan(
-    x: Image, routes: tuple[Route, ...], down: Float[Array, "k k W"], gate: Affine, *, rate: int = 2
+    x: Image,
+    routes: Routes,
+    down: Float[Array, "k k W"],
+    gate: Annotated[Affine, "W W"],
+    *,
+    rate: int = 2,
 ) -> Image:
     """`routes` in the order of ROUTES; the first one is scanned at full resolution."""
     full = wide(x)
@@ -78,24 +93,24 @@ def conv_ffn(x: Image, up: Affine, kernel: Float[Array, "k k E"], down: Affine) 
     return down(gelu(depthwise(up(x), kernel))).astype(x.dtype)
 
 
-def _routes(key: Array, z: Any) -> tuple[Route, ...]:
-    keys = iter(jax.random.split(key, 24))
-    draw = lambda shape: normal(shape, 0.3)(next(keys), z)
-    one = lambda: Route(Affine(draw("D D"), draw("D")), *map(draw, ("D M", "D M", "D M", "D")))
-    return one(), one(), one(), one()
-
-
-def _plain(x: Image, routes: tuple[Route, ...], down: Array, gate: Affine) -> Image:
+def _plain(x: Image, routes: Routes, down: Array, gate: Affine) -> Image:
     each = lambda route, way: unflatten(scan(flatten(x, way), route), x.shape, way)
     return sum(map(each, routes, ROUTES)) * silu(gate(x))
 
 
-_gate = lambda key, z: Affine(normal("D D")(key, z), normal("D")(key, z))
-_same = lambda key, z: jnp.zeros((3, 3, z.D)).at[1, 1].set(1.0)
-VARIANT = Variant(
-    multiscale_scan, (358,), "Shi, Dong and Xu, 2024, arXiv:2405.14174",
-    inputs=dict.fromkeys("qkv")
-    | {"x": normal("B T 5 D"), "routes": _routes, "down": normal("3 3 D", 0.3), "gate": _gate},
-    limits=(Limit("rate 1: four scans", {"rate": constant(1), "down": _same}, _plain),),
-    exempt={"grouped": "takes no q, k, v of several heads", "causal": "scans from both ends"},
-)  # fmt: skip
+def _same(slot: Slot) -> np.ndarray:
+    kernel = np.zeros(slot.shape)
+    kernel[1, 1] = 1.0
+    return kernel
+
+
+OPS = (
+    Op(
+        multiscale_scan,
+        papers=(358,),
+        reads="all",
+        draw={"down": normal(0.3)},
+        sizes={"k": 3, "columns": 5},
+        limits=(Limit("rate 1: four scans", {"rate": 1, "down": Draw(_same)}, _plain),),
+    ),
+)

@@ -14,11 +14,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core import features
 from attnjax.core.numerics import divide, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
-from attnjax.op import Limit, Sizes, Variant, full, normal
+from attnjax.op import Limit, Op, adjusted, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
@@ -41,28 +42,26 @@ def rala(
     return (wide(gate) * out).astype(v.dtype)
 
 
-def _centered(key: Array, z: Sizes) -> Array:
-    q = jax.random.normal(key, z.shape("B T N H"))
+def _centered(q: np.ndarray) -> np.ndarray:
     return q - q.mean(axis=1, keepdims=True)
 
 
-def _linear(q: Q, k: K, v: V, gate: Array) -> Out:
+def _linear(q: Q, k: K, v: V) -> Out:
     q, k = features.elu1(q), features.elu1(k)
     return linear_attend(q, k, v, normalize=divide, block=None)
 
 
-VARIANT = Variant(
-    rala,
-    rows=(153,),
-    paper="Fan, Huang and He, 2024, arXiv:2411.07635",
-    inputs={"gate": normal("B T N D")},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "queries of mean zero with gate 1 are linear attention",
-            given={"q": _centered, "gate": full("B T N D", 1.0)},
-            equals=_linear,
+OPS = (
+    Op(
+        rala,
+        papers=(153,),
+        reads="all",
+        limits=(
+            Limit(
+                "queries of mean zero with gate 1 are linear attention",
+                {"q": adjusted(_centered), "gate": fill(1.0)},
+                _linear,
+            ),
         ),
     ),
-    exempt={"causal": "reads all tokens, in both directions"},
 )

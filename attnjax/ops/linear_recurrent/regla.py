@@ -22,9 +22,9 @@ from jax.nn import log_sigmoid
 
 from attnjax.core.numerics import rms_norm, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full, normal
+from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.linear_recurrent.gla import gla
-from attnjax.typing import Array, Float, K, Q, V
+from attnjax.typing import Array, Float, Q, TokenK, TokenV
 
 PerChannel = Float[Array, "B T N H"]
 
@@ -48,9 +48,16 @@ def log_refined_gate(gate: Array, refine: Array) -> Array:
 
 
 def regla(
-    q: Q, k: K, v: V, gate: PerChannel, refine: PerChannel, *,
-    state: State | None = None, return_state: bool = False, impl: Impl = None,
-) -> Any:  # fmt: skip
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    gate: PerChannel,
+    refine: PerChannel,
+    *,
+    state: State | None = None,
+    return_state: bool = False,
+    impl: Impl = None,
+) -> Any:
     """Refined gated linear attention; `gate` and `refine` are numbers before their sigmoids."""
     out, last = gla(
         safe_exp(wide(q)),
@@ -65,20 +72,17 @@ def regla(
     return (out, last) if return_state else out
 
 
-VARIANT = Variant(
-    regla,
-    rows=(287,),
-    paper="Lu et al., 2025, arXiv:2502.01578",
-    inputs={"gate": normal("B T N H", 2.0), "refine": normal("B T N H")},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "g' = 1 is linear attention of phi(q), phi(k), normed",
-            given={"gate": full("B T N H", 100.0)},
-            equals=lambda q, k, v, gate, refine: rms_norm(
-                linear_attend(safe_exp(q), safe_exp(k), v)
+OPS = (
+    Op(
+        regla,
+        papers=(287,),
+        draw={"gate": normal(2.0)},
+        limits=(
+            Limit(
+                "g' = 1 is linear attention of phi(q), phi(k), normed",
+                {"gate": fill(100.0)},
+                lambda q, k, v, gate, refine: rms_norm(linear_attend(safe_exp(q), safe_exp(k), v)),
             ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full
-from attnjax.typing import K, PerHead, Q, V
+from attnjax.op import Limit, Op, fill
+from attnjax.typing import PerHead, Q, TokenK, TokenV
 
 
 def retention_log_decays(heads: int) -> PerHead:
@@ -26,8 +26,8 @@ def retention_log_decays(heads: int) -> PerHead:
 
 def retention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     log_decay: PerHead | None = None,
     *,
     state: State | None = None,
@@ -46,17 +46,15 @@ def retention(
     )
 
 
-VARIANT = Variant(
-    retention,
-    rows=(),
-    paper="Sun et al., 2023, arXiv:2307.08621",
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "g = 1 is linear attention without a normalizer",
-            given={"log_decay": full("N", 0.0)},
-            equals=lambda q, k, v: linear_attend(q / math.sqrt(q.shape[-1]), k, v),
+OPS = (
+    Op(
+        retention,
+        limits=(
+            Limit(
+                "g = 1 is linear attention without a normalizer",
+                {"log_decay": fill(0.0)},
+                lambda q, k, v: linear_attend(q / math.sqrt(q.shape[-1]), k, v),
+            ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

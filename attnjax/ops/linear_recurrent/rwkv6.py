@@ -15,14 +15,14 @@ import jax.numpy as jnp
 
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full, log_gates, normal
-from attnjax.typing import Array, Float, K, Q, V
+from attnjax.op import Limit, Op, fill, log_gates
+from attnjax.typing import Array, Float, Q, TokenK, TokenV
 
 
 def rwkv6(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     log_decay: Float[Array, "B T N H"],
     u: Float[Array, "N H"],
     *,
@@ -50,18 +50,16 @@ def rwkv6(
     return (out, last) if return_state else out
 
 
-VARIANT = Variant(
-    rwkv6,
-    rows=(),
-    paper="Peng et al., 2024, arXiv:2404.05892",
-    inputs={"log_decay": log_gates("B T N H"), "u": normal("N H")},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "u = 1 and w = 1 is linear attention without a normalizer",
-            given={"log_decay": full("B T N H", 0.0), "u": full("N H", 1.0)},
-            equals=lambda q, k, v, log_decay, u: linear_attend(q, k, v),
+OPS = (
+    Op(
+        rwkv6,
+        draw={"log_decay": log_gates},
+        limits=(
+            Limit(
+                "u = 1 and w = 1 is linear attention without a normalizer",
+                {"log_decay": fill(0.0), "u": fill(1.0)},
+                lambda q, k, v, log_decay, u: linear_attend(q, k, v),
+            ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

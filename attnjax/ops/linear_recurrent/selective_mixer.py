@@ -13,7 +13,7 @@ Limits: a closed gate, W_g = 0, gives zero.
 Differs: W_dt is one matrix, which the papers write as a product of two.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jax.nn import silu, softplus
 
 from attnjax.core.numerics import Affine, wide
 from attnjax.core.scan.convolution import causal_conv
-from attnjax.op import Limit, Variant, normal
+from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
 from attnjax.typing import Array, Float
 
@@ -32,7 +32,7 @@ class Mixer(NamedTuple):
     x: Float[Array, "W E"]
     gate: Float[Array, "W E"]
     conv: Float[Array, "C E"]
-    dt: Affine
+    dt: Annotated[Affine, "E E"]
     b: Float[Array, "E M"]
     c: Float[Array, "E M"]
     log_a: Float[Array, "E M"]
@@ -71,24 +71,18 @@ def both_directions(x: Tokens, forward: Mixer, backward: Mixer) -> Tokens:
     return ahead + back[:, ::-1]
 
 
-def sample_mixer(key: Array, z: Any, W: str = "D") -> Mixer:
-    """W is the letter of the width."""
-    keys = iter(jax.random.split(key, 10))
-    draw = lambda shape: normal(shape, z.shape(shape)[0] ** -0.5)(next(keys), z)
-    maps = draw(f"{W} H"), draw(f"{W} H"), draw("3 H"), Affine(draw("H H"), draw("H"))
-    return Mixer(*maps, draw("H M"), draw("H M"), draw("H M"), draw("H"), draw(f"H {W}"))
+SIZES = {"E": 8, "C": 3}
 
 
-def _closed(key: Array, z: Any) -> Mixer:
-    mixer = sample_mixer(key, z)
+def _closed(mixer: Mixer) -> Mixer:
     return mixer._replace(gate=0 * mixer.gate)
 
 
-VARIANT = Variant(
-    selective_token_mixer,
-    rows=(330,),
-    paper="Behrouz, Santacatterina and Zabih, 2024, arXiv:2403.19888",
-    inputs=dict.fromkeys("qkv") | {"x": normal("B T D"), "weights": sample_mixer},
-    limits=(Limit("a closed gate", {"weights": _closed}, lambda x, weights: jnp.zeros_like(x)),),
-    exempt={"grouped": "takes no q, k, v of several heads"},
+OPS = (
+    Op(
+        selective_token_mixer,
+        papers=(330,),
+        sizes=SIZES,
+        limits=(Limit("a closed gate", {"weights": adjusted(_closed)}, jnp.zeros_like),),
+    ),
 )

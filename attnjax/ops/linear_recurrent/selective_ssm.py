@@ -19,7 +19,7 @@ from jax import lax
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import linear_scan
-from attnjax.op import Limit, Variant, full, normal, uniform
+from attnjax.op import Limit, Op, fill, uniform
 from attnjax.typing import Array, Float
 
 _CHUNK = 64  # tokens whose states are held at once
@@ -64,18 +64,11 @@ def _sums(x: Tokens, dt: Tokens, a: Array, b: Steering, c: Steering) -> Tokens:
     return linear_attend(one_head(c), one_head(b), one_head(dt * x))[:, :, 0]
 
 
-VARIANT = Variant(
-    selective_ssm,
-    rows=(330,),
-    paper="Gu and Dao, 2023, arXiv:2312.00752",
-    inputs=dict.fromkeys("qkv")
-    | {
-        "x": normal("B T D"),
-        "dt": uniform("B T D", 0.05, 1.0),
-        "a": uniform("D M", -2.0, -0.1),
-        "b": normal("B T M"),
-        "c": normal("B T M"),
-    },
-    limits=(Limit("A = 0 is linear attention", {"a": full("D M", 0.0)}, _sums),),
-    exempt={"grouped": "takes no q, k, v of several heads"},
+OPS = (
+    Op(
+        selective_ssm,
+        papers=(330,),
+        draw={"dt": uniform(0.05, 1.0), "a": uniform(-2.0, -0.1)},
+        limits=(Limit("A = 0 is linear attention", {"a": fill(0.0)}, _sums),),
+    ),
 )

@@ -10,14 +10,14 @@ Limits: gates of 1 give linear attention without a normalizer.
 from typing import Any
 
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Variant, full, log_gates
-from attnjax.typing import K, PerQuery, Q, V
+from attnjax.op import Limit, Op, fill, log_gates
+from attnjax.typing import PerQuery, Q, TokenK, TokenV
 
 
 def simple_gla(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     log_decay: PerQuery,
     *,
     state: State | None = None,
@@ -30,18 +30,16 @@ def simple_gla(
     )
 
 
-VARIANT = Variant(
-    simple_gla,
-    rows=(),
-    paper="Yang et al., 2023, arXiv:2312.06635",
-    inputs={"log_decay": log_gates("B T N")},
-    engine="linear_attend",
-    limits=(
-        Limit(
-            "gates of 1 give plain sums",
-            given={"log_decay": full("B T N", 0.0)},
-            equals=lambda q, k, v, log_decay: linear_attend(q, k, v),
+OPS = (
+    Op(
+        simple_gla,
+        draw={"log_decay": log_gates},
+        limits=(
+            Limit(
+                "gates of 1 give plain sums",
+                {"log_decay": fill(0.0)},
+                lambda q, k, v, log_decay: linear_attend(q, k, v),
+            ),
         ),
     ),
-    exempt={"unequal": "each token both writes and reads: T = S"},
 )

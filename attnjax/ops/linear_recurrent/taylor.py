@@ -18,7 +18,7 @@ from attnjax.core import features, masks, normalizers
 from attnjax.core.numerics import divide, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.recurrence.linear import linear_attend
-from attnjax.op import Limit, Variant, full, uniform
+from attnjax.op import Limit, Op, fill, uniform
 from attnjax.typing import K, Out, PerHead, Q, V
 
 
@@ -62,31 +62,25 @@ def taylor_crossover(H: int) -> Crossover:
     )
 
 
-_PAPER = "Nauen, Palacio and Dengel, 2024, arXiv:2403.02920"
-_INPUTS = {"temperature": uniform("N", 0.5, 3.0)}
-_EITHER = {"causal": "attends in both directions unless the caller asks for causal"}
+_INPUTS = {"temperature": uniform(0.5, 3.0)}
 _MEAN = Limit(
     "temperature = 0 gives the mean of the values",
-    given={"temperature": full("N", 0.0)},
-    equals=lambda q, k, v, temperature: attend(0 * q, k, v),
+    {"temperature": fill(0.0)},
+    lambda q, k, v, temperature: attend(0 * q, k, v),
 )
 
-VARIANTS = (
-    Variant(
+OPS = (
+    Op(
         taylor_shift,
-        rows=(234,),
-        paper=_PAPER,
-        inputs=_INPUTS,
-        engine="linear_attend",
-        limits=(_MEAN, Limit("both forms agree", given={}, equals=taylor_shift_direct)),
-        exempt=_EITHER,
+        papers=(234,),
+        reads="all",
+        draw=_INPUTS,
+        limits=(_MEAN, Limit("both forms agree", {}, taylor_shift_direct)),
     ),
-    Variant(
+    Op(
         taylor_shift_direct,
-        rows=(234,),
-        paper=_PAPER,
-        inputs=_INPUTS,
-        limits=(_MEAN, Limit("both forms agree", given={}, equals=taylor_shift)),
-        exempt=_EITHER,
+        papers=(234,),
+        draw=_INPUTS,
+        limits=(_MEAN, Limit("both forms agree", {}, taylor_shift)),
     ),
 )

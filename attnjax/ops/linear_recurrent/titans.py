@@ -22,8 +22,8 @@ from jax import lax
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import linear_scan
-from attnjax.op import Limit, Variant, constant, full, normal, uniform
-from attnjax.typing import Array, Float, K, PerQuery, Q, V
+from attnjax.op import Draw, Limit, Op, fill, normal, uniform
+from attnjax.typing import Array, Float, K, PerQuery, Q, TokenK, TokenV, V
 
 Network = tuple[Float[Array, "N _ _"], ...]  # matrices of each head, silu between; one is linear
 
@@ -34,9 +34,18 @@ class State(NamedTuple):
 
 
 def titans_memory(
-    q: Q, k: K, v: V, eta: PerQuery, theta: PerQuery, alpha: PerQuery, weights: Network, *,
-    chunk: int = 16, state: State | None = None, return_state: bool = False,
-) -> Any:  # fmt: skip
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    eta: PerQuery,
+    theta: PerQuery,
+    alpha: PerQuery,
+    weights: Network,
+    *,
+    chunk: int = 16,
+    state: State | None = None,
+    return_state: bool = False,
+) -> Any:
     """The memory starts as `weights`.  Gates are in (0, 1); a state goes on where a chunk ends."""
     (B, T, N, _), chunk = q.shape, min(chunk, q.shape[1])
     heads = lambda x: jnp.repeat(wide(x), N // x.shape[2], axis=2)
@@ -76,24 +85,34 @@ def network(weights: Network, x: Array) -> Array:
     return jnp.matmul(x, weights[-1], precision="highest")
 
 
-_fixed = lambda q, weights, **_: jnp.moveaxis(network(weights, jnp.moveaxis(q, 2, 1)), 1, 2)
-_delta = lambda q, k, v, theta, **_: linear_attend(q, k, v, beta=2 * theta)
-_zero, _gate = full("B T N", 0.0), lambda high: uniform("B T N", 0.0, high)
-_GATES = {"eta": _gate(1.0), "theta": _gate(0.2), "alpha": _gate(0.5)}
-_mlp = lambda key, z: (normal("N H M", 0.4)(key, z), normal("N M D", 0.4)(key, z))
-_matrix = lambda key, z: (full("N H D", 0.0)(key, z),)
-_DELTA = {"eta": _zero, "alpha": _zero, "weights": _matrix, "chunk": constant(1)}
-VARIANT = Variant(
-    titans_memory,
-    rows=(313,),
-    paper="Behrouz, Zhong and Mirrokni, 2024, arXiv:2501.00663",
-    inputs={"k": normal("B S K H", 0.3), **_GATES, "weights": _mlp, "chunk": constant(4)},
-    limits=(
-        Limit("no step, no forgetting: a fixed network", {"theta": _zero, "alpha": _zero}, _fixed),
-        Limit("a matrix that only steps follows the delta rule", _DELTA, _delta),
+def _fixed(q: Q, weights: Network) -> Array:
+    return jnp.moveaxis(network(weights, jnp.moveaxis(q, 2, 1)), 1, 2)
+
+
+def _delta(q: Q, k: K, v: V, theta: PerQuery) -> Array:
+    return linear_attend(q, k, v, beta=2 * theta)
+
+
+_GATES = {"eta": uniform(0.0, 1.0), "theta": uniform(0.0, 0.2), "alpha": uniform(0.0, 0.5)}
+_MLP = Draw(lambda slot: (slot.normal("N H M", 0.4), slot.normal("N M D", 0.4)))
+_MATRIX = Draw(lambda slot: (slot.normal("N H D", 0.0),))
+OPS = (
+    Op(
+        titans_memory,
+        papers=(313,),
+        draw={"k": normal(0.3), **_GATES, "weights": _MLP, "chunk": 4},
+        limits=(
+            Limit(
+                "no step, no forgetting: a fixed network",
+                {"theta": fill(0.0), "alpha": fill(0.0)},
+                _fixed,
+            ),
+            Limit(
+                "a matrix that only steps follows the delta rule",
+                {"eta": fill(0.0), "alpha": fill(0.0), "weights": _MATRIX, "chunk": 1},
+                _delta,
+            ),
+        ),
+        exempt={"split": "a state stands for whole chunks: runs are split where one ends"},
     ),
-    exempt={
-        "unequal": "each token both writes and reads: T = S",
-        "split": "a state stands for whole chunks: runs are split where one ends",
-    },
 )

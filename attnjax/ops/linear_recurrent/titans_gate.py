@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from attnjax.core import masks
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, constant, full, normal
+from attnjax.op import Limit, Op, adjusted, fill
 from attnjax.typing import Array, Float, K, Out, PerQuery, Q, V
 
 
@@ -61,24 +61,25 @@ def memory_as_gate(
     return ((1 - g) * wide(near) + g * wide(memory)).astype(v.dtype)
 
 
-_drawn = normal("2 M K H")
-_persistent = lambda key, z: Persistent(*_drawn(key, z))
-_none = lambda key, z: Persistent(jnp.zeros((0, z.K, z.H)), jnp.zeros((0, z.K, z.D)))
-VARIANT = Variant(
-    memory_as_gate,
-    rows=(313,),
-    paper="Behrouz, Zhong and Mirrokni, 2024, arXiv:2501.00663",
-    inputs={
-        "memory": normal("B T N D"),
-        "gate": normal("B T N"),
-        "persistent": _persistent,
-        "window": constant(3),
-    },
-    limits=(
-        Limit(
-            "a closed gate and no persistent tokens leave sliding-window attention",
-            given={"gate": full("B T N", -100.0), "persistent": _none},
-            equals=lambda q, k, v, window, **_: attend(q, k, v, mask=masks.window(window - 1)),
+def _none(persistent: Persistent) -> Persistent:
+    return Persistent(persistent.k[:0], persistent.v[:0])
+
+
+def _near(q: Q, k: K, v: V, window: int) -> Out:
+    return attend(q, k, v, mask=masks.window(window - 1))
+
+
+OPS = (
+    Op(
+        memory_as_gate,
+        papers=(313,),
+        draw={"window": 3},
+        limits=(
+            Limit(
+                "a closed gate and no persistent tokens leave sliding-window attention",
+                {"gate": fill(-100.0), "persistent": adjusted(_none)},
+                _near,
+            ),
         ),
     ),
 )

@@ -1,8 +1,6 @@
 """Attention to the neighbors on a line or a grid."""
 
-from attnjax.ops.local_structured.neighborhood import VARIANT as NEIGHBORHOOD
+from attnjax.op import gather
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
 
-VARIANTS = (NEIGHBORHOOD,)
-
-__all__ = ["VARIANTS", "neighborhood_attention"]
+OPS = gather(globals())

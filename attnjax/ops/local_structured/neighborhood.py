@@ -19,15 +19,15 @@ import numpy as np
 
 from attnjax.core import masks, mods
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, constant, grid
+from attnjax.op import Limit, Op, by_sizes, grid, square_grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
-from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
 def neighborhood_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     *,
     shape: Sequence[int],
     window: int | Sequence[int],
@@ -63,26 +63,27 @@ def _blocks(q: Q, k: K, v: V, shape: tuple[int, int], window: tuple[int, int]) -
     return multi_head_attention(q, k, v, mask=together)
 
 
-VARIANT = Variant(
-    neighborhood_attention,
-    rows=(240, 212, 1, 56),
-    paper="Hassani et al., 2022 to 2025, arXiv:2204.07143, 2209.15001, 2403.04690, 2504.16922",
-    inputs={"shape": grid, "window": lambda key, z: tuple(min(3, n) for n in grid(key, z))},
-    sizes={"T": 24, "S": 24},
-    limits=(
-        Limit(
-            "a window as large as the grid is softmax attention",
-            given={"window": grid},
-            equals=lambda q, k, v, shape, window: multi_head_attention(q, k, v),
-        ),
-        Limit(
-            "stride = window is attention inside separate blocks",
-            given={"window": constant((2, 3)), "stride": constant((2, 3))},
-            equals=_blocks,
+OPS = (
+    Op(
+        neighborhood_attention,
+        papers=(240, 212, 1, 56),
+        reads="all",
+        draw={
+            "shape": square_grid,
+            "window": by_sizes(lambda z: tuple(min(3, n) for n in grid(z["T"]))),
+        },
+        sizes={"T": 24, "S": 24},
+        limits=(
+            Limit(
+                "a window as large as the grid is softmax attention",
+                {"window": square_grid},
+                multi_head_attention,
+            ),
+            Limit(
+                "stride = window is attention inside separate blocks",
+                {"window": (2, 3), "stride": (2, 3)},
+                _blocks,
+            ),
         ),
     ),
-    exempt={
-        "causal": "a neighborhood reaches to both sides",
-        "unequal": "queries and keys are the cells of one grid",
-    },
 )

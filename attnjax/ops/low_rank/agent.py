@@ -25,15 +25,15 @@ from attnjax.core import mods
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.scan.convolution import depthwise
-from attnjax.op import Limit, Variant, constant, grid, normal
+from attnjax.op import Draw, Limit, Op, Slot, by_sizes, grid, square_grid
 from attnjax.ops.low_rank.linformer import mean_pool_projection, project_tokens
-from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
 def agent_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     *,
     shape: Sequence[int],
     agents: Sequence[int] | Float[Array, "B M N H"] = (7, 7),
@@ -75,27 +75,28 @@ def place_bias(blocks: Float[Array, "N M ..."], *axes: Float[Array, "N M X"]) ->
     return total.reshape(*blocks.shape[:2], -1)
 
 
-VARIANT = Variant(
-    agent_attention,
-    rows=(16,),
-    paper="Han et al., 2023, arXiv:2312.08874",
-    inputs={
-        "shape": grid,
-        "agents": lambda key, z: tuple(min(2, size) for size in grid(key, z)),
-        "biases": lambda key, z: tuple(
-            jax.random.normal(key, (z.N, *sides)) for sides in permutations((min(4, z.T), z.T))
-        ),
-        "kernel": normal("3 3 N D"),
-    },
-    limits=(
-        Limit(
-            "with one agent every token gets what it reads",
-            given={"agents": constant((1, 1)), "biases": constant(None), "kernel": constant(None)},
-            equals=lambda q, k, v, **_: attend(q.mean(1, keepdims=True), k, v) + 0 * q,
+def _biases(slot: Slot) -> tuple:
+    sides = min(4, slot.sizes["T"]), slot.sizes["T"]
+    return tuple(slot.rng.standard_normal((slot.sizes["N"], *x)) for x in permutations(sides))
+
+
+OPS = (
+    Op(
+        agent_attention,
+        papers=(16,),
+        reads="all",
+        draw={
+            "shape": square_grid,
+            "agents": by_sizes(lambda z: tuple(min(2, n) for n in grid(z["T"]))),
+            "kernel": Draw(lambda slot: slot.normal("3 3 N D")),
+            "biases": Draw(_biases),
+        },
+        limits=(
+            Limit(
+                "with one agent every token gets what it reads",
+                {"agents": (1, 1), "biases": None, "kernel": None},
+                lambda q, k, v: attend(q.mean(1, keepdims=True), k, v) + 0 * q,
+            ),
         ),
     ),
-    exempt={
-        "causal": "agents are means of the queries of the whole grid and read all of it",
-        "unequal": "queries and keys are the cells of one grid",
-    },
 )

@@ -15,11 +15,12 @@ import numpy as np
 
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, normal
+from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Bool, Float, K, Out, Q, V
 
 Projection = Float[Array, "*X R S"]  # (R,S), or (X,R,S) with X = K or N
+ValueProjection = Float[Array, "*Y R S"]  # the same, for itself
 
 
 def linformer(
@@ -27,7 +28,7 @@ def linformer(
     k: K,
     v: V,
     key_projection: Projection,
-    value_projection: Projection,
+    value_projection: ValueProjection,
     *,
     visible: Bool[Array, "B S"] | None = None,
     impl: Impl = None,
@@ -78,21 +79,24 @@ def mean_pool_projection(S: int, R: int) -> Float[Array, "R S"]:
     return jnp.asarray(inside / inside.sum(1, keepdims=True))
 
 
-def _all_keys(key, z):
-    return jnp.eye(z.S)
+_all_keys = by_sizes(lambda z: np.eye(z["S"]))
 
 
-VARIANT = Variant(
-    linformer,
-    rows=(146,),
-    paper="Wang et al., 2020, arXiv:2006.04768",
-    inputs={"key_projection": normal("N R S"), "value_projection": normal("R S")},
-    limits=(
-        Limit(
-            "projections that change nothing leave softmax attention",
-            given={"key_projection": _all_keys, "value_projection": _all_keys},
-            equals=lambda q, k, v, **projections: multi_head_attention(q, k, v),
+OPS = (
+    Op(
+        linformer,
+        papers=(146,),
+        reads="all",
+        draw={
+            "key_projection": Draw(lambda slot: slot.normal("N R S")),
+            "value_projection": Draw(lambda slot: slot.normal("R S")),
+        },
+        limits=(
+            Limit(
+                "projections that change nothing leave softmax attention",
+                {"key_projection": _all_keys, "value_projection": _all_keys},
+                multi_head_attention,
+            ),
         ),
     ),
-    exempt={"causal": "each projected key and value is a mixture of the keys of all times"},
 )

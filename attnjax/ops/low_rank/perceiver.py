@@ -19,7 +19,7 @@ import numpy as np
 from attnjax.core import masks
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant
+from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -54,16 +54,16 @@ def fourier_features(
     return jnp.concatenate([x, jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-VARIANT = Variant(
-    perceiver_attention,
-    rows=(228,),
-    paper="Jaegle et al., 2021, arXiv:2103.03206",
-    limits=(
-        Limit(
-            "latents that are the inputs: self-attention",
-            given={},
-            equals=lambda q, k, v: multi_head_attention(q, k, v),
+OPS = (
+    Op(
+        perceiver_attention,
+        papers=(228,),
+        limits=(
+            Limit(
+                "latents that are the inputs: self-attention",
+                {},
+                lambda q, k, v: multi_head_attention(q, k, v),
+            ),
         ),
     ),
-    exempt={"causal": "a latent is no token: it stands at no time and reads all inputs"},
 )

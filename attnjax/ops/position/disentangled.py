@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, mods
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, full, normal
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
@@ -24,8 +24,8 @@ def disentangled_attention(
     q: Q,
     k: K,
     v: V,
-    q_rel: Float[Array, "2m N H"],
-    k_rel: Float[Array, "2m N H"],
+    q_rel: Float[Array, "R N H"],
+    k_rel: Float[Array, "R N H"],
     *,
     mask: masks.Mask | None = None,
     impl: Impl = None,
@@ -53,17 +53,17 @@ def _third(q: Q, k: K, v: V, q_rel: Array, k_rel: Array) -> Out:
     return attend(q, k, v, scale=1 / math.sqrt(3 * q.shape[-1]))
 
 
-VARIANT = Variant(
-    disentangled_attention,
-    rows=(221,),
-    paper="He et al., 2020, arXiv:2006.03654",
-    inputs={"q_rel": normal("6 N H"), "k_rel": normal("6 N H")},
-    limits=(
-        Limit(
-            "zero tables are softmax attention with the scale 1 / sqrt(3 H)",
-            given={"q_rel": full("6 N H", 0.0), "k_rel": full("6 N H", 0.0)},
-            equals=_third,
+OPS = (
+    Op(
+        disentangled_attention,
+        papers=(221,),
+        sizes={"R": 6},
+        limits=(
+            Limit(
+                "zero tables are softmax attention with the scale 1 / sqrt(3 H)",
+                {"q_rel": fill(0.0), "k_rel": fill(0.0)},
+                _third,
+            ),
         ),
     ),
-    exempt={"causal": "attends in both directions unless the caller passes a causal mask"},
 )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant
+from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
 
@@ -41,16 +41,16 @@ def _reversed_halves(q: Q, k: K, v: V) -> Out:
     return jnp.concatenate([back, ahead], axis=-1)
 
 
-VARIANT = Variant(
-    dual_triangle_attention,
-    rows=(378,),
-    paper="Hallee and Gleghorn, 2026, arXiv:2604.18603",
-    limits=(
-        Limit(
-            "causal on one half, causal on the reversed sequence on the other",
-            given={},
-            equals=_reversed_halves,
+OPS = (
+    Op(
+        dual_triangle_attention,
+        papers=(378,),
+        limits=(
+            Limit(
+                "causal on one half, causal on the reversed sequence on the other",
+                {},
+                _reversed_halves,
+            ),
         ),
     ),
-    exempt={"causal": "half of every head looks ahead by definition"},
 )

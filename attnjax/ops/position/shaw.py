@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, mods
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, full, normal
+from attnjax.op import Limit, Op, fill
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -45,17 +45,16 @@ def shaw_relative_attention(
     )
 
 
-VARIANT = Variant(
-    shaw_relative_attention,
-    rows=(131,),
-    paper="Shaw, Uszkoreit and Vaswani, 2018, arXiv:1803.02155",
-    inputs={"table_k": normal("R H"), "table_v": normal("R D")},
-    limits=(
-        Limit(
-            "zero tables are softmax attention",
-            given={"table_k": full("R H", 0.0), "table_v": full("R D", 0.0)},
-            equals=lambda q, k, v, table_k, table_v: multi_head_attention(q, k, v),
+OPS = (
+    Op(
+        shaw_relative_attention,
+        papers=(131,),
+        limits=(
+            Limit(
+                "zero tables are softmax attention",
+                {"table_k": fill(0.0), "table_v": fill(0.0)},
+                lambda q, k, v, table_k, table_v: multi_head_attention(q, k, v),
+            ),
         ),
     ),
-    exempt={"causal": "attends in both directions unless the caller passes a causal mask"},
 )

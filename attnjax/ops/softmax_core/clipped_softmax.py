@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, normalizers
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, constant, full, normal
+from attnjax.op import Limit, Op, fill
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, PerQuery, Q, V
 
@@ -50,41 +50,33 @@ def gated_attention(
     return jnp.where(jnp.isnan(gate) & (out != 0), jnp.nan, gated).astype(q.dtype)
 
 
-_PAPER = "Bondarenko, Nagel and Blankevoort, 2023, arXiv:2306.12929"
-_EITHER = {"causal": "attends in both directions unless the caller passes a causal mask"}
-
-VARIANTS = (
-    Variant(
+OPS = (
+    Op(
         clipped_softmax_attention,
-        rows=(141,),
-        paper=_PAPER,
-        inputs={"gamma": constant(-0.1), "zeta": constant(1.05)},
+        papers=(141,),
+        draw={"gamma": -0.1, "zeta": 1.05},
         limits=(
             Limit(
                 "gamma = 0 and zeta = 1 is softmax attention",
-                given={"gamma": constant(0.0), "zeta": constant(1.0)},
-                equals=lambda q, k, v, gamma, zeta: multi_head_attention(q, k, v),
+                {"gamma": 0.0, "zeta": 1.0},
+                multi_head_attention,
             ),
         ),
-        exempt=_EITHER,
     ),
-    Variant(
+    Op(
         gated_attention,
-        rows=(141,),
-        paper=_PAPER,
-        inputs={"gate": normal("B T N")},
+        papers=(141,),
         limits=(
             Limit(
                 "an open gate is softmax attention",
-                given={"gate": full("B T N", 100.0)},
-                equals=lambda q, k, v, gate: multi_head_attention(q, k, v),
+                {"gate": fill(100.0)},
+                multi_head_attention,
             ),
             Limit(
                 "a closed gate gives zero",
-                given={"gate": full("B T N", -100.0)},
-                equals=lambda q, k, v, gate: jnp.zeros_like(multi_head_attention(q, k, v)),
+                {"gate": fill(-100.0)},
+                lambda q, k, v: jnp.zeros_like(multi_head_attention(q, k, v)),
             ),
         ),
-        exempt=_EITHER,
     ),
 )

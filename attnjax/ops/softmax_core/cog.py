@@ -8,7 +8,7 @@ Limits: scores that are all positive give softmax; q -> -q gives -out.
 
 from attnjax.core import masks, normalizers
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant
+from attnjax.op import Limit, Op
 from attnjax.typing import K, Out, Q, V
 
 
@@ -19,15 +19,12 @@ def cog_attention(
     return attend(q, k, v, mask=mask, normalizer=normalizers.signed, impl=impl)
 
 
-VARIANT = Variant(
-    cog_attention,
-    rows=(143,),
-    paper="Lv et al., 2024, arXiv:2411.07176",
-    limits=(
-        Limit(
-            "negating q negates the output",
-            given={},
-            equals=lambda q, k, v: -cog_attention(-q, k, v),
+OPS = (
+    Op(
+        cog_attention,
+        papers=(143,),
+        limits=(
+            Limit("negating q negates the output", {}, lambda q, k, v: -cog_attention(-q, k, v)),
         ),
     ),
 )

@@ -8,17 +8,25 @@ Limits: f = 1 is causal softmax; log f = -slope of a head is ALiBi with that slo
 Differs: the Pro block's output gate, norms and token shift belong to a layer.
 """
 
+import functools
+
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, full, log_gates
+from attnjax.op import Draw, Limit, Op, Slot, fill, log_gates
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
-from attnjax.typing import K, Out, PerQuery, Q, V
+from attnjax.typing import Array, K, Out, PerQuery, Q, TokenK, TokenV, V
 
 
 def forgetting_attention(
-    q: Q, k: K, v: V, log_f: PerQuery, *, mask: masks.Mask = masks.causal, impl: Impl = None
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    log_f: PerQuery,
+    *,
+    mask: masks.Mask = masks.causal,
+    impl: Impl = None,
 ) -> Out:
     """Attends with scores that fade by the gates after the key, up to the query's own.
 
@@ -27,31 +35,31 @@ def forgetting_attention(
     return attend(q, k, v, mods=(mods.forget(log_f),), mask=mask, impl=impl)
 
 
-def _alibi(q: Q, k: K, v: V, log_f: PerQuery) -> Out:
+def _slopes(slot: Slot) -> Array:
+    return jnp.broadcast_to(-mods.alibi_slopes(slot.sizes["N"]), slot.shape)
+
+
+def _alibi(q: Q, k: K, v: V) -> Out:
     slopes = mods.alibi(mods.alibi_slopes(q.shape[2]))
     return attend(q, k, v, mods=(slopes,), mask=masks.causal)
 
 
-VARIANT = Variant(
-    forgetting_attention,
-    rows=(137,),
-    paper="Lin et al., 2025, arXiv:2503.02130",
-    inputs={"log_f": log_gates("B T N")},
-    limits=(
-        Limit(
-            "log_f = 0 is causal softmax attention",
-            given={"log_f": full("B T N", 0.0)},
-            equals=lambda q, k, v, log_f: multi_head_attention(q, k, v, mask=masks.causal),
-        ),
-        Limit(
-            "a constant log_f = -slope of each head is ALiBi",
-            given={
-                "log_f": lambda key, z: jnp.broadcast_to(
-                    -mods.alibi_slopes(z.N)[None, None], z.shape("B T N")
-                )
-            },
-            equals=_alibi,
+OPS = (
+    Op(
+        forgetting_attention,
+        papers=(137,),
+        draw={"log_f": log_gates},
+        limits=(
+            Limit(
+                "log_f = 0 is causal softmax attention",
+                {"log_f": fill(0.0)},
+                functools.partial(multi_head_attention, mask=masks.causal),
+            ),
+            Limit(
+                "a constant log_f = -slope of each head is ALiBi",
+                {"log_f": Draw(_slopes)},
+                _alibi,
+            ),
         ),
     ),
-    exempt={"unequal": "a gate belongs to a token that is both query and key"},
 )

@@ -12,11 +12,12 @@ of it to the next step belong to the decoder.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core import masks, mods
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, normal
+from attnjax.op import Limit, Op, by_sizes, normal
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
@@ -58,37 +59,20 @@ def luong_location(
     return luong_dot(q, places, v, mask=mask, impl=impl)
 
 
-_PAPER = "Luong, Pham and Manning, 2015, arXiv:1508.04025"
-_EITHER = {"causal": "all states of the encoder are visible to the decoder"}
-
-VARIANTS = (
-    Variant(luong_dot, rows=(208,), paper=_PAPER, exempt=_EITHER),
-    Variant(
+OPS = (
+    Op(luong_dot, papers=(208,)),
+    Op(
         luong_general,
-        rows=(208,),
-        paper=_PAPER,
-        inputs={"w": normal("H H", 0.3)},
+        papers=(208,),
+        draw={"w": normal(0.3)},
         limits=(
             Limit(
                 "w = I is luong_dot",
-                given={"w": lambda key, z: jnp.eye(z.H)},
-                equals=lambda q, k, v, w: luong_dot(q, k, v),
+                {"w": by_sizes(lambda z: np.eye(z["H"]))},
+                luong_dot,
             ),
         ),
-        exempt=_EITHER,
     ),
-    Variant(
-        luong_concat,
-        rows=(208,),
-        paper=_PAPER,
-        inputs={"w_query": normal("H R"), "w_key": normal("H R"), "w_score": normal("R")},
-        exempt=_EITHER,
-    ),
-    Variant(
-        luong_location,
-        rows=(208,),
-        paper=_PAPER,
-        inputs={"k": None, "w": normal("S H", 0.5)},
-        exempt=_EITHER,
-    ),
+    Op(luong_concat, papers=(208,)),
+    Op(luong_location, papers=(208,), draw={"w": normal(0.5)}),
 )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
-from attnjax.op import Limit, Variant, constant, uniform
+from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.luong import luong_dot
 from attnjax.typing import Array, K, Out, PerQuery, Q, V
 
@@ -62,32 +62,25 @@ def _instead(score: Array, weight: Array) -> Array:
     return weight
 
 
-_PAPER = "Luong, Pham and Manning, 2015, arXiv:1508.04025"
-_EITHER = {"causal": "the states of the encoder on both sides are visible to the decoder"}
-
-VARIANTS = (
-    Variant(
+OPS = (
+    Op(
         luong_local_monotonic,
-        rows=(208,),
-        paper=_PAPER,
-        inputs={"radius": constant(2)},
+        papers=(208,),
+        draw={"radius": 2},
         limits=(
             Limit(
                 "a radius beyond both lengths is luong_dot",
-                given={"radius": lambda key, z: max(z.T, z.S)},
-                equals=lambda q, k, v, radius: luong_dot(q, k, v),
+                {"radius": by_sizes(lambda z: max(z["T"], z["S"]))},
+                luong_dot,
             ),
         ),
-        exempt=_EITHER,
     ),
-    Variant(
+    Op(
         luong_local_predictive,
-        rows=(208,),
-        paper=_PAPER,
-        inputs={
-            "center": lambda key, z: z.S * uniform("B T N", 0.0, 1.0)(key, z),
-            "radius": constant(3),
+        papers=(208,),
+        draw={
+            "center": Draw(lambda slot: slot.rng.uniform(0.0, slot.sizes["S"], slot.shape)),
+            "radius": 3,
         },
-        exempt=_EITHER,
     ),
 )

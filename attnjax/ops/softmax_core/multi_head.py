@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
@@ -36,19 +36,19 @@ def sinusoidal_positions(length: int, width: int) -> Float[Array, "T width"]:
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, width)
 
 
-VARIANT = Variant(
-    multi_head_attention,
-    rows=(205,),
-    paper="Vaswani et al., 2017, arXiv:1706.03762",
-    limits=(
-        Limit(
-            "q = 0 gives the mean of the values",
-            given={"q": full("B T N H", 0.0)},
-            equals=lambda q, k, v: jnp.broadcast_to(
-                jnp.repeat(v.mean(axis=1, keepdims=True), q.shape[2] // v.shape[2], axis=2),
-                (*q.shape[:3], v.shape[-1]),
+OPS = (
+    Op(
+        multi_head_attention,
+        papers=(205,),
+        limits=(
+            Limit(
+                "q = 0 gives the mean of the values",
+                {"q": fill(0.0)},
+                lambda q, k, v: jnp.broadcast_to(
+                    jnp.repeat(v.mean(axis=1, keepdims=True), q.shape[2] // v.shape[2], axis=2),
+                    (*q.shape[:3], v.shape[-1]),
+                ),
             ),
         ),
     ),
-    exempt={"causal": "attends in both directions unless the caller passes a causal mask"},
 )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, mods
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import attention_weights
-from attnjax.op import Limit, Variant, full, normal
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, Int, K, Q, Weights
 
 
@@ -40,27 +40,19 @@ def unused(chosen: Int[Array, "B T"], inputs: int) -> masks.Mask:
     return masks.array((jnp.cumsum(taken, axis=1) == taken)[:, None])
 
 
-VARIANT = Variant(
-    pointer_attention,
-    rows=(320,),
-    paper="Vinyals, Fortunato and Jaitly, 2015, arXiv:1506.03134",
-    inputs={
-        "v": None,
-        "w_query": normal("H R"),
-        "w_key": normal("H R"),
-        "w_score": normal("R"),
-    },
-    limits=(
-        Limit(
-            "w_score = 0 points everywhere alike",
-            given={"w_score": full("R", 0.0)},
-            equals=lambda q, k, w_query, w_key, w_score: jnp.full(
-                (q.shape[0], q.shape[2], q.shape[1], k.shape[1]), 1 / k.shape[1]
+OPS = (
+    Op(
+        pointer_attention,
+        papers=(320,),
+        limits=(
+            Limit(
+                "w_score = 0 points everywhere alike",
+                {"w_score": fill(0.0)},
+                lambda q, k, w_query, w_key, w_score: jnp.full(
+                    (q.shape[0], q.shape[2], q.shape[1], k.shape[1]), 1 / k.shape[1]
+                ),
             ),
         ),
+        exempt={"tiles": "the T x S weights are the output"},
     ),
-    exempt={
-        "causal": "a step may point to any input",
-        "tiles": "the T x S weights are the output",
-    },
 )

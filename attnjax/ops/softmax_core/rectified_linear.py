@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, normalizers
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, full, normal
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
@@ -56,36 +56,27 @@ def _norm(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(2, 3), keepdims=True) + 1e-6)
 
 
-_PAPER = "Zhang, Titov and Sennrich, 2021, arXiv:2104.07012"
-_EITHER = {"causal": "attends in both directions unless the caller passes a causal mask"}
-
-VARIANTS = (
-    Variant(
+OPS = (
+    Op(
         rela,
-        rows=(266,),
-        paper=_PAPER,
-        inputs={"gain": normal("N D")},
+        papers=(266,),
         limits=(
             Limit(
                 "q = 0: every score is zero, and so is the output",
-                given={"q": full("B T N H", 0.0)},
-                equals=lambda q, k, v, gain: jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype),
+                {"q": fill(0.0)},
+                lambda q, k, v, gain: jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype),
             ),
         ),
-        exempt=_EITHER,
     ),
-    Variant(
+    Op(
         rela_gated,
-        rows=(266,),
-        paper=_PAPER,
-        inputs={"gain": normal("N D"), "gate": normal("N D")},
+        papers=(266,),
         limits=(
             Limit(
                 "a gate of zero halves rela",
-                given={"gate": full("N D", 0.0)},
-                equals=lambda q, k, v, gain, gate: rela(q, k, v, gain) / 2,
+                {"gate": fill(0.0)},
+                lambda q, k, v, gain, gate: rela(q, k, v, gain) / 2,
             ),
         ),
-        exempt=_EITHER,
     ),
 )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
-from attnjax.op import Limit, Variant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
@@ -37,15 +37,16 @@ def selective_attention(
     return attend(q, k, v, mods=(selected,), mask=mask, impl=impl)
 
 
-VARIANT = Variant(
-    selective_attention,
-    rows=(191,),
-    paper="Leviathan, Kalman and Matias, 2024, arXiv:2410.02703",
-    limits=(
-        Limit(
-            "q = 0 asks for nothing: the mean of the values so far",
-            given={"q": full("B T N H", 0.0)},
-            equals=lambda q, k, v: attend(jnp.zeros_like(q), k, v, mask=masks.causal),
+OPS = (
+    Op(
+        selective_attention,
+        papers=(191,),
+        limits=(
+            Limit(
+                "q = 0 asks for nothing: the mean of the values so far",
+                {"q": fill(0.0)},
+                lambda q, k, v: attend(jnp.zeros_like(q), k, v, mask=masks.causal),
+            ),
         ),
     ),
 )

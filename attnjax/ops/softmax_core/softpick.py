@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from attnjax.core import masks, normalizers
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import K, Out, Q, V
 
 
@@ -22,15 +22,16 @@ def softpick_attention(
     return attend(q, k, v, mask=mask, normalizer=normalizers.softpick(eps=1e-6), impl=impl)
 
 
-VARIANT = Variant(
-    softpick_attention,
-    rows=(247,),
-    paper="Zuhri, Fuadi and Aji, 2025, arXiv:2504.20966",
-    limits=(
-        Limit(
-            "q = 0: every score is zero, and so is the output",
-            given={"q": full("B T N H", 0.0)},
-            equals=lambda q, k, v: jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype),
+OPS = (
+    Op(
+        softpick_attention,
+        papers=(247,),
+        limits=(
+            Limit(
+                "q = 0: every score is zero, and so is the output",
+                {"q": fill(0.0)},
+                lambda q, k, v: jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype),
+            ),
         ),
     ),
 )

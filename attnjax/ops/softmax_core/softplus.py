@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import working_dtype
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, constant, full
+from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, K, Out, Q, V
 
 
@@ -66,16 +66,17 @@ def _times(score: Array, log_n: Array) -> Array:
     return score * log_n
 
 
-VARIANT = Variant(
-    softplus_attention,
-    rows=(121,),
-    paper="Gao, Spratling and Gionfrida, 2025, arXiv:2501.13428",
-    inputs={"power": constant(3), "offset": constant(0.5)},
-    limits=(
-        Limit(
-            "q = 0 gives the mean of the visible values",
-            given={"q": full("B T N H", 0.0)},
-            equals=lambda q, k, v, power, offset: attend(0 * q, k, v, mask=masks.causal),
+OPS = (
+    Op(
+        softplus_attention,
+        papers=(121,),
+        draw={"power": 3, "offset": 0.5},
+        limits=(
+            Limit(
+                "q = 0 gives the mean of the visible values",
+                {"q": fill(0.0)},
+                lambda q, k, v, power, offset: attend(0 * q, k, v, mask=masks.causal),
+            ),
         ),
     ),
 )

@@ -21,16 +21,16 @@ from attnjax.core.blocks import select, selection
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl
 from attnjax.core.scan.convolution import depthwise
-from attnjax.op import Limit, Sizes, Variant, constant, grid, normal
+from attnjax.op import Draw, Limit, Op, Sizes, by_sizes, grid, square_grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.ops.sparse_select.vmoba import partition
-from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
 def bi_level_routing_attention(
     q: Q,
-    k: K,
-    v: V,
+    k: TokenK,
+    v: TokenV,
     kernel: Float[Array, "Y X N D"] | None = None,
     *,
     shape: Sequence[int],
@@ -55,9 +55,16 @@ def bi_level_routing_attention(
     queries, keys = cells(q), cells(k)
     affinity = select.over_group(select.dot_scores(means(queries), means(keys)), 1)
     out = selection.attend_selected(
-        queries, keys, cells(v), select.top_k(affinity, top_k), block_q=size, block_k=size,
-        mask=None if real.all() else masks.prefix(T), k_positions=order, impl=impl,
-    )[:, np.argsort(order, kind="stable")[:T]]  # fmt: skip
+        queries,
+        keys,
+        cells(v),
+        select.top_k(affinity, top_k),
+        block_q=size,
+        block_k=size,
+        mask=None if real.all() else masks.prefix(T),
+        k_positions=order,
+        impl=impl,
+    )[:, np.argsort(order, kind="stable")[:T]]
     if kernel is None:
         return out
     image = jnp.repeat(v, N // heads, axis=2).reshape(B, *shape, N * D)
@@ -65,29 +72,27 @@ def bi_level_routing_attention(
     return (wide(out) + local).astype(out.dtype)
 
 
-def _regions(key: Array, z: Sizes) -> int:
-    return math.prod(min(2, n) for n in grid(key, z))
+def _regions(z: Sizes) -> int:
+    return math.prod(min(2, n) for n in grid(z["T"]))
 
 
-VARIANT = Variant(
-    bi_level_routing_attention,
-    rows=(42,),
-    paper="Zhu et al., 2023, arXiv:2303.08810",
-    inputs={
-        "kernel": normal("5 5 N D", 0.2),
-        "shape": grid,
-        "regions": constant(2),
-        "top_k": lambda key, z: min(2, _regions(key, z)),
-    },
-    limits=(
-        Limit(
-            "top_k of all regions without a kernel is softmax attention",
-            given={"kernel": constant(None), "top_k": _regions},
-            equals=lambda q, k, v, **_: multi_head_attention(q, k, v),
+OPS = (
+    Op(
+        bi_level_routing_attention,
+        papers=(42,),
+        reads="all",
+        draw={
+            "kernel": Draw(lambda slot: slot.normal("5 5 N D", 0.2)),
+            "shape": square_grid,
+            "regions": 2,
+            "top_k": by_sizes(lambda z: min(2, _regions(z))),
+        },
+        limits=(
+            Limit(
+                "top_k of all regions without a kernel is softmax attention",
+                {"kernel": None, "top_k": by_sizes(_regions)},
+                multi_head_attention,
+            ),
         ),
     ),
-    exempt={
-        "causal": "a region routes to regions on every side of it",
-        "unequal": "queries and keys are the cells of one map",
-    },
 )

@@ -17,15 +17,20 @@ from jax.core import Tracer
 from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
-from attnjax.op import Limit, Variant
+from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
-from attnjax.typing import Array, Int, K, Out, Q, V
+from attnjax.typing import Array, Int, K, Out, Q, TokenK, TokenV, V
 
 
 def block_attention(
-    q: Q, k: K, v: V, blocks: Int[Array, "*B T"], *,
-    mask: masks.Mask | None = None, impl: Impl = None,
-) -> Out:  # fmt: skip
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    blocks: Int[Array, "*B T"],
+    *,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
     """Causal attention inside blocks; the tokens of the last block see everything before them.
 
     `blocks` are integers (T,) or (B,T): tokens of one block share one, the last block has the
@@ -62,17 +67,17 @@ def assemble(blocks: Sequence[tuple[K, V]], *, base: float = 10000.0) -> tuple[K
     return jnp.concatenate(keys, axis=1), jnp.concatenate([v for _, v in blocks], axis=1)
 
 
-VARIANT = Variant(
-    block_attention,
-    rows=(194,),
-    paper="Ma, Wang and Lan, 2024, arXiv:2409.15355",
-    inputs={"blocks": lambda key, z: np.arange(z.T) * 3 // z.T},
-    limits=(
-        Limit(
-            "one block is causal attention",
-            given={"blocks": lambda key, z: np.zeros(z.T, int)},
-            equals=lambda q, k, v, blocks: multi_head_attention(q, k, v, mask=masks.causal),
+OPS = (
+    Op(
+        block_attention,
+        papers=(194,),
+        draw={"blocks": by_sizes(lambda z: np.arange(z["T"]) * 3 // z["T"])},
+        limits=(
+            Limit(
+                "one block is causal attention",
+                {"blocks": by_sizes(lambda z: np.zeros(z["T"], int))},
+                lambda q, k, v, blocks: multi_head_attention(q, k, v, mask=masks.causal),
+            ),
         ),
     ),
-    exempt={"unequal": "queries and keys are the tokens of one text"},
 )

@@ -18,7 +18,7 @@ from attnjax.core import masks
 from attnjax.core.blocks import runs
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, constant
+from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
 
@@ -27,9 +27,16 @@ STREAMING = masks.sinks(4) | masks.window(2047)
 
 
 def delta_attention(
-    q: Q, k: K, v: V, *, sparse: masks.Mask | Sparse = STREAMING, gamma: int = 64,
-    dense_last: int = 0, mask: masks.Mask | None = None, impl: Impl = None,
-) -> Out:  # fmt: skip
+    q: Q,
+    k: K,
+    v: V,
+    *,
+    sparse: masks.Mask | Sparse = STREAMING,
+    gamma: int = 64,
+    dense_last: int = 0,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
     """Sparse causal attention with every `gamma`-th query dense, and the others moved as it was.
 
     `sparse` is a mask, or any causal attention of (q, k, v), which then has to know `mask`. The
@@ -55,25 +62,22 @@ def delta_attention(
     return out.astype(q.dtype)
 
 
-VARIANT = Variant(
-    delta_attention,
-    rows=(103,),
-    paper="Willette, Lee and Hwang, 2025, arXiv:2505.11254",
-    inputs={
-        "sparse": constant(masks.window(1) | masks.sinks(1)),
-        "gamma": constant(4),
-        "dense_last": constant(2),
-    },
-    limits=(
-        Limit(
-            "gamma = 1 is causal attention",
-            given={"gamma": constant(1)},
-            equals=lambda q, k, v, **rest: multi_head_attention(q, k, v, mask=masks.causal),
-        ),
-        Limit(
-            "sparse attention that sees everything is not changed",
-            given={"sparse": constant(masks.causal)},
-            equals=lambda q, k, v, **rest: multi_head_attention(q, k, v, mask=masks.causal),
+OPS = (
+    Op(
+        delta_attention,
+        papers=(103,),
+        draw={"sparse": masks.window(1) | masks.sinks(1), "gamma": 4, "dense_last": 2},
+        limits=(
+            Limit(
+                "gamma = 1 is causal attention",
+                {"gamma": 1},
+                lambda q, k, v, **rest: multi_head_attention(q, k, v, mask=masks.causal),
+            ),
+            Limit(
+                "sparse attention that sees everything is not changed",
+                {"sparse": masks.causal},
+                lambda q, k, v, **rest: multi_head_attention(q, k, v, mask=masks.causal),
+            ),
         ),
     ),
 )

@@ -8,6 +8,7 @@ Paper: Shi et al., "Trainable Dynamic Mask Sparse Attention", 2025, arXiv:2508.0
 Limits: a window of all keys is causal attention with delta added; with a = 0 causal attention.
 """
 
+import functools
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,15 +22,23 @@ from attnjax.core import masks, mods
 from attnjax.core.blocks import select, selection
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl
-from attnjax.op import Limit, Variant, constant, full, normal
+from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, Int, K, Out, Q, V
 
 
 def dynamic_mask_attention(
-    q: Q, k: K, v: V, w: Float[Array, "W K"], a: Float[Array, " K"], *, window: int = 2048,
-    block_size: int = 64, mask: masks.Mask | None = None, impl: Impl = None,
-) -> Out:  # fmt: skip
+    q: Q,
+    k: K,
+    v: V,
+    w: Float[Array, "W K"],
+    a: Float[Array, " K"],
+    *,
+    window: int = 2048,
+    block_size: int = 64,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
     """Causal attention to at most `window` keys; gradients reach w (K * D, K) and a by delta.
 
     A key is seen from its own query on until `window` better ones have come: one number for each
@@ -49,10 +58,16 @@ def dynamic_mask_attention(
     ahead = select.causal_scores(ahead.astype(read.dtype), block_size, block_size)
     seen = masks.causal & _Until(jnp.repeat(jnp.moveaxis(last, 2, 1), N // heads, axis=1))
     return selection.attend_selected(
-        q, k, v, select.threshold(ahead, 0.0), block_q=block_size, block_k=block_size,
+        q,
+        k,
+        v,
+        select.threshold(ahead, 0.0),
+        block_q=block_size,
+        block_k=block_size,
         mods=(mods.mod(jnp.add, key=jnp.exp(log_delta)),),
-        mask=seen if mask is None else seen & mask, impl=impl,
-    )  # fmt: skip
+        mask=seen if mask is None else seen & mask,
+        impl=impl,
+    )
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["last"], meta_fields=[])
@@ -89,13 +104,14 @@ def _last_query(score: Float[Array, " S"], window: int) -> Int[Array, " S"]:
     return jnp.where(queries == S, 1 << 30, queries - 1).astype(jnp.int32)
 
 
-_causal = lambda q, k, v, **_: multi_head_attention(q, k, v, mask=masks.causal)
-VARIANT = Variant(
-    dynamic_mask_attention,
-    rows=(63,),
-    paper="Shi et al., 2025, arXiv:2508.02124",
-    inputs={"w": lambda key, z: normal(f"{z.K * z.D} K", 0.3)(key, z), "a": normal("K")}
-    | {"window": constant(4), "block_size": constant(2)},
-    limits=(Limit("a = 0 is causal", {"window": constant(99), "a": full("K", 0.0)}, _causal),),
-    exempt={"grouped": "w reads the values of all key heads, and is another for more of them"},
+_causal = functools.partial(multi_head_attention, mask=masks.causal)
+OPS = (
+    Op(
+        dynamic_mask_attention,
+        papers=(63,),
+        draw={"w": normal(0.3), "window": 4, "block_size": 2},
+        sizes={"W": 16},
+        exempt={"grouped": "w reads the values of all key heads, and is another for more of them"},
+        limits=(Limit("a = 0 is causal", {"window": 99, "a": fill(0.0)}, _causal),),
+    ),
 )

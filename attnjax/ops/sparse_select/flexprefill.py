@@ -13,6 +13,8 @@ Limits: gamma = 1 is causal attention.
 Differs: each row of blocks keeps the budget, under either pattern.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,15 +23,23 @@ from attnjax.core import masks
 from attnjax.core.blocks import select, selection
 from attnjax.core.numerics import finite
 from attnjax.core.pairwise.attend import Impl, attention_weights
-from attnjax.op import Limit, Variant, constant
+from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
-from attnjax.typing import Array, K, Out, Q, V
+from attnjax.typing import Array, K, Out, Q, TokenK, TokenV
 
 
 def flexprefill(
-    q: Q, k: K, v: V, *, block_size: int = 64, gamma: float = 0.95, tau: float = 0.1,
-    min_budget: int = 1024, mask: masks.Mask | None = None, impl: Impl = None,
-) -> Out:  # fmt: skip
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    *,
+    block_size: int = 64,
+    gamma: float = 0.95,
+    tau: float = 0.1,
+    min_budget: int = 1024,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
     """Causal attention of a prompt, T = S, for inference: its last queries choose for all of it.
 
     Each query head chooses for itself; `mask` forbids more, but does not choose. A choice that
@@ -89,13 +99,12 @@ def _any(members: Array, first: np.ndarray, end: np.ndarray) -> Array:
     return jnp.swapaxes(before[..., end] > before[..., first], 1, 2)
 
 
-_given = {"block_size": 2, "gamma": 0.5, "tau": 0.2, "min_budget": 3}
-_causal = lambda q, k, v, **_: multi_head_attention(q, k, v, mask=masks.causal)
-VARIANT = Variant(
-    flexprefill,
-    rows=(77,),
-    paper="Lai et al., 2025, arXiv:2502.20766",
-    inputs={name: constant(x) for name, x in _given.items()},
-    limits=(Limit("gamma = 1 is causal attention", {"gamma": constant(1.0)}, _causal),),
-    exempt={"causal": "the last queries choose for all", "unequal": "a prompt sees itself only"},
+_causal = functools.partial(multi_head_attention, mask=masks.causal)
+OPS = (
+    Op(
+        flexprefill,
+        papers=(77,),
+        draw={"block_size": 2, "gamma": 0.5, "tau": 0.2, "min_budget": 3},
+        limits=(Limit("gamma = 1 is causal attention", {"gamma": 1.0}, _causal),),
+    ),
 )

@@ -18,7 +18,7 @@ import numpy as np
 from attnjax.core import masks
 from attnjax.core.blocks import select, selection
 from attnjax.core.pairwise.attend import Impl
-from attnjax.op import Limit, Variant, constant
+from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
 
@@ -48,16 +48,17 @@ def flexprefill_by_query(
     )
 
 
-VARIANT = Variant(
-    flexprefill_by_query,
-    rows=(77,),
-    paper="Lai et al., 2025, arXiv:2502.20766",
-    inputs={"block_size": constant(2), "gamma": constant(0.5)},
-    limits=(
-        Limit(
-            "gamma = 1 is causal attention",
-            given={"gamma": constant(1.0)},
-            equals=lambda q, k, v, **_: multi_head_attention(q, k, v, mask=masks.causal),
+OPS = (
+    Op(
+        flexprefill_by_query,
+        papers=(77,),
+        draw={"block_size": 2, "gamma": 0.5},
+        limits=(
+            Limit(
+                "gamma = 1 is causal attention",
+                {"gamma": 1.0},
+                lambda q, k, v: multi_head_attention(q, k, v, mask=masks.causal),
+            ),
         ),
     ),
 )

@@ -12,6 +12,7 @@ Differs: all heads and examples are sampled by the same random numbers.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core import masks, mods
 from attnjax.core.blocks import selection
@@ -20,7 +21,7 @@ from attnjax.core.blocks.runs import mask_of_tokens
 from attnjax.core.normalizers import State
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, join_states
-from attnjax.op import Limit, Variant, constant, normal, uniform
+from attnjax.op import Limit, Op, Sizes, by_sizes, uniform
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -30,7 +31,7 @@ def hyper_attention(
     k: K,
     v: V,
     planes: Float[Array, "H R"],
-    draws: Float[Array, " m"],
+    draws: Float[Array, " M"],
     *,
     block_size: int = 256,
     density: Float[Array, "B S K"] | None = None,
@@ -70,9 +71,17 @@ def blocks_and_samples(
         chosen = selection.Selection(number[..., None], own[..., None] >= 0)
         keys, values = (take_tokens(x, tokens) for x in (k, v))
         return selection.selected_state(
-            q, keys, values, chosen, block_q=1, block_k=size, mods=weigh, mask=seen,
-            k_positions=jnp.repeat(tokens, N // heads, axis=2), impl=impl,
-        )  # fmt: skip
+            q,
+            keys,
+            values,
+            chosen,
+            block_q=1,
+            block_k=size,
+            mods=weigh,
+            mask=seen,
+            k_positions=jnp.repeat(tokens, N // heads, axis=2),
+            impl=impl,
+        )
 
     weigh = mods.mod(_weigh, query=own, key=(block, log_weight))
     return state(order, own, block_size), state(at, own * block_size // length, m, weigh)
@@ -83,17 +92,23 @@ def _weigh(score: Array, own: Array, block: Array, log_weight: Array) -> Array:
     return jnp.where(own == block, jnp.finfo(score.dtype).min / 8, score + log_weight)
 
 
-VARIANT = Variant(
-    hyper_attention,
-    rows=(145,),
-    paper="Han et al., 2023, arXiv:2310.05869",
-    inputs={"planes": normal("H 3"), "draws": uniform("M", 0.0, 1.0), "block_size": constant(3)},
-    limits=tuple(
-        Limit(says, given=given, equals=lambda q, k, v, **_: multi_head_attention(q, k, v))
-        for says, given in (
-            ("a block of all keys", {"block_size": lambda key, z: z.S}),
-            ("every key drawn once", {"draws": lambda key, z: (jnp.arange(z.S) + 0.5) / z.S}),
-        )
+def _each_once(z: Sizes) -> np.ndarray:
+    return (np.arange(z["S"]) + 0.5) / z["S"]
+
+
+OPS = (
+    Op(
+        hyper_attention,
+        papers=(145,),
+        draw={"draws": uniform(0.0, 1.0), "block_size": 3},
+        sizes={"R": 3},
+        limits=(
+            Limit(
+                "a block of all keys",
+                {"block_size": by_sizes(lambda z: z["S"])},
+                multi_head_attention,
+            ),
+            Limit("every key drawn once", {"draws": by_sizes(_each_once)}, multi_head_attention),
+        ),
     ),
-    exempt={"causal": "sorting sees all tokens; hyper_attention_causal sorts earlier keys alone"},
 )

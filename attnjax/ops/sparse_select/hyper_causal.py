@@ -23,7 +23,7 @@ from attnjax.core import masks
 from attnjax.core.blocks.order import gray_codes
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
-from attnjax.op import Limit, Variant, constant, normal, uniform
+from attnjax.op import Draw, Limit, Op, normal, uniform
 from attnjax.ops.sparse_select.hyper import blocks_and_samples
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -33,7 +33,7 @@ def hyper_attention_causal(
     k: K,
     v: V,
     planes: Float[Array, "H R"],
-    draws: Float[Array, " m"],
+    draws: Float[Array, " M"],
     *,
     block_size: int = 256,
     threshold: int = 4096,
@@ -79,18 +79,21 @@ def _places(numbers: Array, wanted: Array) -> Array:
     return (first + end) // 2
 
 
-VARIANT = Variant(
-    hyper_attention_causal,
-    rows=(145,),
-    paper="Han et al., 2023, arXiv:2310.05869",
-    inputs={"planes": normal("H 3"), "draws": uniform("3", 0.0, 1.0)}
-    | {"block_size": constant(2), "threshold": constant(4)},
-    sizes={"T": 8, "S": 8},
-    limits=tuple(
-        Limit(says, given=given, equals=lambda q, k, v, **_: attend(q, k, v, mask=masks.causal))
-        for says, given in (
-            ("exact up to the threshold", {"threshold": constant(8)}),
-            ("every key drawn once", {"draws": lambda *_: (jnp.arange(4) + 0.5) / 4}),
-        )
+def _causal(q: Q, k: K, v: V) -> Out:
+    return attend(q, k, v, mask=masks.causal)
+
+
+OPS = (
+    Op(
+        hyper_attention_causal,
+        papers=(145,),
+        draw={"planes": normal(), "draws": uniform(0.0, 1.0), "block_size": 2, "threshold": 4},
+        sizes={"T": 8, "S": 8, "R": 3, "M": 3},
+        limits=(
+            Limit("exact up to the threshold", {"threshold": 8}, _causal),
+            Limit(
+                "every key drawn once", {"draws": Draw(lambda _: (np.arange(4) + 0.5) / 4)}, _causal
+            ),
+        ),
     ),
 )

@@ -21,7 +21,7 @@ import numpy as np
 from attnjax.core import masks, mods
 from attnjax.core.normalizers import lowest
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, constant
+from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, K, Out, Q, V
 
@@ -79,16 +79,17 @@ def remove_landmarks(x: Array, every: int) -> Array:
     return x[:, at[at % (every + 1) != every]]
 
 
-VARIANT = Variant(
-    landmark_attention,
-    rows=(281,),
-    paper="Mohtashami and Jaggi, 2023, arXiv:2305.16300",
-    inputs={"block": constant(3)},
-    limits=(
-        Limit(
-            "one block is causal attention",
-            given={"block": constant(20)},
-            equals=lambda q, k, v, block: multi_head_attention(q, k, v, mask=masks.causal),
+OPS = (
+    Op(
+        landmark_attention,
+        papers=(281,),
+        draw={"block": 3},
+        limits=(
+            Limit(
+                "one block is causal attention",
+                {"block": 20},
+                lambda q, k, v, block: multi_head_attention(q, k, v, mask=masks.causal),
+            ),
         ),
     ),
 )

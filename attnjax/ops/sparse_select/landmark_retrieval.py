@@ -23,15 +23,23 @@ from attnjax.core.blocks import select, selection
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, join_states
 from attnjax.core.positions import rotary
-from attnjax.op import Limit, Variant, constant
+from attnjax.op import Limit, Op
 from attnjax.ops.sparse_select.landmark import gated_by_landmarks, landmark_attention
 from attnjax.typing import K, Out, Q, V
 
 
 def landmark_retrieval(
-    q: Q, k: K, v: V, *, block: int = 50, top_k: int = 4, heads: int | None = None,
-    base: float | None = None, mask: masks.Mask | None = None, impl: Impl = None,
-) -> Out:  # fmt: skip
+    q: Q,
+    k: K,
+    v: V,
+    *,
+    block: int = 50,
+    top_k: int = 4,
+    heads: int | None = None,
+    base: float | None = None,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
     """`landmark_attention` to the query's own block and to the `top_k` earlier ones it retrieves.
 
     Each query head retrieves for itself; or `heads`, K or 1, retrieve by the largest score of their
@@ -74,20 +82,21 @@ def _of_landmarks(q: Q, k: K, block: int, n: int) -> select.BlockScores:
     return jnp.pad(scores, none, constant_values=-jnp.inf)
 
 
-VARIANT = Variant(
-    landmark_retrieval,
-    rows=(281,),
-    paper="Mohtashami and Jaggi, 2023, arXiv:2305.16300",
-    inputs={"block": constant(3), "top_k": constant(1), "base": constant(10.0)},
-    limits=(
-        Limit(
-            "all blocks retrieved is landmark attention",
-            given={"top_k": constant(9)},
-            equals=lambda q, k, v, block, top_k, base: landmark_attention(
-                rotary(q, jnp.arange(q.shape[1]), base),
-                rotary(k, jnp.arange(k.shape[1]), base),
-                v,
-                block=block,
+OPS = (
+    Op(
+        landmark_retrieval,
+        papers=(281,),
+        draw={"block": 3, "top_k": 1, "base": 10.0},
+        limits=(
+            Limit(
+                "all blocks retrieved is landmark attention",
+                {"top_k": 9},
+                lambda q, k, v, block, top_k, base: landmark_attention(
+                    rotary(q, jnp.arange(q.shape[1]), base),
+                    rotary(k, jnp.arange(k.shape[1]), base),
+                    v,
+                    block=block,
+                ),
             ),
         ),
     ),

@@ -12,7 +12,7 @@ Limits: top_k of all blocks is causal attention; top_k = 1 is causal attention i
 from attnjax.core import masks
 from attnjax.core.blocks import select, selection
 from attnjax.core.pairwise.attend import Impl
-from attnjax.op import Limit, Variant, constant
+from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
 
@@ -51,23 +51,18 @@ def _inside_blocks(q: Q, k: K, v: V, block_size: int, top_k: int) -> Out:
     return multi_head_attention(q, k, v, mask=masks.causal & masks.document(ids))
 
 
-VARIANT = Variant(
-    moba,
-    rows=(248,),
-    paper="Lu et al., 2025, arXiv:2502.13189",
-    inputs={"block_size": constant(3), "top_k": lambda key, z: min(2, -(-z.S // 3))},
-    limits=(
-        Limit(
-            "all blocks selected is causal attention",
-            given={"top_k": lambda key, z: -(-z.S // 3)},
-            equals=lambda q, k, v, block_size, top_k: multi_head_attention(
-                q, k, v, mask=masks.causal
+OPS = (
+    Op(
+        moba,
+        papers=(248,),
+        draw={"block_size": 3, "top_k": by_sizes(lambda z: min(2, -(-z["S"] // 3)))},
+        limits=(
+            Limit(
+                "all blocks selected is causal attention",
+                {"top_k": by_sizes(lambda z: -(-z["S"] // 3))},
+                lambda q, k, v, block_size, top_k: multi_head_attention(q, k, v, mask=masks.causal),
             ),
-        ),
-        Limit(
-            "one block is causal attention inside blocks",
-            given={"top_k": constant(1)},
-            equals=_inside_blocks,
+            Limit("one block is causal attention inside blocks", {"top_k": 1}, _inside_blocks),
         ),
     ),
 )

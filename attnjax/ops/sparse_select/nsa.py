@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core import masks
 from attnjax.core.blocks import block_maps, select, selection
 from attnjax.core.blocks import runs as run_blocks
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Variant, constant, uniform
+from attnjax.op import Limit, Op, adjusted, uniform
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -39,10 +40,17 @@ class Branches(NamedTuple):
 
 
 def native_sparse_attention(
-    q: Q, k: K, v: V, gates: Float[Array, "B T N 3"], *,
-    compressed: tuple[K, V] | None = None, local: tuple[K, V] | None = None,
-    branches: Branches = Branches(), mask: masks.Mask | None = None, impl: Impl = None,  # noqa: B008
-) -> Out:  # fmt: skip
+    q: Q,
+    k: K,
+    v: V,
+    gates: Float[Array, "B T N 3"],
+    *,
+    compressed: tuple[K, V] | None = None,
+    local: tuple[K, V] | None = None,
+    branches: Branches = Branches(),
+    mask: masks.Mask | None = None,
+    impl: Impl = None,  # noqa: B008
+) -> Out:
     """Causal attention through three branches; `gates` (compressed, selected, local) mix them.
 
     k and v are the selected branch's. `compressed` are phi(pooled.runs(x, length, stride)) of keys
@@ -88,18 +96,26 @@ def nsa_blocks(q: Q, k: K, branches: Branches, runs: K | None = None, mask=masks
 
 
 def _alone(says: str, branch: int, branches: Branches, mask: masks.Mask) -> Limit:
-    gates = lambda key, z: jnp.zeros((z.B, z.T, 1, 3)).at[..., branch].set(1.0)
-    plain = lambda q, k, v, **_: multi_head_attention(q, k, v, mask=mask)
-    return Limit(says, {"gates": gates, "branches": constant(branches)}, plain)
+    only = adjusted(lambda gates: np.broadcast_to(np.arange(3) == branch, gates.shape) * 1.0)
+    plain = functools.partial(multi_head_attention, mask=mask)
+    return Limit(says, {"gates": only, "branches": branches}, plain)
 
 
-VARIANT = Variant(
-    native_sparse_attention, rows=(214,), paper="Yuan et al., 2025, arXiv:2502.11089",
-    inputs={"gates": uniform("B T N 3", 0.1, 1.0), "branches": constant(Branches(2, 1, 2, 4, 3))},
-    sizes={"T": 13, "S": 13}, exempt={"grouped": "query heads that share keys select together"},
-    limits=(
-        _alone("all blocks alone are causal attention", 1, Branches(2, 1, 2, 7, 3), masks.causal),
-        _alone("runs of one token alone are, too", 0, Branches(1, 1, 2, 4, 3), masks.causal),
-        _alone("the local branch alone is a window", 2, Branches(2, 1, 2, 4, 3), masks.window(2)),
+OPS = (
+    Op(
+        native_sparse_attention,
+        papers=(214,),
+        draw={"gates": uniform(0.1, 1.0), "branches": Branches(2, 1, 2, 4, 3)},
+        sizes={"T": 13, "S": 13},
+        exempt={"grouped": "query heads that share keys select together"},
+        limits=(
+            _alone(
+                "all blocks alone are causal attention", 1, Branches(2, 1, 2, 7, 3), masks.causal
+            ),
+            _alone("runs of one token alone are, too", 0, Branches(1, 1, 2, 4, 3), masks.causal),
+            _alone(
+                "the local branch alone is a window", 2, Branches(2, 1, 2, 4, 3), masks.window(2)
+            ),
+        ),
     ),
-)  # fmt: skip
+)

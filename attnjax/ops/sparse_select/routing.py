@@ -21,7 +21,7 @@ from attnjax.core.blocks.order import clusters, take_tokens
 from attnjax.core.blocks.runs import mask_of_tokens
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl
-from attnjax.op import Limit, Variant, normal
+from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -54,9 +54,17 @@ def routing_attention(
     q, k, v = (take_tokens(x, at) for x, at in ((q, rows), (k, columns), (v, columns)))
     seen = None if mask is None else mask_of_tokens(mask, T, S)
     out = selection.attend_selected(
-        q, k, v, own, block_q=window, block_k=window, mask=seen,
-        q_positions=rows, k_positions=columns, impl=impl,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        own,
+        block_q=window,
+        block_k=window,
+        mask=seen,
+        q_positions=rows,
+        k_positions=columns,
+        impl=impl,
+    )
     at = jnp.arange(B)[:, None, None], rows, jnp.arange(N)
     sums = lambda x: jnp.zeros((B, T, N, x.shape[-1]), out.dtype).at[at].add(x)
     return (sums(out) / jnp.maximum(sums(jnp.ones_like(out[..., :1])), 1.0)).astype(dtype)
@@ -84,19 +92,23 @@ def update_centroids(centroids: Centroids, q: Q, k: K, *, decay: float = 0.999) 
     return jax.lax.stop_gradient(features.cosine(total)).astype(centroids.dtype)
 
 
-VARIANT = Variant(
-    routing_attention,
-    rows=(315,),
-    paper="Roy et al., 2020, arXiv:2003.05997",
-    inputs={"centroids": normal("N 3 H"), "window": lambda key, z: min(4, z.T, z.S)},
-    limits=(
-        Limit(
-            "one cluster of all tokens is softmax attention",
-            given={"centroids": normal("N 1 H"), "window": lambda key, z: z.T},
-            equals=lambda q, k, v, **_: multi_head_attention(
-                features.standardize(q), features.standardize(k), v
+OPS = (
+    Op(
+        routing_attention,
+        papers=(315,),
+        draw={"window": by_sizes(lambda z: min(4, z["T"], z["S"]))},
+        sizes={"c": 3},
+        limits=(
+            Limit(
+                "one cluster of all tokens is softmax attention",
+                {
+                    "centroids": Draw(lambda slot: slot.normal("N 1 H")),
+                    "window": by_sizes(lambda z: z["T"]),
+                },
+                lambda q, k, v: multi_head_attention(
+                    features.standardize(q), features.standardize(k), v
+                ),
             ),
         ),
     ),
-    exempt={"causal": "a cluster chooses its members from all tokens; routing_causal does not"},
 )

@@ -20,7 +20,7 @@ from attnjax.core.blocks.order import take_tokens
 from attnjax.core.blocks.runs import mask_of_tokens
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl
-from attnjax.op import Limit, Variant, constant, normal
+from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.ops.sparse_select.routing import Centroids, likes
 from attnjax.typing import K, Out, Q, V
@@ -65,22 +65,34 @@ def routing_causal(
     ahead = masks.causal if mask is None else masks.causal & mask
     k, v = (take_tokens(x, jnp.minimum(order, S - 1)) for x in (k, v))
     return selection.attend_selected(
-        q, k, v, chosen, block_q=1, block_k=window, mask=mask_of_tokens(ahead, T, S),
-        k_positions=order, impl=impl,
-    ).astype(dtype)  # fmt: skip
+        q,
+        k,
+        v,
+        chosen,
+        block_q=1,
+        block_k=window,
+        mask=mask_of_tokens(ahead, T, S),
+        k_positions=order,
+        impl=impl,
+    ).astype(dtype)
 
 
-VARIANT = Variant(
-    routing_causal,
-    rows=(315,),
-    paper="Roy et al., 2020, arXiv:2003.05997",
-    inputs={"centroids": normal("N 3 H"), "window": constant(2)},
-    limits=(
-        Limit(
-            "one cluster and a window of all tokens are causal attention",
-            given={"centroids": normal("N 1 H"), "window": lambda key, z: z.T},
-            equals=lambda q, k, v, **_: multi_head_attention(
-                features.standardize(q), features.standardize(k), v, mask=masks.causal
+OPS = (
+    Op(
+        routing_causal,
+        papers=(315,),
+        draw={"window": 2},
+        sizes={"c": 3},
+        limits=(
+            Limit(
+                "one cluster and a window of all tokens are causal attention",
+                {
+                    "centroids": Draw(lambda slot: slot.normal("N 1 H")),
+                    "window": by_sizes(lambda z: z["T"]),
+                },
+                lambda q, k, v: multi_head_attention(
+                    features.standardize(q), features.standardize(k), v, mask=masks.causal
+                ),
             ),
         ),
     ),

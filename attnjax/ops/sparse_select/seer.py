@@ -23,7 +23,7 @@ from attnjax.core.blocks import select, selection
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl
 from attnjax.core.positions import rotary
-from attnjax.op import Limit, Variant, constant, normal
+from attnjax.op import Limit, Op, by_sizes, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -33,10 +33,18 @@ SIXTEEN: Choose = functools.partial(select.top_k, k=16)
 
 
 def seer_attention(
-    q: Q, k: K, v: V, w_q: Float[Array, "N H R"], w_k: Float[Array, "K 3H R"], *,
-    blocks: Blocks = (64, 64), choose: Choose = SIXTEEN, base: float | None = 10000.0,
-    mask: masks.Mask | None = None, impl: Impl = None,
-) -> Out:  # fmt: skip
+    q: Q,
+    k: K,
+    v: V,
+    w_q: Float[Array, "N H R"],
+    w_k: Float[Array, "K P R"],
+    *,
+    blocks: Blocks = (64, 64),
+    choose: Choose = SIXTEEN,
+    base: float | None = 10000.0,
+    mask: masks.Mask | None = None,
+    impl: Impl = None,
+) -> Out:
     """Causal attention to the blocks of keys that `choose` takes, one choice per query head.
 
     It is given log p_ub, +inf for the own block and -inf for later ones: partial(select.top_k,
@@ -76,23 +84,25 @@ def turned(x: Array, base: float | None, step: int = 1) -> Array:
     return x if base is None else rotary(x, jnp.arange(x.shape[1]) * step, base)
 
 
-VARIANT = Variant(
-    seer_attention,
-    rows=(138,),
-    paper="Gao et al., 2024, arXiv:2410.13276",
-    sizes={"N": 6, "K": 3},
-    inputs={
-        "w_q": normal("N H 6"),
-        "w_k": lambda key, z: normal(f"K {3 * z.H} 6", 0.5)(key, z),
-        "blocks": constant((1, 3)),
-        "choose": lambda key, z: functools.partial(select.top_k, k=min(2, -(-z.S // 3))),
-    },
-    limits=(
-        Limit(
-            "all blocks chosen is causal attention over rotated q and k",
-            given={"choose": lambda key, z: functools.partial(select.top_k, k=-(-z.S // 3))},
-            equals=lambda q, k, v, **_: multi_head_attention(
-                turned(q, 10000.0), turned(k, 10000.0), v, mask=masks.causal
+OPS = (
+    Op(
+        seer_attention,
+        papers=(138,),
+        draw={
+            "w_k": normal(0.5),
+            "blocks": (1, 3),
+            "choose": by_sizes(
+                lambda z: functools.partial(select.top_k, k=min(2, -(-z["S"] // 3)))
+            ),
+        },
+        sizes={"N": 6, "K": 3, "P": 24, "R": 6},
+        limits=(
+            Limit(
+                "all blocks chosen is causal attention over rotated q and k",
+                {"choose": by_sizes(lambda z: functools.partial(select.top_k, k=-(-z["S"] // 3)))},
+                lambda q, k, v: multi_head_attention(
+                    turned(q, 10000.0), turned(k, 10000.0), v, mask=masks.causal
+                ),
             ),
         ),
     ),

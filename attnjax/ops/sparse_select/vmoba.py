@@ -22,18 +22,24 @@ import numpy as np
 from attnjax.core import masks
 from attnjax.core.blocks import select, selection
 from attnjax.core.pairwise.attend import Impl
-from attnjax.op import Limit, Variant, constant, grid
+from attnjax.op import Limit, Op, Sizes, by_sizes, grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
-from attnjax.typing import K, Out, Q, V
+from attnjax.typing import Out, Q, TokenK, TokenV
 
 Choose = Callable[[select.BlockScores], selection.Selection]
 QUARTER: Choose = functools.partial(select.top_p_of_head, p=0.25)
 
 
 def vmoba(
-    q: Q, k: K, v: V, *, shape: Sequence[int], block: Sequence[int], choose: Choose = QUARTER,
+    q: Q,
+    k: TokenK,
+    v: TokenV,
+    *,
+    shape: Sequence[int],
+    block: Sequence[int],
+    choose: Choose = QUARTER,
     impl: Impl = None,
-) -> Out:  # fmt: skip
+) -> Out:
     """Attention of a video's tokens, T = S = prod(shape) for (frames, rows, columns), to blocks.
 
     `block` has as many axes and need not divide them; `vmoba_block` gives that of a layer. `choose`
@@ -54,9 +60,16 @@ def vmoba(
     chosen = replace(chosen, valid=chosen.valid.at[..., 0].set(True))
     inside = None if real.all() else masks.prefix(T)
     return selection.attend_selected(
-        q, keys, values, chosen, block_q=1, block_k=size, mask=inside,
-        k_positions=order, impl=impl,
-    )  # fmt: skip
+        q,
+        keys,
+        values,
+        chosen,
+        block_q=1,
+        block_k=size,
+        mask=inside,
+        k_positions=order,
+        impl=impl,
+    )
 
 
 def vmoba_block(layer: int, shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
@@ -77,24 +90,27 @@ def partition(shape: Sequence[int], block: Sequence[int]) -> np.ndarray:
     return cells.reshape(split).transpose(*axes[::2], *axes[1::2]).reshape(-1)
 
 
-VARIANT = Variant(
-    vmoba,
-    rows=(328,),
-    paper="Wu et al., 2025, arXiv:2506.23858",
-    inputs={
-        "shape": lambda key, z: (2 - z.T % 2, *grid(key, replace(z, T=z.T // (2 - z.T % 2)))),
-        "block": constant((1, 2, 2)),
-        "choose": constant(functools.partial(select.top_p_of_head, p=0.5)),
-    },
-    limits=(
-        Limit(
-            "tau = 1 is full attention",
-            given={"choose": constant(functools.partial(select.top_p_of_head, p=1.0))},
-            equals=lambda q, k, v, **_: multi_head_attention(q, k, v),
+def _video(z: Sizes) -> tuple[int, int, int]:
+    frames = 2 - z["T"] % 2
+    return (frames, *grid(z["T"] // frames))
+
+
+OPS = (
+    Op(
+        vmoba,
+        papers=(328,),
+        reads="all",
+        draw={
+            "shape": by_sizes(_video),
+            "block": (1, 2, 2),
+            "choose": functools.partial(select.top_p_of_head, p=0.5),
+        },
+        limits=(
+            Limit(
+                "tau = 1 is full attention",
+                {"choose": functools.partial(select.top_p_of_head, p=1.0)},
+                multi_head_attention,
+            ),
         ),
     ),
-    exempt={
-        "causal": "a query sees frames before and after its own",
-        "unequal": "queries and keys are the cells of one video",
-    },
 )

@@ -17,6 +17,8 @@ from rich.table import Table
 from attnjax.core import masks
 from attnjax.parallel.layouts import order, order_of_documents
 
+PAPERS = (53,)
+
 _TILE = 512
 _LAYOUTS = ("contiguous", "zigzag", "striped")
 

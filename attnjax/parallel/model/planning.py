@@ -26,6 +26,8 @@ from attnjax.parallel.layouts import Layout
 from attnjax.parallel.model import costs
 from attnjax.parallel.model.costs import Attention, Cost, Decay, Mask
 
+PAPERS = (53, 349)
+
 Kind = Literal["softmax", "linear"]
 Overlap = Literal["no", "each hop", "ring hops"]
 

@@ -1,0 +1,330 @@
+"""The laws on one device, for attention and mixers alike."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from beartype import beartype
+from jaxtyping import jaxtyped
+
+from attnjax.catalogue import OPS
+from tests.laws.cases import (
+    FORWARD_MODE,
+    Case,
+    applies,
+    arrays,
+    case,
+    cast,
+    close,
+    close_trees,
+    default_mask,
+    direction,
+    expected,
+    forms_of,
+    lengths,
+    moved,
+    others,
+    takes,
+    tokens_of,
+)
+
+AB = {"T": 9, "S": 9}
+
+
+def ops(*laws):
+    """Every op under the laws."""
+    some = [op for op in OPS if all(applies(op, law) for law in laws)]
+    return pytest.mark.parametrize("op", some, ids=lambda op: op.name)
+
+
+def ops_in_forms(*laws):
+    """Every op under the laws, in each of its forms."""
+    some = [op for op in OPS if all(applies(op, law) for law in laws)]
+    pairs = [(op, form) for op in some for form in forms_of(op)]
+    return pytest.mark.parametrize(("op", "form"), pairs, ids=[f"{o.name}-{f}" for o, f in pairs])
+
+
+def wave(out):
+    """A cotangent that depends on the result: that of sum -cos(3 out) / 3."""
+    return jax.tree.map(lambda x: np.sin(3 * x).astype(x.dtype), jax.tree.map(np.asarray, out))
+
+
+# ---------------------------------------------------------------------------------- the formula
+
+
+@ops_in_forms()
+def test_formula(op, form):
+    """The op equals its oracle, under its default mask."""
+    with jax.enable_x64():
+        c = case(op, form)
+        close(c.value(c.given(1, jnp.float64)), expected(op, c.sample(1)), 1e-10)
+
+
+@ops_in_forms("masked")
+def test_masked_formula(op, form):
+    """The op equals its oracle under any mask, with a query that may see nothing."""
+    with jax.enable_x64():
+        c = case(op, form)
+        args = c.sample(1)
+        given = c.given(1, jnp.float64)
+        T, S = lengths(given)
+        ok = np.random.default_rng(0).random((2, 1, T, S)) < 0.6
+        ok[0, 0, 2] = False
+        out, _ = c.pull(given, jnp.ones_like(c.value(given)), ok)
+        close(out, expected(op, args, ok), 1e-10)
+
+
+@ops()
+def test_annotations(op):
+    """Every array that goes in and comes out has the shape and dtype that the signature spells."""
+    args = op.sample(seed=1)
+    checked = jaxtyped(op.fn, typechecker=beartype)
+    jax.eval_shape(lambda given: checked(**given, **others(args)), arrays(args))
+
+
+@ops()
+def test_other_lengths(op):
+    """One token, and more keys than queries or fewer, through tiles of every kind."""
+    unequal = ({"T": 7, "S": 12}, {"T": 12, "S": 7}) if applies(op, "unequal") else ()
+    for sizes in ({"T": 1, "S": 1}, *unequal):
+        c = Case(op, "default", **sizes)
+        close(c.value(c.given(2)), expected(op, c.sample(2)), 2e-5)
+
+
+@ops("limits")
+def test_limits(op):
+    for limit in op.limits:
+        c = Case(op, "truth" if op.engine else None, draw=limit.given)
+        if "impl" in op.params:
+            c.rest["impl"] = None
+        usual = takes(limit.equals, op.sample(seed=3))
+        rest = others(usual)
+        want = jax.jit(lambda given, rest=rest, limit=limit: limit.equals(**given, **rest))
+        close(c.value(c.given(3)), want(arrays(usual)), 2e-5)
+
+
+# ------------------------------------------------------------------------------------ derivatives
+
+
+@ops("implementations")
+def test_implementations_agree(op):
+    """In value and in every gradient."""
+    with jax.enable_x64():
+        truth, tiles = case(op, "truth"), case(op, "tiles")
+        given = truth.given(4, jnp.float64)
+        ct = wave(truth.value(given))
+        close_trees(tiles.pull(given, ct), truth.pull(given, ct), 1e-10)
+
+
+@ops()
+def test_gradients(op):
+    """Those of finite differences of the readable form, along one direction through everything."""
+    with jax.enable_x64():
+        c = case(op, "truth")
+        given = c.given(5, jnp.float64)
+        loss = lambda x: -np.cos(3 * np.asarray(c.value(x))).sum() / 3
+        step, e = direction(given, seed=1), 1e-6
+        slope = (loss(moved(given, step, e)) - loss(moved(given, step, -e))) / (2 * e)
+        _, grads = c.pull(given, wave(c.value(given)))
+        got = jax.tree.map(lambda g, dx: np.vdot(np.asarray(g), np.asarray(dx)), grads, step)
+        close(sum(jax.tree.leaves(got)), slope, 1e-6)
+
+
+@ops("jvp")
+def test_forward_mode_and_second_order(op):
+    """jvp and Hessian-vector products, in the readable form and in tiles."""
+    with jax.enable_x64():
+        c = case(op, "truth")
+        given = c.given(6, jnp.float64)
+        step, e = direction(given, seed=2), 1e-6
+        ahead, behind = moved(given, step, e), moved(given, step, -e)
+        difference = lambda f: jax.tree.map(
+            lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * e), f(ahead), f(behind)
+        )
+        jvp = lambda f: jax.jit(lambda x, dx: jax.jvp(f, (x,), (dx,)))(given, step)
+        ct = wave(c.value(given))
+        slope = lambda c: lambda x: jax.vjp(c.call, x)[1](ct)[0]
+        out, tangent = jvp(c.call)
+        close(tangent, difference(c.value), 1e-5)
+        hvp = jvp(slope(c))[1]
+        close_trees(hvp, difference(lambda x: c.pull(x, ct)[1]), 1e-5)
+        if applies(op, "implementations"):
+            close_trees(jvp(Case(op, FORWARD_MODE[op.engine]).call), (out, tangent), 1e-10)
+            close_trees(jvp(slope(case(op, "tiles")))[1], hvp, 1e-9)
+
+
+# --------------------------------------------------------------------------- JAX's transformations
+
+
+@ops()
+def test_jit_equals_eager_and_compiles_once(op):
+    c = Case(op, "default")
+    traced = 0
+
+    def counted(given):
+        nonlocal traced
+        traced += 1
+        return c.call(given)
+
+    jitted = jax.jit(counted)
+    first, second = c.given(7), c.given(8)
+    got = [jitted(first), jitted(second)]
+    assert traced == 1
+    close_trees(got[0], c.call(first), 2e-6)
+
+
+@ops()
+def test_vmap_and_equal_bits_twice(op):
+    c = Case(op, "default")
+    given = c.given(9)
+    B = next(iter(given.values())).shape[0]
+    batched = {n for n, shape in op.shapes.items() if shape[:1] == ("B",) and n in given}
+    assert all(given[n].shape[0] == B for n in batched)
+    axes = {name: 0 if name in batched else None for name in given}
+    one = lambda x: c.call({n: a[None] if n in batched else a for n, a in x.items()})[0]
+    want = np.asarray(c.value(given))
+    close(jax.jit(jax.vmap(one, in_axes=(axes,)))(given), want, 2e-6)
+    assert np.array_equal(np.asarray(c.value(given)), want)
+
+
+# ----------------------------------------------------------------------------- runs in segments
+
+
+def segment(op, given, start, stop):
+    tokens = tokens_of(op, given)
+    return {n: x[:, start:stop] if n in tokens else x for n, x in given.items()}
+
+
+@ops_in_forms("split")
+def test_a_run_split_anywhere_equals_the_whole(op, form):
+    """Also one token at a time, as in decoding."""
+    with jax.enable_x64():
+        c = case(op, form)
+        given = c.given(16, jnp.float64)
+        T = lengths(given)[0]
+        want = c.value(given)
+        run = jax.jit(lambda x, state: op.fn(**x, **c.rest, state=state, return_state=True))
+        for cuts in ((0, 1, 6, T), tuple(range(T + 1))):
+            state, outs = None, []
+            for start, stop in zip(cuts, cuts[1:], strict=False):
+                out, state = run(segment(op, given, start, stop), state)
+                outs.append(np.asarray(out))
+            close(np.concatenate(outs, axis=1), want, 1e-10)
+
+
+@ops("split")
+def test_gradients_flow_back_through_the_states(op):
+    with jax.enable_x64():
+        c = case(op, forms_of(op)[-1])
+        given = c.given(17, jnp.float64)
+        T = lengths(given)[0]
+
+        def in_parts(given):
+            state, outs = None, []
+            for start, stop in ((0, 4), (4, 5), (5, T)):
+                part = segment(op, given, start, stop)
+                out, state = op.fn(**part, **c.rest, state=state, return_state=True)
+                outs.append(out)
+            return jnp.concatenate(outs, axis=1)
+
+        ct = wave(c.value(given))
+        parts = jax.jit(lambda x: jax.vjp(in_parts, x)[1](ct)[0])(given)
+        close_trees(parts, c.pull(given, ct)[1], 1e-9)
+
+
+# ------------------------------------------------------------------------- what must not leak
+
+
+def mask_for_future(op, given):
+    """The mask under which the future must not leak: none for ops that never read it."""
+    T, S = lengths(given)
+    return np.tri(T, S, dtype=bool)[None, None] if op.may_read == "mask" else None
+
+
+@ops_in_forms("future")
+def test_the_future(op, form):
+    """What a token may not read changes nothing, by perturbation and by gradient; the rest does.
+
+    An op that takes a mask runs under a causal one.  One that reads all must react to the future.
+    """
+    with jax.enable_x64():
+        c, now = case(op, form), 5
+        past, other = c.given(10, jnp.float64), c.given(11, jnp.float64)
+        tokens = tokens_of(op, past)
+        mixed = dict(past)
+        for name in tokens:
+            mixed[name] = jnp.concatenate([past[name][:, :now], other[name][:, now:]], axis=1)
+        ok = mask_for_future(op, past)
+        early = np.zeros(np.shape(c.value(past)))
+        early[:, :now] = np.random.default_rng(0).standard_normal(early[:, :now].shape)
+        out, grads = c.pull(past, early, ok)
+        after, _ = c.pull(mixed, early, ok)
+        assert not np.allclose(after[:, now:], out[:, now:], atol=1e-3)
+        if op.may_read == "all":
+            assert not np.allclose(after[:, :now], out[:, :now], atol=1e-3)
+            return
+        close(after[:, :now], out[:, :now], 1e-12)
+        for name in tokens:
+            assert not np.any(grads[name][:, now:]), f"the future of {name} has a gradient"
+            assert np.any(grads[name][:, :now])
+
+
+@ops_in_forms("masked", "padding")
+def test_padding_does_not_leak_even_as_nan(op, form):
+    with jax.enable_x64():
+        c = case(op, form)
+        given = c.given(12, jnp.float64)
+        T, S = lengths(given)
+        ok = np.broadcast_to(np.asarray(default_mask(op).dense(T, S)), (2, 1, T, S)).copy()
+        ok[1, :, 6:], ok[1, :, :, 6:] = False, False
+        clean, spoiled = dict(given), dict(given)
+        for name in tokens_of(op, given):
+            clean[name] = given[name].at[1, 6:].set(0.0)
+            spoiled[name] = given[name].at[1, 6:].set(jnp.nan)
+        ct = wave(c.value(given))
+        close_trees(c.pull(spoiled, ct, ok), c.pull(clean, ct, ok), 1e-10)
+
+
+@ops_in_forms("masked", "empty_rows")
+def test_rows_with_nothing_allowed_give_zeros_and_no_gradient(op, form):
+    with jax.enable_x64():
+        c = case(op, form)
+        given = c.given(13, jnp.float64)
+        T, S = lengths(given)
+        ok = np.tri(T, S, dtype=bool)[None, None].copy()
+        ok[..., 3, :] = False
+        out, grads = c.pull(given, jnp.ones_like(c.value(given)), ok)
+        row = out[:, 3] if out.shape[1] == T else out[:, :, 3]
+        assert not np.any(row)
+        assert not np.any(grads["q"][:, 3])
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+# ----------------------------------------------------------------------- heads and precision
+
+
+@ops_in_forms("grouped")
+def test_grouped_heads_equal_repeated_heads(op, form):
+    with jax.enable_x64():
+        c = case(op, form)
+        given = c.given(14, jnp.float64)
+        shared = {n: s.index("K") for n, s in op.shapes.items() if "K" in s and n in given}
+        N, K = given["q"].shape[2], given[next(iter(shared))].shape[next(iter(shared.values()))]
+        assert N > K
+        repeat = lambda x, axis: jnp.asarray(np.repeat(np.asarray(x), N // K, axis))
+        repeated = given | {n: repeat(given[n], axis) for n, axis in shared.items()}
+        close(c.value(given), c.value(repeated), 1e-10)
+
+
+@ops_in_forms("bfloat16")
+def test_bfloat16_error_is_at_most_twice_the_naive_formulas(op, form, in_their_own_dtype):
+    c = Case(op, form, T=24, S=24)
+    args = c.sample(15)
+    half = c.given(15, jnp.bfloat16)
+    truth = expected(op, args | cast(half, jnp.float32))
+    error = lambda out: np.abs(np.asarray(out, np.float64) - truth).max()
+    got = c.value(half)
+    assert got.dtype == jnp.bfloat16
+    in_their_own_dtype()
+    naive = Case(op, "truth", T=24, S=24).value(half)
+    assert error(got) <= 2 * error(naive)
