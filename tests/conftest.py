@@ -22,6 +22,9 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 
+pytest_plugins = ["tests.laws.plugin"]
+
+
 @contextlib.contextmanager
 def uncached():
     """No program comes from the cache: XLA's CPU backend runs those of several devices wrongly.

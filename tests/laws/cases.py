@@ -55,9 +55,10 @@ def applies(op: Op, law: str) -> bool:
 
 
 def is_array(x) -> bool:
-    """An array, or a tree of nothing else."""
+    """A floating-point array, or a tree of nothing else: what derivatives are taken by."""
     leaves = jax.tree.leaves(x)
-    return bool(leaves) and all(isinstance(leaf, jax.Array) for leaf in leaves)
+    floating = lambda leaf: isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return bool(leaves) and all(map(floating, leaves))
 
 
 def arrays(args: dict) -> dict:
@@ -153,6 +154,11 @@ class Case:
 @functools.lru_cache(maxsize=8)
 def _case(name: str, form, sizes: tuple) -> Case:
     return Case(BY_NAME[name], form, **dict(sizes))
+
+
+def forget() -> None:
+    """Drops all cases with their programs."""
+    _case.cache_clear()
 
 
 def case(op: Op, form="truth", **sizes: int) -> Case:

@@ -107,6 +107,11 @@ def pair_hash(op, law: str, fn) -> str:
     return digest(content_hash(op, law), law_hash(fn))[:10]
 
 
+def holds(rows: dict[str, dict], name: str, law: str, hash_: str) -> bool:
+    """Whether the op has met the law as both are today."""
+    return rows.get(name, {}).get("passed", {}).get(law) == hash_
+
+
 # ---------------------------------------------------------------------------------- the file
 
 

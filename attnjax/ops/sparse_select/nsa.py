@@ -39,6 +39,9 @@ class Branches(NamedTuple):
     window: int = 512
 
 
+BRANCHES = Branches()
+
+
 def native_sparse_attention(
     q: Q,
     k: K,
@@ -47,7 +50,7 @@ def native_sparse_attention(
     *,
     compressed: tuple[K, V] | None = None,
     local: tuple[K, V] | None = None,
-    branches: Branches = Branches(),
+    branches: Branches = BRANCHES,
     mask: masks.Mask | None = None,
     impl: Impl = None,  # noqa: B008
 ) -> Out:

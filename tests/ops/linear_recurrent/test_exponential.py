@@ -1,0 +1,11 @@
+"""The oracle of `exponential` in float64 loops, and its own tests."""
+
+from tests.ops.plain import of_exponents, weighted
+
+
+def exponential_attention(q, k, v):
+    return weighted(q, k, v, of_exponents, causal=True)
+
+
+def exponential_attention_full(q, k, v):
+    return weighted(q, k, v, of_exponents, causal=False)

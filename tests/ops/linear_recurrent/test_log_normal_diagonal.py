@@ -1,0 +1,14 @@
+"""The oracle of `log_normal_diagonal` in float64 loops, and its own tests."""
+
+import numpy as np
+
+from tests.ops import plain
+from tests.ops.linear_recurrent.test_log_normal import log_normal_attention_full
+
+
+def log_normal_diagonal_attention(q, k, v, alpha, beta, width):
+    far = log_normal_attention_full(q, k, v, alpha, beta)
+    near = np.array(
+        [[i // width == j // width for j in range(k.shape[1])] for i in range(q.shape[1])]
+    )
+    return (far + plain.blend(plain.weights(q, k, near), v)) / 2
