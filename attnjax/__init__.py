@@ -6,10 +6,10 @@ from attnjax.core import mods as mods
 from attnjax.core import normalizers as normalizers
 from attnjax.core.blocks import select as select
 from attnjax.core.blocks.selection import Selection as Selection
-from attnjax.core.blocks.selection import attend_selected as attend_selected
 from attnjax.core.dispatch import explain as explain
 from attnjax.core.pairwise.attend import attend as attend
 from attnjax.core.pairwise.attend import attend_state as attend_state
+from attnjax.core.pairwise.attend import attention_scores as attention_scores
 from attnjax.core.pairwise.attend import attention_weights as attention_weights
 from attnjax.core.pairwise.attend import dot_product_attention as dot_product_attention
 from attnjax.core.pairwise.attend import join_states as join_states

@@ -392,7 +392,6 @@ def untrained(
     tokens = jnp.asarray(judges[1][0][:, :-1])
     graph, _ = network(config, full(config), 0)
     seen = jax.jit(lambda params: nnx.merge(graph, params)(tokens)[1])(params)
-    sizes = {"block_q": 1, "block_k": config.block, "mask": masks.causal}
     U, n = tokens.shape[1], -(-tokens.shape[1] // config.block)
     selectors = {
         "full as seer": lambda layer, q, k: gates[layer].selection(q, k),
@@ -400,12 +399,15 @@ def untrained(
             turned(q), turned(k), config.block, config.top_k
         ),
         "full as window": lambda layer, q, k: latest(config, len(q), U, n),
-        "oracle": lambda layer, q, k: best_selection(turned(q), turned(k), config.top_k, **sizes),
+        "oracle": lambda layer, q, k: best_selection(
+            turned(q), turned(k), config.top_k, block_q=1, block_k=config.block, mask=masks.causal
+        ),
     }
     for name, selector in selectors.items():
 
         def recall(layer: int, q: jax.Array, k: jax.Array, selector: Any = selector) -> jax.Array:
-            return selection_recall(turned(q), turned(k), selector(layer, q, k), **sizes).mean()
+            chosen = selector(layer, q, k)
+            return selection_recall(turned(q), turned(k), chosen, mask=masks.causal).mean()
 
         each = [
             float(jax.jit(recall, static_argnums=0)(layer, seen["q"][layer], seen["k"][layer]))
@@ -422,8 +424,8 @@ def latest(config: Config, B: int, U: int, n: int) -> Selection:
     block = np.arange(n)
     age = (np.arange(U) // config.block)[:, None] - block
     score = np.where(block == 0, np.inf, np.where(age < 0, -np.inf, -age))[:, None]
-    return select.top_k(jnp.broadcast_to(jnp.asarray(score, jnp.float32), (B, U, 1, n)),
-                        config.top_k)  # fmt: skip
+    scores = jnp.broadcast_to(jnp.asarray(score, jnp.float32), (B, U, 1, n))
+    return select.top_k(scores, config.top_k, block_k=config.block)
 
 
 def cosine(op: Callable, truth: Callable, seen: dict[str, jax.Array]) -> float:

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
-from attnjax import Selection, attend, attend_selected, lab, masks, select
+from attnjax import Selection, attend, lab, masks, select
 from attnjax.lab import Claim, above, below
 from attnjax.lab.timing import (
     BOTH,
@@ -131,7 +131,8 @@ def _gates(heads: int, width: int) -> tuple[jax.Array, jax.Array]:
 def _seer_select(q: jax.Array, k: jax.Array, top_k: int) -> Selection:
     w_q, w_k = _gates(*q.shape[2:])
     scores = seer_gate(q, k, w_q, w_k, (64, 64), 10000.0)
-    return select.top_k(select.causal_scores(scores, 64, 64), top_k)
+    scores = select.causal_scores(scores, 64, 64)
+    return select.top_k(scores, top_k, block_q=64, block_k=64)
 
 
 def _seer_whole(q: jax.Array, k: jax.Array, v: jax.Array, top_k: int) -> jax.Array:
@@ -175,10 +176,8 @@ def dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def attention(method: Method, *args: Any) -> jax.Array:
     """Attention over a selection; its arrays come last, since gradients go to the others."""
     q, k, v, indices, valid = args
-    return attend_selected(
-        q, k, v, Selection(indices, valid), block_q=method.block_q, block_k=method.block_k,
-        mask=masks.causal, impl="blockwise",
-    )  # fmt: skip
+    blocks = Selection(indices, valid, method.block_q, method.block_k)
+    return attend(q, k, v, blocks=blocks, mask=masks.causal, impl="blockwise")
 
 
 def share(method: Method, chosen: Selection, T: int) -> float:

@@ -1,4 +1,4 @@
-"""GPU kernels in Triton: `flash` behind attend and attend_selected, `linear` behind linear_attend.
+"""GPU kernels in Triton: `flash` behind attend, `linear` behind linear_attend.
 
 They know nothing of attnjax's variants and import only jax, and triton inside functions, so that an
 installation without a GPU imports everything.  See README.md beside this file.

@@ -159,7 +159,7 @@ def mask_of(spec: Spec, z: Sizes) -> Any:
 
     name, *n = scaled(spec, z)
     made = {
-        "full": lambda: None,
+        "full": lambda: m.everything,
         "causal": lambda: m.causal,
         "window": lambda: m.window(n[0]),
         "sinks_window": lambda: m.causal & (m.sinks(n[0]) | m.window(n[1])),
@@ -173,8 +173,6 @@ def mask_of(spec: Spec, z: Sizes) -> Any:
 def allowed_pairs(spec: Spec, z: Sizes) -> int:
     """Counted, in the tiles that are not of one kind."""
     mask, size = mask_of(spec, z), 128
-    if mask is None:
-        return z.T * z.S
     from attnjax.core.masks import FULL, PARTIAL
 
     kinds = mask.tiles(z.T, z.S, size, size)
@@ -195,8 +193,6 @@ def visited(spec: Spec, z: Sizes, mode: str) -> float:
     from attnjax.core.pairwise.fused import tilings
 
     mask = mask_of(spec, z)
-    if mask is None:
-        return 1.0
     forward, rows, columns = tilings(DTYPE, z.H, z.H, launch.capability())
     used = (forward,) if mode == FWD else (rows, columns)
     share = lambda t: float((mask.tiles(z.T, z.S, t.block_q, t.block_k) != 0).mean())
@@ -310,20 +306,20 @@ def selected_form(heads: str, block_q: int, block: int, top: int) -> Form:
         scores = select.dot_scores(pooled, select.mean_pool(k, bk))
         if heads == "K":
             scores = select.over_group(scores, z.K)
-        chosen = select.top_k(select.causal_scores(scores, bq, bk), most)
+        scores = select.causal_scores(scores, bq, bk)
+        chosen = select.top_k(scores, most, block_q=bq, block_k=bk)
         return chosen.indices, chosen.valid
 
     def run(z: Sizes, impl: Any) -> Callable[..., Array]:
         from attnjax.core import masks
-        from attnjax.core.blocks import selection
+        from attnjax.core.blocks.selection import Selection
+        from attnjax.core.pairwise.attend import attend
 
         bq, bk, _ = sizes(z)
 
-        def fn(q: Array, k: Array, v: Array, *chosen: Array) -> Array:
-            return selection.attend_selected(
-                q, k, v, selection.Selection(*chosen), block_q=bq, block_k=bk, mask=masks.causal,
-                impl=impl,
-            )  # fmt: skip
+        def fn(q: Array, k: Array, v: Array, indices: Array, valid: Array) -> Array:
+            blocks = Selection(indices, valid, bq, bk)
+            return attend(q, k, v, blocks=blocks, mask=masks.causal, impl=impl)
 
         return fn
 

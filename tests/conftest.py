@@ -21,7 +21,6 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
-
 pytest_plugins = ["tests.laws.plugin"]
 
 

@@ -170,13 +170,13 @@ def test_selection_grows_and_spares_the_first_token_and_the_asking_one():
 def test_softpick_gives_zero_to_scores_below_zero_yet_moves_them():
     q, k, _ = qkv()
     scores = np.einsum("btnh,bsnh->bnts", q, k)
-    weights = weights_of(softpick_attention, q, k, mask=None)
+    weights = weights_of(softpick_attention, q, k, mask=masks.everything)
     assert (weights[scores <= 0] == 0).all() and (weights[scores > 1e-3] > 0).all()
     assert (weights.sum(-1) <= 1).all()
     v = jnp.ones((B, T, N, 1))
     below = k - 2 * jax.nn.relu(k * q[:, :1]) / q[:, :1]  # k . q_0 < 0 with every term
     k = k.at[:, 1].set(below[:, 1])
-    grad = jax.grad(lambda k: softpick_attention(q[:, :1], k, v, mask=None).sum())(k)
+    grad = jax.grad(lambda k: softpick_attention(q[:, :1], k, v, mask=masks.everything).sum())(k)
     assert (jnp.abs(grad[:, 1]).max(-1) > 0).all()
 
 

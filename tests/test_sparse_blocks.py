@@ -296,8 +296,8 @@ def test_vmoba_sees_more_pairs_with_more_mass_and_always_one():
     def of(p):
         chosen = []
 
-        def choose(mass):
-            chosen.append(select.top_p_of_head(mass, p))
+        def choose(mass, **sizes):
+            chosen.append(select.top_p_of_head(mass, p, **sizes))
             return chosen[0]
 
         out = sparse_select.vmoba(q, k, v, shape=shape, block=block, choose=choose)
@@ -403,9 +403,7 @@ def test_blocks_in_which_a_dynamic_mask_shows_nothing_are_skipped(monkeypatch):
     T, size, window = 30, 4, 3
     q, k, v = draw(2, T, 2, 8), draw(2, T, 2, 8), draw(2, T, 2, 8, seed=8)
     chosen = []
-    monkeypatch.setattr(
-        dynamic_mask.select, "attend_selected", lambda q, k, v, own, **_: chosen.append(own)
-    )
+    monkeypatch.setattr(dynamic_mask, "attend", lambda q, k, v, blocks, **_: chosen.append(blocks))
     sparse_select.dynamic_mask_attention(q, k, v, W, A, window=window, block_size=size)
     seen = top_keys(v, 2, window)
     for b, n in np.ndindex(2, 2):

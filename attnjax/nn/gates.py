@@ -6,13 +6,15 @@ from flax import nnx
 from jax import lax
 
 from attnjax.core import masks
-from attnjax.core.blocks import block_maps, select, selection
+from attnjax.core.blocks import block_maps
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite
 from attnjax.ops.sparse_select.seer import (
     SIXTEEN,
-    Blocks,
+    BlockSizes,
     Choose,
     seer_attention,
+    seer_blocks,
     seer_gate,
     turned,
 )
@@ -38,10 +40,10 @@ class SeerGate(nnx.Module):
         rngs: nnx.Rngs,
         kv_heads: int | None = None,
         gate_width: int = 128,
-        blocks: Blocks = (64, 64),
+        blocks: BlockSizes = (64, 64),
         choose: Choose = SIXTEEN,
         base: float | None = 10000.0,
-        mask: masks.Mask | None = None,
+        mask: masks.Mask = masks.everything,
     ):
         kv_heads = heads if kv_heads is None else kv_heads
         if kv_heads < 1 or heads % kv_heads:
@@ -58,10 +60,10 @@ class SeerGate(nnx.Module):
             blocks=self.blocks, choose=self.choose, base=self.base, mask=self.mask,
         )  # fmt: skip
 
-    def selection(self, q: jax.Array, k: jax.Array) -> selection.Selection:
+    def selection(self, q: jax.Array, k: jax.Array) -> Selection:
         """The blocks that each head chooses."""
-        gate = seer_gate(q, k, self.w_q[...], self.w_k[...], self.blocks, self.base)
-        return self.choose(select.causal_scores(gate, *self.blocks))
+        w = self.w_q[...], self.w_k[...]
+        return seer_blocks(q, k, *w, self.blocks, self.choose, self.base)
 
     def loss(self, q: jax.Array, k: jax.Array) -> jax.Array:
         """`seer_loss` of this gate."""
@@ -76,9 +78,9 @@ def seer_loss(
     w_q: jax.Array,
     w_k: jax.Array,
     *,
-    blocks: Blocks = (64, 64),
+    blocks: BlockSizes = (64, 64),
     base: float | None = 10000.0,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
 ) -> jax.Array:
     """How far a gate of `seer_attention` is from the map that it shall predict: a number >= 0.
 
@@ -89,7 +91,7 @@ def seer_loss(
     quarter of them.  A block of queries that sees nothing, such as padding, does not count.
     """
     q, k = lax.stop_gradient((finite(q), finite(k)))
-    seen = masks.causal if mask is None else masks.causal & mask
+    seen = masks.causal & mask
     peak = block_maps.block_peak(turned(q, base), turned(k, base), *blocks, mask=seen)
     total = peak.sum(-1, keepdims=True)
     share = peak / jnp.where(total > 0, total, 1.0)

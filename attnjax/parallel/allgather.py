@@ -32,8 +32,8 @@ class AllGather:
     inner     what runs on a device, as `impl` of `attend`
     lengths   (T, S) where the last tokens are padding; None: P times what is here
 
-    Arguments as for `Ring`.  `attend_selected` takes it, too: the selection of this device's
-    queries names blocks of all keys, in the order of the text.
+    Arguments as for `Ring`.  Under a selection, that of this device's queries
+    names blocks of all keys, in the order of the text.
     """
 
     axis: str

@@ -110,8 +110,7 @@ class On:
         mask, known = request.mask, z.S
         if request.k_positions is not None and S > z.S:  # padding lies beyond all positions
             at = _padded(request.k_positions, request.k_positions.ndim - 1, S, _FAR)
-            inside = masks.prefix(_FAR)
-            mask, known = inside if mask is None else mask & inside, S
+            mask, known = mask & masks.prefix(_FAR), S
             request = replace(request, k_positions=at)
         strategy = replace(self.strategy, lengths=(z.T, known))
         rows, columns = self._order(T), self._order(S)
@@ -128,7 +127,8 @@ class On:
             request = replace(request, selection=jax.tree.map(pad, request.selection))
 
         traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(mask))
-        given = replace(request, mask=mask if traced else None)  # a known mask shortens walks
+        # a mask that is known while tracing shortens walks
+        given = replace(request, mask=mask if traced else masks.everything)
 
         def local(request: Request) -> Any:
             request = request if traced else replace(request, mask=mask)

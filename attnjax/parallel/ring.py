@@ -112,26 +112,25 @@ class Hops(NamedTuple):
     behind: int
 
 
-def outline(mask: Mask | None) -> Mask | None:
-    """A mask that allows whatever `mask` may, of the parts known while tracing; None allows all."""
+def outline(mask: Mask) -> Mask:
+    """A mask that allows whatever `mask` may, of the parts known while tracing."""
     if isinstance(mask, masks.And):
-        known = [m for m in (outline(mask.a), outline(mask.b)) if m is not None]
-        return known[0] & known[1] if len(known) == 2 else known[0] if known else None
+        return outline(mask.a) & outline(mask.b)
     if isinstance(mask, HeadSlice):
         return outline(mask.mask)
     if isinstance(mask, Inside):
         return replace(mask, mask=outline(mask.mask))
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(mask))
-    return None if traced else mask
+    return masks.everything if traced else mask
 
 
-def hops_of(mask: Mask | None, tokens: Shared, T: int, S: int, known: bool) -> Hops:
+def hops_of(mask: Mask, tokens: Shared, T: int, S: int, known: bool) -> Hops:
     """The fewest hops that bring together every pair of devices whose tokens may attend.
 
     `known`: positions are those of the layout, so that this can be told while tracing.
     """
     P, known_mask = tokens.parts, outline(mask)
-    if known_mask is None or not known:
+    if isinstance(known_mask, masks.Everything) or not known:
         return Hops(P - 1, 0)
 
     def ends(local: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +194,7 @@ def walk(request: Request, tokens: Shared, inner: Blockwise) -> State:
     group = group_of(request.mods)
     count = 1 if tokens.layout in ("given", "striped") else runs(tokens.layout, P, z.S)
     run = replace(z, T=-(-z.T // count), S=-(-z.S // count))  # tiles should not span several
-    block_q, block_k = choose_blocks(None, run, None, None, group)
+    block_q, block_k = choose_blocks(masks.everything, run, None, None, group)
     block_q = min(inner.block_q or block_q, z.T)
     block_k = whole_groups(min(inner.block_k or block_k, z.S), group)
     hops = hops_of(mask, tokens, z.T, z.S, followed)

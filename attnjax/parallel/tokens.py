@@ -123,7 +123,7 @@ class Shared(SequenceSharding):
         return local // int(np.gcd.reduce(np.append(ends, local)))
 
 
-def without_padding(request: Request, tokens: Shared) -> masks.Mask | None:
+def without_padding(request: Request, tokens: Shared) -> masks.Mask:
     """The mask of a call with tokens of this device, which forbids the padding among all."""
     z = request.shape
     (T, S), whole = tokens.lengths(z.T, z.S), (z.T * tokens.size, z.S * tokens.size)

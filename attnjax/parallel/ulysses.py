@@ -202,11 +202,11 @@ def exchanged(request: Request, axis: str, P: int) -> Request:
     )
 
 
-def _of_heads(mask: Mask | None, first: Array, count: int) -> Mask | None:
+def _of_heads(mask: Mask, first: Array, count: int) -> Mask:
     """The mask of so many heads; itself where all heads have the same."""
     at = np.zeros((1, 1), np.int32)
-    shape = () if mask is None else jax.eval_shape(lambda: jnp.asarray(mask.allowed(at, at))).shape
-    return HeadSlice(mask, None, first, count) if len(shape) == 4 and shape[1] > 1 else mask  # type: ignore
+    shape = jax.eval_shape(lambda: jnp.asarray(mask.allowed(at, at))).shape
+    return HeadSlice(mask, None, first, count) if len(shape) == 4 and shape[1] > 1 else mask
 
 
 def _swapped(x: Array, axis: str, P: int, head: int, token: int | None) -> Array:

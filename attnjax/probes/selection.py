@@ -1,13 +1,15 @@
 """How much of the attention a selection of blocks recalls, and the selection that recalls most."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from attnjax.core import normalizers
 from attnjax.core.blocks import select
 from attnjax.core.blocks.block_maps import block_mass
-from attnjax.core.blocks.selection import Selection, selected_state
-from attnjax.core.masks import Mask
+from attnjax.core.blocks.selection import Selection
+from attnjax.core.masks import Mask, everything
 from attnjax.core.mods import Mod
 from attnjax.core.pairwise.attend import attend_state
 
@@ -17,21 +19,18 @@ def selection_recall(
     k: jax.Array,
     selection: Selection,
     *,
-    block_q: int,
-    block_k: int,
     mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
+    mask: Mask = everything,
     scale: float | None = None,
 ) -> jax.Array:
     """The share of each query's softmax weights that lies in its selected blocks, (B,T,N).
 
-    q (B,T,N,H), k (B,S,K,H); `selection` and the rest as in `attend_selected`.  1 for a query that
-    sees no key.  As costly as attention, in O(T + S) memory; no map is formed.
+    q (B,T,N,H), k (B,S,K,H); `selection` is `blocks` of `attend`, the rest as there.  1 for a
+    query that sees no key.  As costly as attention, in O(T + S) memory; no map is formed.
     """
     v = jnp.zeros((*k.shape[:3], 1), k.dtype)
-    rest = {"mods": mods, "mask": mask, "scale": scale}
-    part = selected_state(q, k, v, selection, block_q=block_q, block_k=block_k, **rest)
-    whole = normalizers.log_sum(attend_state(q, k, v, **rest))
+    state = functools.partial(attend_state, q, k, v, mods=mods, mask=mask, scale=scale)
+    part, whole = state(blocks=selection), normalizers.log_sum(state())
     nothing = whole <= normalizers.lowest(whole.dtype)
     share = jnp.where(nothing, 1.0, jnp.exp(normalizers.log_sum(part) - whole))
     return jnp.swapaxes(share[..., 0], 1, 2)
@@ -46,7 +45,7 @@ def best_selection(
     block_k: int,
     heads: int | None = None,
     mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
+    mask: Mask = everything,
     scale: float | None = None,
 ) -> Selection:
     """The `count` blocks that hold most of the attention of each block of queries: an oracle.
@@ -58,4 +57,5 @@ def best_selection(
     mass = block_mass(q, k, block_q, block_k, **rest)
     if heads is not None:
         mass = select.over_group(mass, heads)
-    return select.top_k(jnp.where(mass > 0, mass, -jnp.inf), count)
+    mass = jnp.where(mass > 0, mass, -jnp.inf)
+    return select.top_k(mass, count, block_q=block_q, block_k=block_k)

@@ -13,13 +13,13 @@ from experiments import needle, sparse_cost
 
 def test_the_share_is_that_of_the_blocks_that_causal_attention_sees():
     method = sparse_cost.METHODS["seer"]  # blocks of 64 queries and keys
-    every = select.every_block(1, 4, 4)
+    every = select.every_block(1, 256, 256, block_q=64, block_k=64)
     seen = replace(every, valid=np.tril(np.ones((4, 4), bool))[None, :, None])
     assert sparse_cost.share(method, seen, 256) == 1.0
-    diagonal = Selection(seen.indices, np.eye(4, dtype=bool)[None, :, None])
+    diagonal = replace(seen, valid=np.eye(4, dtype=bool)[None, :, None])
     assert sparse_cost.share(method, diagonal, 256) == pytest.approx(4 / 10)
     each = sparse_cost.METHODS["moba 128"]  # a query sees its own block and those before
-    one = Selection(np.zeros((1, 256, 2, 1), int), np.ones((1, 256, 2, 1), bool))
+    one = Selection(np.zeros((1, 256, 2, 1), int), np.ones((1, 256, 2, 1), bool), 1, 128)
     assert sparse_cost.share(each, one, 256) == pytest.approx(256 / (128 + 2 * 128))
 
 

@@ -58,8 +58,7 @@ def test_a_wrong_name_of_a_section_or_case_has_a_suggestion():
 def allowed(form, z):
     """(T,S) of the first head, from positions or from a selection that is really made."""
     if form.spec is not None:
-        mask = forms.mask_of(form.spec, z)
-        return np.ones((z.T, z.S), bool) if mask is None else mask.resolve(z.T, z.S).dense(z.T, z.S)
+        return forms.mask_of(form.spec, z).dense(z.T, z.S)
     made = jax.jit(lambda key: form.settings(z, form.draw(z, key)[3:])["mask"].mask)
     return np.asarray(made(jax.random.key(1)))[0, 0]
 

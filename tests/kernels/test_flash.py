@@ -3,7 +3,7 @@ marked `gpu`, on a card at real sizes."""
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from attnjax.core import masks, mods, normalizers
-from attnjax.core.blocks.select import top_k
-from attnjax.core.blocks.selection import Selection, attend_selected
+from attnjax.core.blocks.select import own_block, top_k
 from attnjax.core.pairwise.attend import attend, attend_state, join_states
 from attnjax.core.pairwise.triton import Triton
 from attnjax.kernels import launch
@@ -161,14 +160,13 @@ def test_any_lengths_heads_and_widths(sizes):
 
 
 @pytest.mark.parametrize(("heads", "block_q", "block_k"), [(1, 4, 8), (K, 16, 16), (N, 20, 24)])
-@pytest.mark.parametrize("mask", [None, masks.causal])
+@pytest.mark.parametrize("mask", [masks.everything, masks.causal])
 def test_selected_blocks(heads, block_q, block_k, mask):
-    chosen = top_k(normal(B, -(-T // block_q), heads, -(-T // block_k)), min(2, -(-T // block_k)))
+    scores = normal(B, -(-T // block_q), heads, -(-T // block_k))
+    chosen = top_k(scores, min(2, -(-T // block_k)), block_q=block_q, block_k=block_k)
     some = np.random.default_rng(0).random(chosen.valid.shape) < 0.7
-    chosen = Selection(chosen.indices, chosen.valid & some)
-    run = lambda impl, q, k, v: attend_selected(
-        q, k, v, chosen, block_q=block_q, block_k=block_k, mask=mask, impl=impl
-    )
+    chosen = replace(chosen, valid=chosen.valid & some)
+    run = lambda impl, q, k, v: attend(q, k, v, blocks=chosen, mask=mask, impl=impl)
     same(run, *qkv())
 
 
@@ -431,9 +429,9 @@ REASONS = {
     "float64": (lambda q, k, v: attend(*(x.astype(jnp.float64) for x in (q, k, v)), impl=IMPL)),
     "only 1 to 256": lambda q, k, v: attend(*(jnp.pad(x, [(0, 0)] * 3 + [(0, 300)]) for x in (q, k, v)), impl=IMPL),  # noqa: E501
     "test_flash.py": lambda q, k, v: attend(q, k, v, mods=(mods.mod(_sorted),), impl=IMPL),
-    "pairs under a selection": lambda q, k, v: attend_selected(
-        q, k, v, Selection(jnp.zeros((B, 2, 1, 1), jnp.int32), jnp.ones((B, 2, 1, 1), bool)),
-        block_q=16, block_k=16, mods=(mods.pair_bias(jnp.ones((T, T))),), impl=IMPL,
+    "pairs under a selection": lambda q, k, v: attend(
+        q, k, v, blocks=own_block(B, 2, block_q=16, block_k=16),
+        mods=(mods.pair_bias(jnp.ones((T, T))),), impl=IMPL,
     ),
 }  # fmt: skip
 

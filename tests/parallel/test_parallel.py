@@ -13,7 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from attnjax import Blockwise, attend, attend_state, explain, linear_attend, masks, mods
 from attnjax import normalizers as norm
 from attnjax.core.blocks.select import every_block, top_k
-from attnjax.core.blocks.selection import attend_selected
 from attnjax.core.pairwise.operands import Shape
 from attnjax.core.pairwise.tile_list import tile_list
 from attnjax.ops.softmax_core import forgetting_attention, multi_head_attention
@@ -279,8 +278,8 @@ def test_engines_run_on_the_batches_of_many_devices():
 
         def run(x, impl, linear):
             a = op({**x, "pair": x["pair"] * 0.5}, impl)
-            chosen = every_block(x["q"].shape[0], T // 4, T // 4)
-            b = attend_selected(x["q"], x["k"], x["v"], chosen, block_q=4, block_k=4)
+            chosen = every_block(x["q"].shape[0], T, T, block_q=4, block_k=4)
+            b = attend(x["q"], x["k"], x["v"], blocks=chosen)
             c = linear_attend(x["q"], x["k"], x["v"], log_decay=x["decay"], impl=linear)
             return jnp.concatenate([a, b, c], axis=-1)
 
@@ -562,16 +561,19 @@ def test_selected_blocks_of_all_keys_serve_the_queries_here():
     with jax.enable_x64():
         given = drawn(seed=7)
         scores = jax.random.normal(jax.random.key(1), (B, T // 2, N, T // 4))
-        chosen = top_k(scores, 3)
-        sizes = {"block_q": 2, "block_k": 4, "mask": masks.causal}
+        sizes = {"block_q": 2, "block_k": 4}
+        chosen = top_k(scores, 3, **sizes)
 
-        def inside(q, k, v, selection):
-            return attend_selected(q, k, v, selection, **sizes, impl=AllGather("sp"))
+        def attended(q, k, v, blocks, impl="dense"):
+            return attend(q, k, v, blocks=blocks, mask=masks.causal, impl=impl)
+
+        inside = functools.partial(attended, impl=AllGather("sp"))
 
         run = jax.shard_map(inside, mesh=LINE, in_specs=P(None, "sp"), out_specs=P(None, "sp"))
         args = given["q"], given["k"], given["v"], chosen
-        want = attend_selected(*args, **sizes, impl="dense")
-        assert np.abs(want - attend_selected(*args[:3], every_block(B, 16, 8), **sizes)).max() > 0.1
+        want = attended(*args)
+        every = attended(*args[:3], every_block(B, T, T, **sizes))
+        assert np.abs(want - every).max() > 0.1
         close(jax.jit(run)(*args), want)
 
 
@@ -678,10 +680,8 @@ def test_wrong_kinds_are_told():
 
 def test_selections_are_refused_by_those_who_have_not_all_keys():
     given = drawn(dtype=jnp.float32)
-    chosen = every_block(B, T, T // 4)
+    chosen = every_block(B, T, T, block_k=4)
     for mesh, strategy in ((LINE, Ring("sp")), (SQUARE, Ulysses("head"))):
         on = On(mesh, strategy)
         with pytest.raises(ValueError, match="blocks are selected from all keys: take AllGather"):
-            attend_selected(
-                given["q"], given["k"], given["v"], chosen, block_q=1, block_k=4, impl=on
-            )
+            attend(given["q"], given["k"], given["v"], blocks=chosen, impl=on)

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from attnjax.core import normalizers
-from attnjax.core.masks import EMPTY, Mask
+from attnjax.core.masks import EMPTY, Mask, everything
 from attnjax.core.mods import Mod
 from attnjax.core.pairwise.operands import Shape, Tile, chosen_rows, span, take_at
 from attnjax.core.pairwise.request import allowed, cut_operands, modify, prepare, product
@@ -31,7 +31,7 @@ def block_mass(
     block_k: int,
     *,
     mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
+    mask: Mask = everything,
     scale: float | Array | None = None,
 ) -> Float[Array, "B U N n"]:
     """The sum of the softmax weights in each block; rows of a block of t queries sum to t."""
@@ -45,7 +45,7 @@ def block_peak(
     block_k: int,
     *,
     mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
+    mask: Mask = everything,
     scale: float | Array | None = None,
 ) -> Float[Array, "B U N n"]:
     """The largest softmax weight in each block."""
@@ -60,7 +60,7 @@ def _pooled(
     block_k: int,
     reduce: Callable[..., Array],
     mods: tuple[Mod, ...],
-    mask: Mask | None,
+    mask: Mask,
     scale: float | Array | None,
 ) -> Array:
     n = -(-k.shape[1] // block_k)
@@ -85,7 +85,7 @@ def reduce_rows(
     block_q: int = 1,
     *,
     mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
+    mask: Mask = everything,
     scale: float | Array | None = None,
 ) -> Any:
     """reduce(w, first) of the weights w of some queries, from `first` on, for all of them in turn.
@@ -96,7 +96,7 @@ def reduce_rows(
     """
     q, k = lax.stop_gradient((q, k))
     v = jnp.zeros((*k.shape[:3], 0), k.dtype)
-    request = prepare(q, k, v, mods, mask, normalizers.softmax, scale, None, None).scaled()
+    request = prepare(q, k, v, mods=mods, mask=mask, scale=scale).scaled()
     z = request.shape
     most = min(_ROWS, z.T + block_q - 1, _SCORES // (z.B * z.N * z.S))
     rows = block_q * max(1, most // block_q)
@@ -121,11 +121,11 @@ def reduce_rows(
     return jax.tree.map(lambda *x: flat(jnp.concatenate(x)), *parts)
 
 
-def _keys_of_rows(mask: Mask | None, z: Shape, rows: int) -> list[tuple[int, np.ndarray]]:
+def _keys_of_rows(mask: Mask, z: Shape, rows: int) -> list[tuple[int, np.ndarray]]:
     """(s, which rows) for rows of queries that see no key from s on, in order; s in quarters."""
     U, width = -(-z.T // rows), -(-z.S // 4)
-    kind = None if mask is None else mask.tiles(z.T, z.S, rows, width)
-    if not isinstance(kind, np.ndarray):  # no mask, or a traced one
+    kind = mask.tiles(z.T, z.S, rows, width)
+    if not isinstance(kind, np.ndarray):  # a traced mask
         return [(z.S, np.arange(U))]
     ends = np.where(kind != EMPTY, np.arange(1, kind.shape[1] + 1), 1).max(1)
     ends = np.minimum(np.maximum.accumulate(ends) * width, z.S)

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attnjax.core.masks import EMPTY, FULL, PARTIAL
-from attnjax.core.masks.derived import HeadSlice
+from attnjax.core.masks import EMPTY, FULL, PARTIAL, Everything
+from attnjax.core.masks.derived import of_heads
 from attnjax.core.pairwise.request import Request
 from attnjax.core.pairwise.tile_list import TileList
 from attnjax.typing import Array
@@ -38,7 +38,7 @@ def over_heads(fn: Callable[[Request], Any], request: Request, mapped: Callable)
     separate = request.blocks.indices.shape[1] == z.N  # each query head has blocks of its own
 
     def of_head(request: Request, b: Array, n: Array) -> Any:
-        mask = request.mask and HeadSlice(request.mask, b, n, request.shape.N)
+        mask = of_heads(request.mask, b, n, request.shape.N)
         flat = lambda x: x if x is None or x.ndim == 1 else x[0, 0]
         positions = {f: flat(getattr(request, f)) for f in ("q_positions", "k_positions")}
         return fn(replace(request, mask=mask, **positions))
@@ -197,7 +197,7 @@ def _kinds(request: Request, rows: Array, column: Array) -> Array:
     first = column * block_k
     last = jnp.minimum(first + block_k, z.S) - 1
     whole = real.all(1) & (first + block_k <= z.S)
-    if (mask := request.mask) is None:
+    if isinstance(mask := request.mask, Everything):
         return jnp.where(whole, FULL, PARTIAL)
     at = jnp.minimum(rows, z.T - 1) if request.q_positions is None else (
         request.q_positions.at[rows].get(mode="clip")

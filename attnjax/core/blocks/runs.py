@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.core.masks import Mask, prefix
+from attnjax.core.masks import Everything, Mask, prefix
 from attnjax.core.masks.derived import OfRuns
 from attnjax.typing import Array, Float
 
@@ -48,6 +48,8 @@ def mask_of_runs(mask: Mask, T: int, S: int, length: int, stride: int) -> Mask:
     stretch of tokens, where all of them are.
     """
     seen = mask if S >= length else mask & prefix(S)
+    if isinstance(seen, Everything):
+        return seen
     return OfRuns(seen.resolve(T, S), length, stride)
 
 

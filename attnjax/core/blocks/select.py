@@ -1,4 +1,4 @@
-"""Choosing blocks of keys by content: scores of blocks -> Selection(indices, valid).
+"""Choosing blocks of keys by content: scores of blocks -> Selection, for `attend(..., blocks=)`.
 
 Blocks of keys are block_k neighbors, blocks of queries block_q; the last may be shorter.  Scores of
 blocks are (B,U,X,n): U query blocks, n key blocks, and X = 1, K or N heads that select for
@@ -81,22 +81,25 @@ def causal_scores(scores: BlockScores, block_q: int, block_k: int) -> BlockScore
 # -------------------------------------------------------------------------- choosing blocks
 
 
-def every_block(B: int, U: int, n: int) -> Selection:
-    """All blocks for everybody."""
-    indices = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (B, U, 1, n))
-    return Selection(indices, jnp.ones(indices.shape, bool))
+def every_block(B: int, T: int, S: int, *, block_q: int = 1, block_k: int) -> Selection:
+    """All blocks of S keys for all blocks of T queries, and all heads."""
+    shape = (B, -(-T // block_q), 1, -(-S // block_k))
+    indices = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
+    return Selection(indices, jnp.ones(shape, bool), block_q, block_k)
 
 
-def top_k(scores: BlockScores, k: int) -> Selection:
+def top_k(scores: BlockScores, k: int, *, block_q: int = 1, block_k: int) -> Selection:
     """The k blocks of largest score in each row; -inf is never chosen, +inf first."""
     n = scores.shape[-1]
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n:
         raise ValueError(f"top_k: k is {k!r}, expected an integer from 1 to the {n} blocks")
     values, indices = lax.top_k(lax.stop_gradient(scores), int(k))
-    return Selection(indices.astype(jnp.int32), values > -jnp.inf)
+    return Selection(indices.astype(jnp.int32), values > -jnp.inf, block_q, block_k)
 
 
-def top_p(mass: BlockScores, p: float | Array, *, most: int | None = None) -> Selection:
+def top_p(
+    mass: BlockScores, p: float | Array, *, most: int | None = None, block_q: int = 1, block_k: int
+) -> Selection:
     """The fewest blocks of each row whose mass reaches the share p of the row's, at most `most`.
 
     mass >= 0, rows of any total; +inf is always chosen and does not count towards the share.
@@ -104,10 +107,12 @@ def top_p(mass: BlockScores, p: float | Array, *, most: int | None = None) -> Se
     total, values, indices = _by_mass(mass, most)
     before = jnp.cumsum(_finite(values), -1) - _finite(values)
     wanted = (before < _share(p) * total) & (values > 0)
-    return Selection(indices, wanted | (values == jnp.inf))
+    return Selection(indices, wanted | (values == jnp.inf), block_q, block_k)
 
 
-def top_p_of_head(mass: BlockScores, p: float | Array, *, most: int | None = None) -> Selection:
+def top_p_of_head(
+    mass: BlockScores, p: float | Array, *, most: int | None = None, block_q: int = 1, block_k: int
+) -> Selection:
     """The fewest pairs of a query block and a key block of each head that reach the share p.
 
     As `top_p`, but over all rows of a head at once: rows get as many blocks as they deserve.
@@ -118,13 +123,21 @@ def top_p_of_head(mass: BlockScores, p: float | Array, *, most: int | None = Non
     ordered = -jnp.sort(-flat, axis=-1)
     reached = jnp.cumsum(ordered, -1) - ordered < _share(p) * ordered.sum(-1, keepdims=True)
     least = jnp.where(reached & (ordered > 0), ordered, jnp.inf).min(-1)  # the last that counts
-    return Selection(indices, (values >= least[:, None, :, None]) | (values == jnp.inf))
+    wanted = (values >= least[:, None, :, None]) | (values == jnp.inf)
+    return Selection(indices, wanted, block_q, block_k)
 
 
-def threshold(scores: BlockScores, least: float | Array, *, most: int | None = None) -> Selection:
+def threshold(
+    scores: BlockScores,
+    least: float | Array,
+    *,
+    most: int | None = None,
+    block_q: int = 1,
+    block_k: int,
+) -> Selection:
     """The blocks whose score is at least `least`: the `most` largest of them."""
-    n = scores.shape[-1]
-    chosen = top_k(scores, _most("threshold", most, n))
+    count = _most("threshold", most, scores.shape[-1])
+    chosen = top_k(scores, count, block_q=block_q, block_k=block_k)
     values = jnp.take_along_axis(lax.stop_gradient(scores), chosen.indices, -1)
     return replace(chosen, valid=chosen.valid & (values >= least))
 
@@ -151,7 +164,7 @@ def _by_mass(mass: Array, most: int | None) -> tuple[Array, Array, Array]:
     return _finite(mass).sum(-1, keepdims=True), values, indices.astype(jnp.int32)
 
 
-def own_block(B: int, U: int, X: int = 1) -> Selection:
+def own_block(B: int, U: int, X: int = 1, *, block_q: int, block_k: int) -> Selection:
     """Each block of queries selects the block of keys of its own number, for X heads."""
     indices = jnp.broadcast_to(jnp.arange(U, dtype=jnp.int32)[:, None, None], (B, U, X, 1))
-    return Selection(indices, jnp.ones(indices.shape, bool))
+    return Selection(indices, jnp.ones(indices.shape, bool), block_q, block_k)

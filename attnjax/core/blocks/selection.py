@@ -1,16 +1,10 @@
-"""Engine 3: choose blocks of keys by content, then attend to them alone.
+"""Engine 3: the blocks of keys that each block of queries attends to, as a value.
 
-    scores of blocks -> Selection(indices, valid) -> attend_selected(q, k, v, selection, ...)
+    scores of blocks -> Selection(indices, valid, block_q, block_k) -> attend(q, k, v, blocks=...)
 
 Sizes are static, so a selection is an array like any other; which entries count is `valid`.  The
-work is that of the blocks selected, whichever they are, in forward and backward pass.
-
-Blocks of keys are block_k neighbors, blocks of queries block_q; the last may be shorter.  Scores of
-blocks are (B,U,X,n): U query blocks, n key blocks, and X = 1, K or N heads that select for
-themselves: 1 for all, K for a group of query heads that share keys, N for each query head.
-
-Selecting is not differentiated: gradients reach what is attended to, and scores only where an op
-uses them in another way (a gate, a loss of their own).
+work is that of the blocks selected, whichever they are, in forward and backward pass.  `select`
+makes selections.
 """
 
 import functools
@@ -21,156 +15,94 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from attnjax.core import normalizers
-from attnjax.core.masks import Mask
-from attnjax.core.mods import Mod, RelativeValues, group_of
-from attnjax.core.normalizers import Normalizer, State
-from attnjax.core.pairwise.attend import Impl, choose, choose_state
-from attnjax.core.pairwise.request import Blocks, check_qkv, finish, prepare
-from attnjax.core.sharding import sharding_of
-from attnjax.typing import Array, Bool, Int, K, Out, Q, V
+from attnjax.core.pairwise.operands import Shape
+from attnjax.typing import Array, Bool, Int
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["indices", "valid"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["indices", "valid"],
+    meta_fields=["block_q", "block_k"],
 )
 @dataclass(frozen=True)
 class Selection:
     """The blocks of keys that each block of queries attends to: M at most.
 
-    indices (B,U,X,M) integers, valid (B,U,X,M) booleans.  Valid entries of one row differ from
-    each other; what stands at an invalid entry does not matter.
+    indices   (B,U,X,M) integers.  U = ceil(T / block_q) blocks of queries; X = 1, K or N heads that
+              select for themselves
+    valid     (B,U,X,M) booleans.  Valid entries of one row differ from each other; what stands at
+              an invalid entry does not matter
+    block_q   how many neighboring queries are a block, and
+    block_k   how many neighboring keys; they need not divide T and S
+
+    Query i of head n sees key j if block j // block_k is selected for block i // block_q and the
+    head that selects for n.  Raises ValueError for block sizes that are not positive integers.
     """
 
     indices: Int[Array, "B U X M"]
     valid: Bool[Array, "B U X M"]
+    block_q: int
+    block_k: int
 
+    def __post_init__(self) -> None:
+        for name in ("block_q", "block_k"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"Selection: {name} is {size!r}, expected a positive integer")
 
-def attend_selected(
-    q: Q,
-    k: K,
-    v: V,
-    selection: Selection,
-    *,
-    block_q: int,
-    block_k: int,
-    mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
-    normalizer: Normalizer = normalizers.softmax,
-    scale: float | Array | None = None,
-    q_positions: Array | np.ndarray | None = None,
-    k_positions: Array | np.ndarray | None = None,
-    impl: Impl = None,
-) -> Out:
-    """`attend` over the selected blocks of keys, of which `mask` may forbid more.
+    def laid_out(self, z: Shape, columns: int, group: int) -> "Selection":
+        """The same with arrays (B,X,U,M), and indices in range wherever they are valid.
 
-    Query i of head n sees key j if block j // block_k is selected for block i // block_q and the
-    head that selects for n, and if `mask` allows it.  A query without any key gives zeros.
+        `columns` is the number of all keys, `group` that of neighboring keys that mods look at.
+        Raises ValueError for what does not fit T, S and heads; outside jit also for an index out of
+        range and for a block that is listed twice.
+        """
+        n = -(-columns // self.block_k)
+        self._check(z)
+        self._check_entries(n)
+        if self.block_k % group:
+            raise ValueError(
+                f"attend: block_k is {self.block_k}, expected a multiple of the mods' group {group}"
+            )
+        indices = jnp.asarray(self.indices)
+        valid = jnp.asarray(self.valid) & (indices >= 0) & (indices < n)
+        by_head = lambda x: jnp.swapaxes(x, 1, 2)
+        return Selection(by_head(indices), by_head(valid), int(self.block_q), int(self.block_k))
 
-    block_q, block_k          lengths of the blocks; they need not divide T and S
-    q_positions, k_positions  (T,) and (S,), or (B,T,X) and (B,S,X) where the heads that select see
-                              the tokens in an order of their own (clusters, buckets)
+    def _check(self, z: Shape) -> None:
+        U, shape = -(-z.T // self.block_q), jnp.shape(self.indices)
+        if jnp.shape(self.valid) != shape:
+            raise ValueError(
+                f"attend: blocks.valid has shape {jnp.shape(self.valid)}, expected that of "
+                f"blocks.indices, {shape}"
+            )
+        fits = len(shape) == 4 and shape[:2] == (z.B, U) and shape[2] in (1, z.K, z.N)
+        if not fits or not shape[3]:
+            raise ValueError(
+                f"attend: blocks have shape {shape}, expected (B,U,X,M) with B = {z.B}, "
+                f"U = ceil(T / block_q) = {U}, X one of 1, K = {z.K}, N = {z.N}, and M at least 1"
+            )
+        if not jnp.issubdtype(jnp.result_type(self.indices), jnp.integer):
+            raise TypeError(
+                f"attend: blocks.indices has dtype {jnp.result_type(self.indices)}, "
+                "expected integers"
+            )
 
-    The other arguments, numerics and errors are those of `attend`.  The work is that of the pairs
-    selected, in tiles of 2^17 scores that gather the queries of a key block; memory O(T M + S).
-    Raises ValueError for a selection that does not fit; outside jit also for an index out of range
-    and for a block that is listed twice.  Under jit an index out of range selects nothing.
-    """
-    request = _call(
-        q, k, v, selection, block_q, block_k, mods, mask, normalizer, scale,
-        q_positions, k_positions, impl,
-    )  # fmt: skip
-    return finish(request, choose("attend_selected", impl, request).run(request))
-
-
-def selected_state(
-    q: Q,
-    k: K,
-    v: V,
-    selection: Selection,
-    *,
-    block_q: int,
-    block_k: int,
-    mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
-    normalizer: Normalizer = normalizers.softmax,
-    scale: float | Array | None = None,
-    q_positions: Array | np.ndarray | None = None,
-    k_positions: Array | np.ndarray | None = None,
-    impl: Impl = None,
-) -> State:
-    """What `attend_state` gives, of the selected blocks."""
-    request = _call(
-        q, k, v, selection, block_q, block_k, mods, mask, normalizer, scale,
-        q_positions, k_positions, impl,
-    )  # fmt: skip
-    return choose_state("selected_state", impl, request).state(request)
-
-
-def _call(
-    q, k, v, selection, block_q, block_k, mods, mask, normalizer, scale, q_positions, k_positions,
-    impl,
-):  # fmt: skip
-    name = "attend_selected"
-    for what, size in (("block_q", block_q), ("block_k", block_k)):
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise ValueError(f"{name}: {what} is {size!r}, expected a positive integer")
-    if not isinstance(selection, Selection):
-        raise TypeError(
-            f"{name}: selection is {type(selection).__name__}, expected a select.Selection"
-        )
-    values = v.v if isinstance(v, RelativeValues) else v
-    z = check_qkv(name, jnp.asarray(q), jnp.asarray(k), jnp.asarray(values))
-    tokens = sharding_of(impl)
-    U, n = -(-z.T // block_q), -(-tokens.columns(z.S) // block_k)
-    shape = jnp.shape(selection.indices)
-    if jnp.shape(selection.valid) != shape:
-        raise ValueError(
-            f"{name}: selection.valid has shape {jnp.shape(selection.valid)}, expected that of "
-            f"selection.indices, {shape}"
-        )
-    if len(shape) != 4 or shape[:2] != (z.B, U) or shape[2] not in (1, z.K, z.N) or not shape[3]:
-        raise ValueError(
-            f"{name}: selection has shape {shape}, expected (B,U,X,M) with B = {z.B}, "
-            f"U = ceil(T / block_q) = {U}, X one of 1, K = {z.K}, N = {z.N}, and M at least 1"
-        )
-    if not jnp.issubdtype(jnp.result_type(selection.indices), jnp.integer):
-        raise TypeError(
-            f"{name}: selection.indices has dtype {jnp.result_type(selection.indices)}, "
-            "expected integers"
-        )
-    _check_entries(name, selection, n)
-    indices = jnp.asarray(selection.indices)
-    valid = jnp.asarray(selection.valid) & (indices >= 0) & (indices < n)
-    lay = lambda x: jnp.swapaxes(x, 1, 2)
-    q_positions, k_positions = (
-        None if x is None else jnp.asarray(x) for x in (q_positions, k_positions)
-    )
-    blocks = Blocks(lay(indices), lay(valid), int(block_q), int(block_k))
-    request = prepare(
-        q, k, v, mods, mask, normalizer, scale, q_positions, k_positions, blocks, tokens
-    )
-    if block_k % (group := group_of(request.mods)):
-        raise ValueError(
-            f"{name}: block_k is {block_k}, expected a multiple of the mods' group {group}"
-        )
-    return request
-
-
-def _check_entries(name: str, selection: Selection, n: int) -> None:
-    if isinstance(selection.indices, Tracer) or isinstance(selection.valid, Tracer):
-        return
-    indices, valid = np.asarray(selection.indices), np.asarray(selection.valid)
-    wrong = valid & ((indices < 0) | (indices >= n))
-    if wrong.any():
-        at = tuple(int(x) for x in np.argwhere(wrong)[0])
-        raise ValueError(
-            f"{name}: selection.indices{list(at)} is {indices[at]}, expected 0 .. {n - 1}"
-        )
-    ordered = np.sort(np.where(valid, indices, -1 - np.arange(indices.shape[-1])), axis=-1)
-    twice = (ordered[..., 1:] == ordered[..., :-1]).any(-1)
-    if twice.any():
-        at = tuple(int(x) for x in np.argwhere(twice)[0])
-        raise ValueError(
-            f"{name}: selection.indices{list(at)} lists a block twice, expected different blocks"
-        )
+    def _check_entries(self, n: int) -> None:
+        if isinstance(self.indices, Tracer) or isinstance(self.valid, Tracer):
+            return
+        indices, valid = np.asarray(self.indices), np.asarray(self.valid)
+        wrong = valid & ((indices < 0) | (indices >= n))
+        if wrong.any():
+            where = tuple(int(x) for x in np.argwhere(wrong)[0])
+            raise ValueError(
+                f"attend: blocks.indices{list(where)} is {indices[where]}, expected 0 .. {n - 1}"
+            )
+        ordered = np.sort(np.where(valid, indices, -1 - np.arange(indices.shape[-1])), axis=-1)
+        twice = (ordered[..., 1:] == ordered[..., :-1]).any(-1)
+        if twice.any():
+            where = tuple(int(x) for x in np.argwhere(twice)[0])
+            raise ValueError(
+                f"attend: blocks.indices{list(where)} lists a block twice, expected different "
+                "blocks"
+            )

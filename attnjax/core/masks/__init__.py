@@ -10,10 +10,12 @@ from attnjax.core.masks.base import EMPTY as EMPTY
 from attnjax.core.masks.base import FULL as FULL
 from attnjax.core.masks.base import PARTIAL as PARTIAL
 from attnjax.core.masks.base import And as And
+from attnjax.core.masks.base import Everything as Everything
 from attnjax.core.masks.base import Mask as Mask
 from attnjax.core.masks.base import Not as Not
 from attnjax.core.masks.base import Or as Or
 from attnjax.core.masks.base import Pair as Pair
+from attnjax.core.masks.base import everything as everything
 from attnjax.core.masks.base import tile_kinds as tile_kinds
 from attnjax.core.masks.base import tile_kinds_of_each as tile_kinds_of_each
 from attnjax.core.masks.documents import Document as Document

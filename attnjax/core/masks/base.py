@@ -87,9 +87,13 @@ class Mask:
         return tile_kinds(self.resolve(T, S), T, S, block_q, block_k, q_positions, k_positions)
 
     def __and__(self, other: "Mask") -> "Mask":
+        if isinstance(other, Everything):
+            return self
         return And(self, other) if isinstance(other, Mask) else NotImplemented
 
     def __or__(self, other: "Mask") -> "Mask":
+        if isinstance(other, Everything):
+            return other
         return Or(self, other) if isinstance(other, Mask) else NotImplemented
 
     def __invert__(self) -> "Mask":
@@ -102,6 +106,34 @@ class Mask:
 
 def static_field() -> Any:
     return field(metadata={"static": True})
+
+
+@functools.partial(register_dataclass, data_fields=[], meta_fields=[])
+@dataclass(frozen=True, repr=False)
+class Everything(Mask):
+    """Every query may attend to every key; what a call without a mask has.
+
+    It answers in NumPy whatever it is asked, so it costs nothing when positions are traced.
+    """
+
+    def allowed(self, q_pos, k_pos):
+        return np.ones(np.broadcast_shapes(np.shape(q_pos), np.shape(k_pos)), bool)
+
+    def classify(self, q_lo, q_hi, k_lo, k_hi):
+        return np.full(np.broadcast_shapes(np.shape(q_lo), np.shape(k_lo)), FULL, np.int8)
+
+    def __and__(self, other: Mask) -> Mask:
+        return other if isinstance(other, Mask) else NotImplemented
+
+    def __or__(self, other: Mask) -> Mask:
+        return self if isinstance(other, Mask) else NotImplemented
+
+    def __repr__(self):
+        return "everything"
+
+
+everything = Everything()
+"""All pairs: the identity of `&`."""
 
 
 # ---------------------------------------------------------------- combinations

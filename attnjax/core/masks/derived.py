@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attnjax.core.masks.base import Mask
-from attnjax.core.masks.positions import prefix, window
+from attnjax.core.masks.base import Everything, Mask, everything
+from attnjax.core.masks.positions import prefix
 from attnjax.typing import Array
 
 
@@ -41,6 +41,11 @@ class HeadSlice(Mask):
         return self._part(self.mask.classify(q_lo, q_hi, k_lo, k_hi))
 
 
+def of_heads(mask: Mask, b: Array | int | None, n: Array | int, heads: int) -> Mask:
+    """The mask as example b (None: all) and heads n, ..., n + heads - 1 see it."""
+    return mask if isinstance(mask, Everything) else HeadSlice(mask, b, n, heads)
+
+
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["mask"], meta_fields=["length", "stride"]
 )
@@ -69,12 +74,12 @@ class OfRuns(Mask):
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["mask"], meta_fields=["T", "S"])
 @dataclass(frozen=True, repr=False)
 class Inside(Mask):
-    """A mask (None: all) of T queries and S keys, of tokens that go on with padding behind them.
+    """A mask of T queries and S keys, of tokens that go on with padding behind them.
 
     Keys from S on are seen by nobody; what queries from T on see does not matter.  None is no end.
     """
 
-    mask: Mask | None
+    mask: Mask
     T: int | None
     S: int | None
 
@@ -86,16 +91,14 @@ class Inside(Mask):
 
     @property
     def _ends(self) -> Mask:
-        return window(None, None) if self.S is None else prefix(self.S)
+        return everything if self.S is None else prefix(self.S)
 
     def allowed(self, q_pos: Any, k_pos: Any) -> Any:
         real = self._ends.allowed(q_pos, k_pos)
-        return real if self.mask is None else self.mask.allowed(*self._real(q_pos, k_pos)) & real
+        return self.mask.allowed(*self._real(q_pos, k_pos)) & real
 
     def classify(self, q_lo: Any, q_hi: Any, k_lo: Any, k_hi: Any) -> Any:
         inside = self._ends.classify(q_lo, q_hi, k_lo, k_hi)
-        if self.mask is None:
-            return inside
         (q_lo, k_lo), (q_hi, k_hi) = self._real(q_lo, k_lo), self._real(q_hi, k_hi)
         kind = self.mask.classify(q_lo, q_hi, k_lo, k_hi)
         return (jnp if isinstance(kind, jax.Array) else np).minimum(kind, inside)

@@ -1,16 +1,19 @@
 """Engine 1: pairwise attention.  The signature, and the choice of an implementation.
 
-An implementation runs a `call.Call` and gives the weighted sum of values, (B,N,T,D).
+An implementation runs a `request.Request` and gives the weighted sum of values, (B,N,T,D).
 """
 
 import functools
+import operator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core import dispatch, masks, normalizers
 from attnjax.core import mods as mods_
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.dispatch import Implementation, pick
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues
@@ -18,10 +21,10 @@ from attnjax.core.normalizers import Normalizer, State
 from attnjax.core.pairwise import dense
 from attnjax.core.pairwise.blockwise import Blockwise
 from attnjax.core.pairwise.cudnn import CuDNN
-from attnjax.core.pairwise.request import Request, finish, prepare
+from attnjax.core.pairwise.request import Request, Terms, finish, prepare
 from attnjax.core.pairwise.triton import Triton
 from attnjax.core.sharding import sharding_of
-from attnjax.typing import Array, Bool, Float, Int, K, Out, Positions, Q, V, Weights
+from attnjax.typing import Array, Bool, Float, Int, K, Out, Q, V, Weights
 
 Impl = Annotated[dispatch.Impl, "attend"]
 """What `impl` may be where it goes to this engine; records of ops read the engine off it."""
@@ -40,11 +43,12 @@ def attend(
     v: V | RelativeValues,
     *,
     mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
+    mask: Mask = masks.everything,
+    blocks: Selection | None = None,
     normalizer: Normalizer = normalizers.softmax,
     scale: float | Array | None = None,
-    q_positions: Positions | None = None,
-    k_positions: Positions | None = None,
+    q_positions: Array | np.ndarray | None = None,
+    k_positions: Array | np.ndarray | None = None,
     impl: Impl = None,
 ) -> Out:
     """Pairwise attention: scale * q.k -> mods in order -> mask -> normalize -> weighted sum of v.
@@ -54,37 +58,44 @@ def attend(
 
     mods         tuple of `mods.Mod`: what happens to scores
     mask         a `masks.Mask`: which pairs may attend
+    blocks       a `Selection` of blocks of keys for each block of queries, see `select`: only its
+                 pairs are seen, of which `mask` may forbid more, and the work is theirs alone.
+                 None: all
     normalizer   a `normalizers.Normalizer`: how a row of scores becomes weights
     scale        1/sqrt(H) if None; may be traced
     q_positions  (T,) and k_positions (S,), integers: what masks and mods take for positions,
-                 0, 1, 2, ... if None
+                 0, 1, 2, ... if None.  With `blocks` also (B,T,X) and (B,S,X), where the heads that
+                 select see the tokens in an order of their own (clusters, buckets)
     impl         "dense", "blockwise", "cudnn", "triton" or an Implementation: runs, or raises with
                  the reason.  None takes what is fastest here; `explain` tells which
 
     Scores, statistics and sums are float32 (float64 for float64); the result has q's dtype.  A
     row with nothing allowed gives zeros and zero gradients.  A NaN or infinity in q, k or v
-    reaches exactly the rows that may see it.  Results are bit-equal from run to run.
+    reaches exactly the rows that may see it.  Results are bit-equal from run to run.  Blocks are
+    worked on in tiles of 2^17 scores that gather the queries of a key block; memory O(T M + S).
 
-    Raises ValueError for shapes that do not fit and for an `impl` that cannot run the call,
-    TypeError for dtypes and values of the wrong kind.
+    Raises ValueError for shapes that do not fit, for an `impl` that cannot run the call and,
+    outside jit, for blocks out of range or listed twice (under jit an index out of range selects
+    nothing); TypeError for dtypes and values of the wrong kind.
     """
-    at = q_positions, k_positions
-    request = prepare(q, k, v, mods, mask, normalizer, scale, *at, tokens=sharding_of(impl))
+    request = prepare(
+        q,
+        k,
+        v,
+        mods=mods,
+        mask=mask,
+        blocks=blocks,
+        normalizer=normalizer,
+        scale=scale,
+        q_positions=q_positions,
+        k_positions=k_positions,
+        tokens=sharding_of(impl),
+    )
     return finish(request, choose("attend", impl, request).run(request))
 
 
 def attend_state(
-    q: Q,
-    k: K,
-    v: V | RelativeValues,
-    *,
-    mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
-    normalizer: Normalizer = normalizers.softmax,
-    scale: float | Array | None = None,
-    q_positions: Positions | None = None,
-    k_positions: Positions | None = None,
-    impl: Impl = None,
+    q: Q, k: K, v: V | RelativeValues, *, impl: Impl = None, **terms: Unpack[Terms]
 ) -> State:
     """What these keys leave behind for each query, to be merged with what other keys leave.
 
@@ -93,8 +104,7 @@ def attend_state(
     but for m, on which no result depends.  `join_states` turns states of disjoint keys into the
     attention over all of them.
     """
-    at = q_positions, k_positions
-    request = prepare(q, k, v, mods, mask, normalizer, scale, *at, tokens=sharding_of(impl))
+    request = prepare(q, k, v, **terms, tokens=sharding_of(impl))
     return choose_state("attend_state", impl, request).state(request)
 
 
@@ -116,21 +126,25 @@ def join_states(*states: State, normalizer: Normalizer = normalizers.softmax) ->
     return out.transpose(0, 2, 1, 3)
 
 
-def attention_weights(
-    q: Q,
-    k: K,
-    *,
-    mods: tuple[Mod, ...] = (),
-    mask: Mask | None = None,
-    normalizer: Normalizer = normalizers.softmax,
-    scale: float | Array | None = None,
-    q_positions: Positions | None = None,
-    k_positions: Positions | None = None,
-) -> Weights:
+def attention_weights(q: Q, k: K, **terms: Unpack[Terms]) -> Weights:
     """The weights that `attend` would give the values, (B,N,T,S), dense; arguments as there."""
-    v = jnp.zeros((*jnp.shape(k)[:3], 0), jnp.asarray(k).dtype)
-    request = prepare(q, k, v, mods, mask, normalizer, scale, q_positions, k_positions)
+    request = prepare(q, k, _no_values(k), **terms)
     return dense.weights(request).astype(request.dtype)
+
+
+def attention_scores(q: Q, k: K, **terms: Unpack[Terms]) -> Weights:
+    """The scores that `attend` would normalize, (B,N,T,S), dense; arguments as there.
+
+    After the scale and all mods, -inf where the mask or the selection of blocks forbids; in q's
+    dtype.  No normalizer takes part.
+    """
+    request = prepare(q, k, _no_values(k), **terms)
+    return dense.scores(request).astype(request.dtype)
+
+
+def _no_values(k: K) -> V:
+    """Values of width 0."""
+    return jnp.zeros((*jnp.shape(k)[:3], 0), jnp.asarray(k).dtype)
 
 
 def dot_product_attention(
@@ -165,9 +179,7 @@ def dot_product_attention(
     if local_window_size is not None:
         both = local_window_size
         chosen.append(masks.window(*((both, both) if isinstance(both, int) else both)))
-    combined = None
-    for m in chosen:
-        combined = m if combined is None else combined & m
+    combined = functools.reduce(operator.and_, chosen, masks.everything)
     out = attend(
         lift(query),
         lift(key),

@@ -35,7 +35,7 @@ class CuDNN:
             return "relative values"
         if request.q_positions is not None or request.k_positions is not None:
             return "explicit positions"
-        if not isinstance(request.mask, (type(None), masks.Window)):
+        if not isinstance(request.mask, masks.Everything | masks.Window):
             return f"mask {request.mask!r}: only causal and window; others would need T x S memory"
         if self.inner == "cudnn" and request.dtype not in (jnp.float16, jnp.bfloat16):
             return f"dtype {jnp.dtype(request.dtype).name}: only float16 and bfloat16"
@@ -52,7 +52,7 @@ class CuDNN:
             bias = request.mods[0].operands[0]
             bias = bias.astype(request.dtype)
         mask = request.mask
-        limits = (None, None) if mask is None else (mask.left, mask.right)  # type: ignore[union-attr]
+        limits = (mask.left, mask.right) if isinstance(mask, masks.Window) else (None, None)
         causal = limits[1] == 0
         window = None
         if limits not in ((None, None), (None, 0)):

@@ -34,7 +34,20 @@ def _weights(request: Request) -> Array:
     return normalizers.finish(request.normalizer, State(m, sums, w))
 
 
-def _unnormalized(request: Request) -> tuple[Array, Array, Rows]:
+def scores(request: Request) -> Array:
+    """The matrix of scores after all mods, (B,N,T,S); -inf where a pair is forbidden."""
+    if request.selection is not None:
+        return over_heads(_forbidden, request, jax.vmap)
+    return _forbidden(request)
+
+
+def _forbidden(request: Request) -> Array:
+    s, ok = _scores(request)
+    return s if ok is None else jnp.where(ok, s, -jnp.inf)
+
+
+def _scores(request: Request) -> tuple[Array, Array | None]:
+    """Scores after all mods, and which pairs are allowed."""
     request, tile = request.scaled(), request.whole
     ok = allowed(request.mask, tile)
     if request.selection is not None:
@@ -43,8 +56,11 @@ def _unnormalized(request: Request) -> tuple[Array, Array, Rows]:
     s = product(request.q, request.k)
     ok = None if ok is None else jnp.broadcast_to(ok, s.shape)
     s = modify(request.mods, s, cut_operands(request.mods, tile), tile, ok)
-    s = s + request.q_poison + request.k_poison
-    return normalizers.unnormalized(request.normalizer, s, ok)
+    return s + request.q_poison + request.k_poison, ok
+
+
+def _unnormalized(request: Request) -> tuple[Array, Array, Rows]:
+    return normalizers.unnormalized(request.normalizer, *_scores(request))
 
 
 def _state(request: Request) -> State:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from attnjax.core import masks, normalizers
 from attnjax.core.normalizers import Normalizer, Rows, State, reference
@@ -137,7 +136,7 @@ def _positions(request: Request) -> tuple[Array, Array]:
 
 def _mask_function(request: Request) -> tuple[Function, tuple[Array, ...]] | str | None:
     """The mask as the kernels take it and its arrays; None: no mask; or why it has no such form."""
-    if request.mask is None:
+    if isinstance(request.mask, masks.Everything):
         return None
     function = request.mask.as_function(*_positions(request), request.shape.N)
     if isinstance(function, str):
@@ -224,7 +223,8 @@ def _lists(request: Request, t: Tiling) -> tuple[Lists, Lists]:
     z, size = request.shape, (t.block_q, t.block_k)
     if (blocks := request.selection) is not None:
         bq, bk = blocks.block_q, blocks.block_k
-        whole = request.mask is None and not (z.S % bk or z.T % bq or bk % size[1] or bq % size[0])
+        cut = z.S % bk or z.T % bq or bk % size[1] or bq % size[0]
+        whole = isinstance(request.mask, masks.Everything) and not cut
         kind = lists.FULL if whole else lists.PARTIAL
         given = blocks.indices, blocks.valid
         columns = -(-z.S // bk)
@@ -232,11 +232,8 @@ def _lists(request: Request, t: Tiling) -> tuple[Lists, Lists]:
             lists.of_selection(*given, bk, size[1], kind),
             lists.of_selected(*given, columns, bq, size[0], kind),
         )
-    if request.mask is None:
-        kinds: Any = np.full((1, 1, -(-z.T // size[0]), -(-z.S // size[1])), lists.FULL, np.int8)
-    else:
-        at = request.q_positions, request.k_positions
-        kinds = masks.tile_kinds_of_each(request.mask, z.T, z.S, *size, *at)
+    at = request.q_positions, request.k_positions
+    kinds = masks.tile_kinds_of_each(request.mask, z.T, z.S, *size, *at)
     kinds = lists.with_tails(kinds, z.T, z.S, *size)
     return lists.of_kinds(kinds, size[1]), lists.of_kinds(lists.transposed(kinds), size[0])
 

@@ -3,15 +3,17 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attnjax.core.masks import Mask
-from attnjax.core.mods import Mod, RelativeValues
-from attnjax.core.normalizers import Normalizer
+from attnjax.core.blocks.selection import Selection
+from attnjax.core.masks import Everything, Mask, everything
+from attnjax.core.mods import Mod, RelativeValues, group_of
+from attnjax.core.normalizers import Normalizer, softmax
 from attnjax.core.numerics import clean, working_dtype
 from attnjax.core.pairwise import relative
 from attnjax.core.pairwise.operands import Shape, Tile, cut_to_tile, lay_out, span, token_axes
@@ -39,8 +41,8 @@ class Request:
                infinity.  The arrays themselves hold zeros there.  Poison is added to scores before
                the mask, so that a bad key spoils exactly the rows that may see it: 0 * NaN in a
                matrix product would spoil the others, too.
-    selection  the blocks of keys that each block of queries attends to, or None: all of them;
-               positions may then be (B,X,T) and (B,X,S)
+    selection  the blocks of keys that each block of queries attends to, laid out (B,X,U,M), or
+               None: all of them; positions may then be (B,X,T) and (B,X,S)
     """
 
     q: Array
@@ -50,17 +52,17 @@ class Request:
     v_table: Array | None
     mods: tuple[Mod, ...]
     normalizer: Normalizer
-    mask: Mask | None
+    mask: Mask
     q_positions: Array | None
     k_positions: Array | None
     q_poison: Array
     k_poison: Array
-    selection: "Blocks | None"
+    selection: Selection | None
     shape: Shape
     dtype: jnp.dtype
 
     @property
-    def blocks(self) -> "Blocks":
+    def blocks(self) -> Selection:
         """The selection of a call that has one."""
         if self.selection is None:
             raise ValueError("attend: the call selects no blocks")
@@ -78,24 +80,6 @@ class Request:
             span(0, z.T, self.q_positions),
             span(0, z.S, self.k_positions),
         )
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["indices", "valid"],
-    meta_fields=["block_q", "block_k"],
-)
-@dataclass(frozen=True)
-class Blocks:
-    """A `select.Selection` laid out: indices and valid (B,X,U,M), for blocks of these sizes.
-
-    X is 1, K or N; U blocks of queries; an index is in range where it is valid.
-    """
-
-    indices: Array
-    valid: Array
-    block_q: int
-    block_k: int
 
 
 OnTokens = Callable[[Array, int], Array]  # (array, the axis along which its tokens are) -> array
@@ -184,9 +168,9 @@ def weighted_values(w: Array, v: Array, v_table: Array | None, tile: Tile) -> Ar
     return out if v_table is None else out + relative.sum_by_distance(w, v_table, tile)
 
 
-def allowed(mask: Mask | None, tile: Tile) -> Array | None:
-    """The mask on a tile, broadcastable to (B,N,t,s); None allows everything."""
-    if mask is None:
+def allowed(mask: Mask, tile: Tile) -> Array | None:
+    """The mask on a tile, broadcastable to (B,N,t,s); None where all of any tile is allowed."""
+    if isinstance(mask, Everything):
         return None
     m = jnp.asarray(mask.allowed(tile.q.positions[:, None], tile.k.positions[None, :]))
     return m if m.ndim == 4 else m[None, None]
@@ -224,8 +208,8 @@ def check_qkv(engine: str, q: Array, k: Array, v: Array) -> Shape:
 
 
 def _positions(
-    name: str, letter: str, x: Array | None, length: int, heads: tuple[int, int] | None
-) -> Array | None:
+    name: str, letter: str, x: Array | np.ndarray | None, length: int, heads: tuple[int, int] | None
+) -> Any:
     """(length,); or (B,length,X) with (B, X) = `heads`, laid out (B,X,length)."""
     if x is None:
         return None
@@ -239,17 +223,30 @@ def _positions(
     return x if np.ndim(x) == 1 else jnp.swapaxes(x, 1, 2)
 
 
+class Terms(TypedDict, total=False):
+    """What there is to say about an attention besides q, k, v; `attend` tells what each means."""
+
+    mods: tuple[Mod, ...]
+    mask: Mask
+    blocks: Selection | None
+    normalizer: Normalizer
+    scale: float | Array | None
+    q_positions: Array | np.ndarray | None
+    k_positions: Array | np.ndarray | None
+
+
 def prepare(
     q: Array,
     k: Array,
     v: Array | RelativeValues,
-    mods: tuple[Mod, ...],
-    mask: Mask | None,
-    normalizer: Normalizer,
-    scale: float | Array | None,
-    q_positions: Array | None,
-    k_positions: Array | None,
-    selection: Blocks | None = None,
+    *,
+    mods: tuple[Mod, ...] = (),
+    mask: Mask = everything,
+    blocks: Selection | None = None,
+    normalizer: Normalizer = softmax,
+    scale: float | Array | None = None,
+    q_positions: Array | np.ndarray | None = None,
+    k_positions: Array | np.ndarray | None = None,
     tokens: SequenceSharding = LOCAL,
 ) -> Request:
     """Checks the arguments of `attend` and lays them out; `tokens` tells where the others are."""
@@ -258,33 +255,21 @@ def prepare(
         v, v_table = v.v, v.table
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     z = check_qkv("attend", q, k, v)
-    if not q.dtype == k.dtype == v.dtype:
-        raise TypeError(
-            f"attend: q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}, expected one dtype"
-        )
-    given, dtype = q.dtype, working_dtype(q.dtype)
-    if isinstance(mods, Mod):
-        mods = (mods,)
-    for i, m in enumerate(mods):
-        if not isinstance(m, Mod):
-            raise TypeError(
-                f"attend: mods[{i}] is {type(m).__name__}, expected a Mod, see mods.mod"
-            )
-    if mask is not None and not isinstance(mask, Mask):
-        raise TypeError(
-            f"attend: mask is {type(mask).__name__}, expected a Mask; an array is masks.array(x)"
-        )
-    if not isinstance(normalizer, Normalizer):
-        raise TypeError(
-            f"attend: normalizer is {normalizer!r}, expected a Normalizer such as "
-            "normalizers.softmax or normalizers.softpick()"
-        )
+    dtype = working_dtype(_one_dtype(q, k, v))
+    mods = _checked_mods(mods)
+    _check_kinds(mask, blocks, normalizer)
     if scale is None:
         scale = z.H**-0.5 if z.H else 1.0
     scale = jnp.asarray(scale, dtype)
+    heads = None
+    if blocks is not None:
+        blocks = blocks.laid_out(z, tokens.columns(z.S), group_of(mods))
+        heads = z.B, blocks.indices.shape[1]
+        at = (None if x is None else jnp.asarray(x) for x in (q_positions, k_positions))
+        q_positions, k_positions = at
+    given = q.dtype
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
     q = q.astype(dtype) * scale if scale.ndim else q.astype(dtype)
-    heads = None if selection is None else (z.B, selection.indices.shape[1])
     return Request(
         q=q.transpose(0, 2, 1, 3),
         k=k.astype(dtype).transpose(0, 2, 1, 3),
@@ -293,15 +278,51 @@ def prepare(
         v_table=None if v_table is None else v_table.astype(dtype),
         mods=tuple(m.laid_out(z, dtype, tokens) for m in mods),
         normalizer=normalizer.laid_out(z, dtype),
-        mask=None if mask is None else mask.resolve(*tokens.lengths(z.T, z.S)),
+        mask=mask.resolve(*tokens.lengths(z.T, z.S)),
         q_positions=_positions("q_positions", "T", q_positions, z.T, heads),
         k_positions=_positions("k_positions", "S", k_positions, z.S, heads),
         q_poison=lay_out("query", q_bad.astype(dtype), z),
         k_poison=lay_out("key", (k_bad + v_bad).astype(dtype), z),
-        selection=selection,
+        selection=blocks,
         shape=z,
         dtype=given,
     )
+
+
+def _one_dtype(q: Array, k: Array, v: Array) -> jnp.dtype:
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(
+            f"attend: q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}, expected one dtype"
+        )
+    return q.dtype
+
+
+def _checked_mods(mods: Any) -> tuple[Mod, ...]:
+    if isinstance(mods, Mod):
+        return (mods,)
+    for i, m in enumerate(mods):
+        if not isinstance(m, Mod):
+            raise TypeError(
+                f"attend: mods[{i}] is {type(m).__name__}, expected a Mod, see mods.mod"
+            )
+    return tuple(mods)
+
+
+def _check_kinds(mask: Any, blocks: Any, normalizer: Any) -> None:
+    if not isinstance(mask, Mask):
+        raise TypeError(
+            f"attend: mask is {'None' if mask is None else type(mask).__name__}, expected a Mask; "
+            "no mask is masks.everything, an array is masks.array(x)"
+        )
+    if blocks is not None and not isinstance(blocks, Selection):
+        raise TypeError(
+            f"attend: blocks is {type(blocks).__name__}, expected None or a Selection, see select"
+        )
+    if not isinstance(normalizer, Normalizer):
+        raise TypeError(
+            f"attend: normalizer is {normalizer!r}, expected a Normalizer such as "
+            "normalizers.softmax or normalizers.softpick()"
+        )
 
 
 def finish(request: Request, out: Array) -> Array:

@@ -40,15 +40,12 @@ class TileList:
     used: Array | None = None
 
 
-def tile_list(mask: Mask | None, z: Shape, block_q: int, block_k: int, q_positions, k_positions):
+def tile_list(mask: Mask, z: Shape, block_q: int, block_k: int, q_positions, k_positions):
     """The tiles of a call that hold anything, or may."""
     rows, columns = -(-z.T // block_q), -(-z.S // block_k)
     tail = np.zeros((rows, columns), bool)
     tail[:, -1] = z.S % block_k != 0  # padded keys must be masked
-    if mask is None:
-        kind = np.full((rows, columns), FULL, np.int8)
-    else:
-        kind = tile_kinds(mask, z.T, z.S, block_q, block_k, q_positions, k_positions)
+    kind = tile_kinds(mask, z.T, z.S, block_q, block_k, q_positions, k_positions)
     row, column = (x.ravel() for x in np.indices((rows, columns), np.int32))
     if isinstance(kind, jax.Array):
         kind = jnp.where(tail & (kind == FULL), PARTIAL, kind).ravel().astype(jnp.int32)
@@ -82,7 +79,7 @@ def whole_groups(size: int, group: int) -> int:
 
 
 def choose_blocks(
-    mask: Mask | None, z: Shape, q_positions, k_positions, group: int = 1
+    mask: Mask, z: Shape, q_positions, k_positions, group: int = 1
 ) -> tuple[int, int]:
     """The tile sizes with the least estimated time for the mask, T, S and number of heads.
 

@@ -22,7 +22,7 @@ def sink_window_attention(
     *,
     sinks: int = 4,
     window: int,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Causal attention over `sinks` first keys and the last `window`, the query's own among them.
@@ -32,7 +32,7 @@ def sink_window_attention(
     if window < 1:
         raise ValueError(f"window: {window}; expected at least 1, the query's own place")
     kept = masks.causal & (masks.window(window - 1) | masks.sinks(sinks))
-    return attend(q, k, v, mask=kept if mask is None else kept & mask, impl=impl)
+    return attend(q, k, v, mask=kept & mask, impl=impl)
 
 
 OPS = (

@@ -69,7 +69,7 @@ def exponential_attention_full(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     )
 
 
-def _uniform(mask: masks.Mask | None) -> Limit:
+def _uniform(mask: masks.Mask) -> Limit:
     return Limit(
         "k = 0 gives the mean of the values it sees",
         {"k": fill(0.0)},
@@ -79,5 +79,7 @@ def _uniform(mask: masks.Mask | None) -> Limit:
 
 OPS = (
     Op(exponential_attention, papers=(158,), limits=(_uniform(masks.causal),)),
-    Op(exponential_attention_full, papers=(158,), reads="all", limits=(_uniform(None),)),
+    Op(
+        exponential_attention_full, papers=(158,), reads="all", limits=(_uniform(masks.everything),)
+    ),
 )

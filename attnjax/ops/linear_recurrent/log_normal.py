@@ -69,7 +69,7 @@ def match_moments(q: Q, k: K, a: float = 0.1486, b: float = -0.3549) -> tuple[Ar
     return divide(s, q_std), divide(s, k_std)
 
 
-def _uniform(mask: masks.Mask | None) -> Limit:
+def _uniform(mask: masks.Mask) -> Limit:
     return Limit(
         "alpha = beta = 0 gives the mean of the values it sees",
         {"alpha": fill(0.0), "beta": fill(0.0)},
@@ -86,6 +86,6 @@ OPS = (
         papers=(158,),
         reads="all",
         draw=_INPUTS,
-        limits=(_uniform(None),),
+        limits=(_uniform(masks.everything),),
     ),
 )

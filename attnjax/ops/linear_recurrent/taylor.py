@@ -33,7 +33,13 @@ def taylor_shift(
 
 
 def taylor_shift_direct(
-    q: Q, k: K, v: V, temperature: PerHead, *, mask: masks.Mask | None = None, impl: Impl = None
+    q: Q,
+    k: K,
+    v: V,
+    temperature: PerHead,
+    *,
+    mask: masks.Mask = masks.everything,
+    impl: Impl = None,
 ) -> Out:
     """The direct form, faster for few tokens; any mask."""
     q, k, scale = features.cosine(wide(q)), features.cosine(wide(k)), wide(temperature)[:, None]

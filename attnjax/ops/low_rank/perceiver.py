@@ -25,7 +25,12 @@ from attnjax.typing import Array, Float, K, Out, Q, V
 
 
 def perceiver_attention(
-    q: Q | Float[Array, "L N H"], k: K, v: V, *, mask: masks.Mask | None = None, impl: Impl = None
+    q: Q | Float[Array, "L N H"],
+    k: K,
+    v: V,
+    *,
+    mask: masks.Mask = masks.everything,
+    impl: Impl = None,
 ) -> Out:
     """What each latent reads from the inputs, time O(L S).
 

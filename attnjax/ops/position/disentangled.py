@@ -27,7 +27,7 @@ def disentangled_attention(
     q_rel: Float[Array, "R N H"],
     k_rel: Float[Array, "R N H"],
     *,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Both tables hold 2m vectors for each of the N heads, the distances -m .. m - 1."""

@@ -20,7 +20,7 @@ from attnjax.typing import K, Out, Q, V
 
 
 def dual_triangle_attention(
-    q: Q, k: K, v: V, *, mask: masks.Mask | None = None, impl: Impl = None
+    q: Q, k: K, v: V, *, mask: masks.Mask = masks.everything, impl: Impl = None
 ) -> Out:
     """Two triangles that share the diagonal; H and D even. `mask` forbids more pairs."""
     for name, x in (("q", q), ("v", v)):
@@ -28,8 +28,8 @@ def dual_triangle_attention(
             raise ValueError(f"{name}: width {x.shape[-1]}; expected an even width, one half each")
     past, future = masks.window(None, 0), masks.window(0, None)
     (q1, q2), (k1, k2), (v1, v2) = (jnp.split(x, 2, axis=-1) for x in (q, k, v))
-    back = attend(q1, k1, v1, mask=past if mask is None else mask & past, impl=impl)
-    ahead = attend(q2, k2, v2, mask=future if mask is None else mask & future, impl=impl)
+    back = attend(q1, k1, v1, mask=mask & past, impl=impl)
+    ahead = attend(q2, k2, v2, mask=mask & future, impl=impl)
     return jnp.concatenate([back, ahead], axis=-1)
 
 

@@ -27,7 +27,7 @@ def shaw_relative_attention(
     table_k: Float[Array, "R H"],
     table_v: Float[Array, "R D"],
     *,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Tables have R = 2m + 1 rows, distances -m .. m, and are shared by all heads.

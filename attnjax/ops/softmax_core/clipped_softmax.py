@@ -27,7 +27,7 @@ def clipped_softmax_attention(
     *,
     gamma: float = -0.03,
     zeta: float = 1.0,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Softmax stretched to [gamma, zeta] and cut to [0, 1]: weights can be exactly zero or one.
@@ -40,7 +40,7 @@ def clipped_softmax_attention(
 
 
 def gated_attention(
-    q: Q, k: K, v: V, gate: PerQuery, *, mask: masks.Mask | None = None, impl: Impl = None
+    q: Q, k: K, v: V, gate: PerQuery, *, mask: masks.Mask = masks.everything, impl: Impl = None
 ) -> Out:
     """Softmax attention times the sigmoid of `gate`, one number for each token and head."""
     out = wide(attend(q, k, v, mask=mask, impl=impl))

@@ -12,9 +12,7 @@ from attnjax.op import Limit, Op
 from attnjax.typing import K, Out, Q, V
 
 
-def cog_attention(
-    q: Q, k: K, v: V, *, mask: masks.Mask | None = masks.causal, impl: Impl = None
-) -> Out:
+def cog_attention(q: Q, k: K, v: V, *, mask: masks.Mask = masks.causal, impl: Impl = None) -> Out:
     """Weights in [-1, 1] whose absolute values sum to one."""
     return attend(q, k, v, mask=mask, normalizer=normalizers.signed, impl=impl)
 

@@ -21,13 +21,19 @@ from attnjax.op import Limit, Op, by_sizes, normal
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
-def luong_dot(q: Q, k: K, v: V, *, mask: masks.Mask | None = None, impl: Impl = None) -> Out:
+def luong_dot(q: Q, k: K, v: V, *, mask: masks.Mask = masks.everything, impl: Impl = None) -> Out:
     """The plain dot product, not divided by sqrt(H)."""
     return attend(q, k, v, mask=mask, scale=1.0, impl=impl)
 
 
 def luong_general(
-    q: Q, k: K, v: V, w: Float[Array, "H H"], *, mask: masks.Mask | None = None, impl: Impl = None
+    q: Q,
+    k: K,
+    v: V,
+    w: Float[Array, "H H"],
+    *,
+    mask: masks.Mask = masks.everything,
+    impl: Impl = None,
 ) -> Out:
     """The bilinear score q_i^T w k_j."""
     turned = (finite(q) @ wide(w)).astype(q.dtype)
@@ -43,7 +49,7 @@ def luong_concat(
     w_key: Float[Array, "H R"],
     w_score: Float[Array, " R"],
     *,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """The score w_score . tanh(q_i w_query + k_j w_key); W is w_query above w_key."""
@@ -52,7 +58,7 @@ def luong_concat(
 
 
 def luong_location(
-    q: Q, v: V, w: Float[Array, "S H"], *, mask: masks.Mask | None = None, impl: Impl = None
+    q: Q, v: V, w: Float[Array, "S H"], *, mask: masks.Mask = masks.everything, impl: Impl = None
 ) -> Out:
     """The score of place j is row j of `w` times q_i: no keys, and S is fixed by `w`."""
     places = jnp.broadcast_to(w.astype(q.dtype)[None, :, None], (*v.shape[:3], w.shape[1]))

@@ -22,11 +22,11 @@ from attnjax.typing import Array, K, Out, PerQuery, Q, V
 
 
 def luong_local_monotonic(
-    q: Q, k: K, v: V, *, radius: int = 10, mask: masks.Mask | None = None, impl: Impl = None
+    q: Q, k: K, v: V, *, radius: int = 10, mask: masks.Mask = masks.everything, impl: Impl = None
 ) -> Out:
     """Local-m: dot scores over the keys at most `radius` from the query's place; `mask` adds."""
     near = masks.window(radius, radius)
-    return luong_dot(q, k, v, mask=near if mask is None else mask & near, impl=impl)
+    return luong_dot(q, k, v, mask=mask & near, impl=impl)
 
 
 def luong_local_predictive(
@@ -36,7 +36,7 @@ def luong_local_predictive(
     center: PerQuery,
     *,
     radius: int = 10,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Local-p: dot scores around `center`, real places in [0, S]; gradients reach them.
@@ -51,7 +51,7 @@ def luong_local_predictive(
     center = jnp.moveaxis(wide(center), 2, 1)[..., None]
     off = jnp.arange(k.shape[1], dtype=center.dtype)[None, None, None] - center  # (B,N,T,S)
     near = jnp.abs(off) <= radius
-    seen = masks.array(near) if mask is None else mask & masks.array(near)
+    seen = mask & masks.array(near)
     weights = attention_weights(wide(q), wide(k), mask=seen, scale=1.0)
     bell = jnp.exp(-2 * jnp.square(jnp.where(near, off, 0.0) / radius))  # sigma = radius / 2
     given = mods.mod(_instead, pair=weights * bell)

@@ -24,7 +24,7 @@ def pointer_attention(
     w_key: Float[Array, "H R"],
     w_score: Float[Array, " R"],
     *,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
 ) -> Weights:
     """Probabilities (B,N,T,S) of each input for each step: q decoder states, k encoder states.
 

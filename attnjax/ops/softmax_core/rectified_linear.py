@@ -25,7 +25,7 @@ def rela(
     v: V,
     gain: Float[Array, "N D"],
     *,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Attends by relu(score) and norms the concatenated heads; `gain` is (N, D).
@@ -43,7 +43,7 @@ def rela_gated(
     gain: Float[Array, "N D"],
     gate: Float[Array, "N D"],
     *,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """`rela` times sigmoid(gate x), x the output before the norm; `gate` is w, (N, D)."""

@@ -16,7 +16,7 @@ from attnjax.typing import K, Out, Q, V
 
 
 def softpick_attention(
-    q: Q, k: K, v: V, *, mask: masks.Mask | None = masks.causal, impl: Impl = None
+    q: Q, k: K, v: V, *, mask: masks.Mask = masks.causal, impl: Impl = None
 ) -> Out:
     """Weights in [0, 1) with sums at most one; a query may attend to nothing."""
     return attend(q, k, v, mask=mask, normalizer=normalizers.softpick(eps=1e-6), impl=impl)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import masks
-from attnjax.core.blocks import select, selection
+from attnjax.core.blocks import select
 from attnjax.core.numerics import wide
-from attnjax.core.pairwise.attend import Impl
+from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.scan.convolution import depthwise
 from attnjax.op import Draw, Limit, Op, Sizes, by_sizes, grid, square_grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -54,17 +54,10 @@ def bi_level_routing_attention(
     means = lambda x: select.mean_pool(jnp.where(real[:, None, None], x, 0), size) * (size / count)
     queries, keys = cells(q), cells(k)
     affinity = select.over_group(select.dot_scores(means(queries), means(keys)), 1)
-    out = selection.attend_selected(
-        queries,
-        keys,
-        cells(v),
-        select.top_k(affinity, top_k),
-        block_q=size,
-        block_k=size,
-        mask=None if real.all() else masks.prefix(T),
-        k_positions=order,
-        impl=impl,
-    )[:, np.argsort(order, kind="stable")[:T]]
+    chosen = select.top_k(affinity, top_k, block_q=size, block_k=size)
+    inside = masks.everything if real.all() else masks.prefix(T)
+    out = attend(queries, keys, cells(v), blocks=chosen, mask=inside, k_positions=order, impl=impl)
+    out = out[:, np.argsort(order, kind="stable")[:T]]
     if kernel is None:
         return out
     image = jnp.repeat(v, N // heads, axis=2).reshape(B, *shape, N * D)

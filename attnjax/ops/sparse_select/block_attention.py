@@ -28,7 +28,7 @@ def block_attention(
     v: TokenV,
     blocks: Int[Array, "*B T"],
     *,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Causal attention inside blocks; the tokens of the last block see everything before them.
@@ -46,7 +46,7 @@ def block_attention(
     last = ids == ids.max(-1, keepdims=True)
     to_all = masks.document(last.astype(np.int32) - 1, -(ids < 0).astype(np.int32))
     seen = masks.causal & (masks.document(ids) | to_all)
-    return attend(q, k, v, mask=seen if mask is None else seen & mask, impl=impl)
+    return attend(q, k, v, mask=seen & mask, impl=impl)
 
 
 def reindex(k: K, offset: int | Int[Array, " B"], *, base: float = 10000.0) -> K:

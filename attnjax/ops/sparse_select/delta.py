@@ -34,7 +34,7 @@ def delta_attention(
     sparse: masks.Mask | Sparse = STREAMING,
     gamma: int = 64,
     dense_last: int = 0,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Sparse causal attention with every `gamma`-th query dense, and the others moved as it was.
@@ -46,7 +46,7 @@ def delta_attention(
     T, S = q.shape[1], k.shape[1]
     if gamma < 1 or not 0 <= dense_last:
         raise ValueError(f"gamma, dense_last: {gamma}, {dense_last}; expected at least 1 and 0")
-    seen = masks.causal if mask is None else masks.causal & mask
+    seen = masks.causal & mask
     if isinstance(sparse, masks.Mask):
         few = wide(attend(q, k, v, mask=seen & sparse, impl=impl))
     else:

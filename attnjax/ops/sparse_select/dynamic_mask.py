@@ -19,9 +19,9 @@ import numpy as np
 from jax import lax
 
 from attnjax.core import masks, mods
-from attnjax.core.blocks import select, selection
+from attnjax.core.blocks import select
 from attnjax.core.numerics import finite, wide
-from attnjax.core.pairwise.attend import Impl
+from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, Int, K, Out, Q, V
@@ -36,7 +36,7 @@ def dynamic_mask_attention(
     *,
     window: int = 2048,
     block_size: int = 64,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Causal attention to at most `window` keys; gradients reach w (K * D, K) and a by delta.
@@ -57,17 +57,9 @@ def dynamic_mask_attention(
     ahead = jnp.swapaxes(ends, 2, 3) - np.arange(0, T, block_size)[:, None, None]
     ahead = select.causal_scores(ahead.astype(read.dtype), block_size, block_size)
     seen = masks.causal & _Until(jnp.repeat(jnp.moveaxis(last, 2, 1), N // heads, axis=1))
-    return selection.attend_selected(
-        q,
-        k,
-        v,
-        select.threshold(ahead, 0.0),
-        block_q=block_size,
-        block_k=block_size,
-        mods=(mods.mod(jnp.add, key=jnp.exp(log_delta)),),
-        mask=seen if mask is None else seen & mask,
-        impl=impl,
-    )
+    chosen = select.threshold(ahead, 0.0, block_q=block_size, block_k=block_size)
+    delta = mods.mod(jnp.add, key=jnp.exp(log_delta))
+    return attend(q, k, v, blocks=chosen, mods=(delta,), mask=seen & mask, impl=impl)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["last"], meta_fields=[])

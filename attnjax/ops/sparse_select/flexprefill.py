@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import masks
-from attnjax.core.blocks import select, selection
+from attnjax.core.blocks import select
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite
-from attnjax.core.pairwise.attend import Impl, attention_weights
+from attnjax.core.pairwise.attend import Impl, attend, attention_weights
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, K, Out, Q, TokenK, TokenV
@@ -37,7 +38,7 @@ def flexprefill(
     gamma: float = 0.95,
     tau: float = 0.1,
     min_budget: int = 1024,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Causal attention of a prompt, T = S, for inference: its last queries choose for all of it.
@@ -46,15 +47,12 @@ def flexprefill(
     depends on nothing later is `flexprefill_by_query`.
     """
     chosen = flexprefill_selection(q, k, block_size, gamma, tau, min_budget)
-    seen = masks.causal if mask is None else masks.causal & mask
-    return selection.attend_selected(
-        q, k, v, chosen, block_q=block_size, block_k=block_size, mask=seen, impl=impl
-    )
+    return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
 
 
 def flexprefill_selection(
     q: Q, k: K, block_size: int, gamma: float, tau: float, min_budget: int
-) -> selection.Selection:
+) -> Selection:
     """The blocks that `flexprefill` attends to: entry b of row u tells whether it sees block b."""
     T, t, scale = q.shape[1], min(block_size, q.shape[1]), q.shape[-1] ** -0.5
     if k.shape[1] != T:
@@ -64,11 +62,12 @@ def flexprefill_selection(
     u, b = np.indices((n := means.shape[1], n))
     scores = select.dot_scores(select.mean_pool(q, block_size), means) * scale
     share = jax.nn.softmax(jnp.where((b <= u)[:, None], scores, -jnp.inf))
-    pairs = _members(select.top_p_of_head(share, gamma))
+    pairs = _members(select.top_p_of_head(share, gamma, block_k=block_size))
     w = attention_weights(last, k, mask=masks.window(None, T - t))  # causal, for the last t
     key = np.arange(T - t, T)[:, None] - np.arange(T)  # where query i meets diagonal d
     shifted = jnp.where(key >= 0, jnp.take_along_axis(w, np.abs(key)[None, None], -1), 0.0)
-    column, diagonal = (_members(select.top_p(x.sum(2)[:, None], gamma)) for x in (w, shifted))
+    lines_of = lambda x: _members(select.top_p(x.sum(2)[:, None], gamma, block_k=1))
+    column, diagonal = lines_of(w), lines_of(shifted)
     first, end = (u - b - 1) * block_size + 1, np.minimum((u + 1) * block_size, T) - b * block_size
     lines = _any(column, b * block_size, (b + 1) * block_size) | _any(diagonal, first, end)
 
@@ -79,7 +78,8 @@ def flexprefill_selection(
     rank = select.causal_scores(scores, block_size, block_size).at[..., 0].set(jnp.inf)
     least = jnp.sort(rank)[..., -min(max(2, -(-min_budget // block_size)), n)][..., None]
     chosen = (chosen | (rank >= least)) & (b <= u)[:, None]
-    return selection.Selection(jnp.broadcast_to(jnp.arange(n), chosen.shape), chosen)
+    indices = jnp.broadcast_to(jnp.arange(n), chosen.shape)
+    return Selection(indices, chosen, block_size, block_size)
 
 
 def js_distance(a: Array, b: Array) -> Array:
@@ -88,7 +88,7 @@ def js_distance(a: Array, b: Array) -> Array:
     return jnp.sqrt(jnp.maximum((term(a) + term(b)).sum(-1) / 2, 0.0))
 
 
-def _members(chosen: selection.Selection) -> Array:
+def _members(chosen: Selection) -> Array:
     return jnp.take_along_axis(chosen.valid, jnp.argsort(chosen.indices, axis=-1), axis=-1)
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import masks
-from attnjax.core.blocks import select, selection
-from attnjax.core.pairwise.attend import Impl
+from attnjax.core.blocks import select
+from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
@@ -30,7 +30,7 @@ def flexprefill_by_query(
     *,
     block_size: int = 64,
     gamma: float = 0.95,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Causal attention; each query of each head takes as many blocks as its mass asks for.
@@ -42,10 +42,8 @@ def flexprefill_by_query(
     between = (np.arange(scores.shape[-1]) > 0) & jnp.isfinite(ranked)
     mass = jax.nn.softmax(jnp.where(between, scores, -1e30))
     mass = jnp.where(between, mass, jnp.where(ranked > -jnp.inf, jnp.inf, 0.0))
-    seen = masks.causal if mask is None else masks.causal & mask
-    return selection.attend_selected(
-        q, k, v, select.top_p(mass, gamma), block_q=1, block_k=block_size, mask=seen, impl=impl
-    )
+    chosen = select.top_p(mass, gamma, block_k=block_size)
+    return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
 
 
 OPS = (

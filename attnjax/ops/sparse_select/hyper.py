@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import masks, mods
-from attnjax.core.blocks import selection
 from attnjax.core.blocks.order import bucket_order, gray_codes, sample_keys, take_tokens
 from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.normalizers import State
 from attnjax.core.numerics import wide
-from attnjax.core.pairwise.attend import Impl, join_states
+from attnjax.core.pairwise.attend import Impl, attend_state, join_states
 from attnjax.op import Limit, Op, Sizes, by_sizes, uniform
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -35,7 +35,7 @@ def hyper_attention(
     *,
     block_size: int = 256,
     density: Float[Array, "B S K"] | None = None,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Softmax attention, estimated from block_size + m keys a query; `mask` forbids more.
@@ -65,22 +65,14 @@ def blocks_and_samples(
     order = bucket_order(buckets)
     at, log_weight = sample_keys(draws, density, length)
     block = jnp.take_along_axis(jnp.argsort(order, axis=1) // block_size, at, axis=1)
-    seen = None if mask is None else mask_of_tokens(mask, T, S)
+    seen = mask_of_tokens(mask, T, S)
 
     def state(tokens: Array, number: Array, size: int, *weigh: mods.Mod) -> State:
-        chosen = selection.Selection(number[..., None], own[..., None] >= 0)
+        chosen = Selection(number[..., None], own[..., None] >= 0, 1, size)
         keys, values = (take_tokens(x, tokens) for x in (k, v))
-        return selection.selected_state(
-            q,
-            keys,
-            values,
-            chosen,
-            block_q=1,
-            block_k=size,
-            mods=weigh,
-            mask=seen,
-            k_positions=jnp.repeat(tokens, N // heads, axis=2),
-            impl=impl,
+        places = jnp.repeat(tokens, N // heads, axis=2)
+        return attend_state(
+            q, keys, values, blocks=chosen, mods=weigh, mask=seen, k_positions=places, impl=impl
         )
 
     weigh = mods.mod(_weigh, query=own, key=(block, log_weight))

@@ -38,7 +38,7 @@ def hyper_attention_causal(
     block_size: int = 256,
     threshold: int = 4096,
     density: Float[Array, "B S K"] | None = None,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Causal attention from threshold + (block_size + m) log(T / threshold) keys a query, at most.
@@ -52,7 +52,7 @@ def hyper_attention_causal(
     (T, N), (S, heads) = q.shape[1:3], k.shape[1:3]
     number = lambda n: np.arange(n) // threshold
     near = masks.causal & masks.document(number(T), number(S))
-    near = near if mask is None else near & mask
+    near = near & mask
     parts = [attend_state(wide(q), wide(k), wide(v), mask=near, impl=impl)]
     of_queries, of_keys, R = gray_codes(q, planes), gray_codes(k, planes), planes.shape[1]
     length = threshold

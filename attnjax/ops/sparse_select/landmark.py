@@ -27,7 +27,7 @@ from attnjax.typing import Array, K, Out, Q, V
 
 
 def landmark_attention(
-    q: Q, k: K, v: V, *, block: int = 50, mask: masks.Mask | None = None, impl: Impl = None
+    q: Q, k: K, v: V, *, block: int = 50, mask: masks.Mask = masks.everything, impl: Impl = None
 ) -> Out:
     """Causal attention over blocks of `block` tokens with a landmark token behind each.
 
@@ -35,7 +35,7 @@ def landmark_attention(
     its landmark. A landmark's own query attends as a token of its block does, to all tokens of it
     but itself. `mask` forbids more; without its landmark a block is not seen from behind.
     """
-    seen = masks.causal if mask is None else masks.causal & mask
+    seen = masks.causal & mask
     return attend(q, k, v, mods=(gated_by_landmarks(block),), mask=seen, impl=impl)
 
 

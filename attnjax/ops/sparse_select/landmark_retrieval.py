@@ -15,13 +15,14 @@ rotated for each query.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 
 from attnjax.core import masks
-from attnjax.core.blocks import select, selection
+from attnjax.core.blocks import select
 from attnjax.core.numerics import wide
-from attnjax.core.pairwise.attend import Impl, join_states
+from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
 from attnjax.core.positions import rotary
 from attnjax.op import Limit, Op
 from attnjax.ops.sparse_select.landmark import gated_by_landmarks, landmark_attention
@@ -37,7 +38,7 @@ def landmark_retrieval(
     top_k: int = 4,
     heads: int | None = None,
     base: float | None = None,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """`landmark_attention` to the query's own block and to the `top_k` earlier ones it retrieves.
@@ -62,17 +63,17 @@ def landmark_retrieval(
     recent = lambda b: jnp.arange(T)[:, None, None] // group - b <= top_k
     scores = jnp.where(recent(jnp.arange(n)), *(_of_landmarks(*x, block, n) for x in (near, far)))
     scores = scores.reshape(*scores.shape[:2], heads or N, -1, n).max(3)
-    chosen = select.top_k(select.causal_scores(scores, 1, group), min(top_k + 1, n))
-    seen = masks.causal if mask is None else masks.causal & mask
-    options = {"block_q": 1, "block_k": group, "mods": (gate,), "mask": seen, "impl": impl}
+    ranked = select.causal_scores(scores, 1, group)
+    chosen = select.top_k(ranked, min(top_k + 1, n), block_k=group)
+    seen = masks.causal & mask
     if base is None:
-        return selection.attend_selected(q, k, v, chosen, **options)
+        return attend(q, k, v, mods=(gate,), mask=seen, blocks=chosen, impl=impl)
+    state = partial(attend_state, mods=(gate,), mask=seen, impl=impl)
     which = recent(chosen.indices)
-    parts = (
-        selection.selected_state(*x, wide(v), replace(chosen, valid=chosen.valid & here), **options)
-        for x, here in ((near, which), (far, ~which))
-    )
-    return join_states(*parts).astype(q.dtype)
+    of = lambda here: replace(chosen, valid=chosen.valid & here)
+    close = state(*near, wide(v), blocks=of(which))
+    distant = state(*far, wide(v), blocks=of(~which))
+    return join_states(close, distant).astype(q.dtype)
 
 
 def _of_landmarks(q: Q, k: K, block: int, n: int) -> select.BlockScores:

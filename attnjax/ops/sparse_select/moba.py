@@ -10,8 +10,9 @@ Limits: top_k of all blocks is causal attention; top_k = 1 is causal attention i
 """
 
 from attnjax.core import masks
-from attnjax.core.blocks import select, selection
-from attnjax.core.pairwise.attend import Impl
+from attnjax.core.blocks import select
+from attnjax.core.blocks.selection import Selection
+from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
@@ -24,7 +25,7 @@ def moba(
     *,
     block_size: int = 512,
     top_k: int = 3,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Causal attention to `top_k` blocks of `block_size` keys, the query's own among them.
@@ -34,16 +35,13 @@ def moba(
     the middle of training: it has no parameters. top_k from 1 to the number of blocks.
     """
     chosen = moba_blocks(q, k, block_size, top_k)
-    seen = masks.causal if mask is None else masks.causal & mask
-    return selection.attend_selected(
-        q, k, v, chosen, block_q=1, block_k=block_size, mask=seen, impl=impl
-    )
+    return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
 
 
-def moba_blocks(q: Q, k: K, block_size: int, top_k: int) -> selection.Selection:
+def moba_blocks(q: Q, k: K, block_size: int, top_k: int) -> Selection:
     """What each query and head chooses: X = N, one query a block."""
     scores = select.dot_scores(q, select.mean_pool(k, block_size))
-    return select.top_k(select.causal_scores(scores, 1, block_size), top_k)
+    return select.top_k(select.causal_scores(scores, 1, block_size), top_k, block_k=block_size)
 
 
 def _inside_blocks(q: Q, k: K, v: V, block_size: int, top_k: int) -> Out:

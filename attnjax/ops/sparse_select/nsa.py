@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import masks
-from attnjax.core.blocks import block_maps, select, selection
+from attnjax.core.blocks import block_maps, select
 from attnjax.core.blocks import runs as run_blocks
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, adjusted, uniform
@@ -51,7 +52,7 @@ def native_sparse_attention(
     compressed: tuple[K, V] | None = None,
     local: tuple[K, V] | None = None,
     branches: Branches = BRANCHES,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,  # noqa: B008
 ) -> Out:
     """Causal attention through three branches; `gates` (compressed, selected, local) mix them.
@@ -69,10 +70,10 @@ def native_sparse_attention(
     runs = compressed or tuple(wide(run_blocks.runs(x, l, d)).mean(2) for x in (k, v))
     if (n := runs[0].shape[1]) != run_blocks.count_runs(S, l, d):
         raise ValueError(f"compressed: {n} keys; expected {run_blocks.count_runs(S, l, d)} runs")
-    seen = masks.causal if mask is None else masks.causal & mask
+    seen = masks.causal & mask
     chosen = nsa_blocks(q, k, branches, runs[0], seen)
     a = attend(wide(q), *map(wide, runs), mask=run_blocks.mask_of_runs(seen, T, S, l, d), impl=impl)
-    b = selection.attend_selected(q, k, v, chosen, block_q=1, block_k=size, mask=seen, impl=impl)
+    b = attend(q, k, v, blocks=chosen, mask=seen, impl=impl)
     c = attend(q, *(local or (k, v)), mask=seen & masks.window(window - 1), impl=impl)
     gated = (finite(gates[..., i, None]) * wide(x) for i, x in enumerate((a, b, c)))
     return sum(gated).astype(q.dtype)
@@ -87,12 +88,13 @@ def nsa_blocks(q: Q, k: K, branches: Branches, runs: K | None = None, mask=masks
         jnp.arange(-(-S // size)),
     )
 
-    def of_rows(w: Array, first: Array) -> selection.Selection:
+    def of_rows(w: Array, first: Array) -> Selection:
         mass = select.over_group(jnp.swapaxes(w, 1, 2), runs.shape[2])
         mass = run_blocks.mass_of_blocks(mass, l, d, size, len(block))
         own = (first + jnp.arange(w.shape[2]))[:, None, None] // size
         mass = jnp.where((block == 0) | (block >= own - 1), jnp.inf, mass)
-        return select.top_k(jnp.where(block > own, -jnp.inf, mass), min(top, len(block)))
+        mass = jnp.where(block > own, -jnp.inf, mass)
+        return select.top_k(mass, min(top, len(block)), block_k=size)
 
     mask = run_blocks.mask_of_runs(mask, T, S, l, d)
     return block_maps.reduce_rows(wide(q), wide(runs), of_rows, mask=mask)

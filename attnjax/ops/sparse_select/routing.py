@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import features, masks
-from attnjax.core.blocks import select, selection
+from attnjax.core.blocks import select
 from attnjax.core.blocks.order import clusters, take_tokens
 from attnjax.core.blocks.runs import mask_of_tokens
 from attnjax.core.numerics import finite, wide
-from attnjax.core.pairwise.attend import Impl
+from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -35,7 +35,7 @@ def routing_attention(
     centroids: Centroids,
     *,
     window: int,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Attention inside balanced clusters; `mask` forbids more, but does not choose.
@@ -50,21 +50,10 @@ def routing_attention(
     k, v = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k, wide(v)))
     liking = (jnp.moveaxis(likes(x, centroids), 1, 3) for x in (q, k))
     rows, columns = (clusters(scores, window) for scores in liking)
-    own = select.own_block(B, centroids.shape[1], N)
+    own = select.own_block(B, centroids.shape[1], N, block_q=window, block_k=window)
     q, k, v = (take_tokens(x, at) for x, at in ((q, rows), (k, columns), (v, columns)))
-    seen = None if mask is None else mask_of_tokens(mask, T, S)
-    out = selection.attend_selected(
-        q,
-        k,
-        v,
-        own,
-        block_q=window,
-        block_k=window,
-        mask=seen,
-        q_positions=rows,
-        k_positions=columns,
-        impl=impl,
-    )
+    seen = mask_of_tokens(mask, T, S)
+    out = attend(q, k, v, blocks=own, mask=seen, q_positions=rows, k_positions=columns, impl=impl)
     at = jnp.arange(B)[:, None, None], rows, jnp.arange(N)
     sums = lambda x: jnp.zeros((B, T, N, x.shape[-1]), out.dtype).at[at].add(x)
     return (sums(out) / jnp.maximum(sums(jnp.ones_like(out[..., :1])), 1.0)).astype(dtype)

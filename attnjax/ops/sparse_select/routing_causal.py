@@ -15,11 +15,11 @@ membership is a token's own, clusters are not balanced, and a query sees at most
 import jax.numpy as jnp
 
 from attnjax.core import features, masks
-from attnjax.core.blocks import selection
 from attnjax.core.blocks.order import take_tokens
 from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import wide
-from attnjax.core.pairwise.attend import Impl
+from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.ops.sparse_select.routing import Centroids, likes
@@ -33,7 +33,7 @@ def routing_causal(
     centroids: Centroids,
     *,
     window: int,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Causal attention inside clusters, `centroids` (N,c,H) for each query head; `mask` adds.
@@ -59,22 +59,13 @@ def routing_causal(
 
     seen = pick(so_far[:, jnp.minimum(jnp.arange(T), S - 1)], of_query)  # (B,T,N)
     last = pick(first, of_query) + (seen - 1) // window
-    chosen = selection.Selection(
-        jnp.stack([last, last - 1], -1), jnp.stack([seen > 0, seen > window], -1)
+    chosen = Selection(
+        jnp.stack([last, last - 1], -1), jnp.stack([seen > 0, seen > window], -1), 1, window
     )
-    ahead = masks.causal if mask is None else masks.causal & mask
+    ahead = mask_of_tokens(masks.causal & mask, T, S)
     k, v = (take_tokens(x, jnp.minimum(order, S - 1)) for x in (k, v))
-    return selection.attend_selected(
-        q,
-        k,
-        v,
-        chosen,
-        block_q=1,
-        block_k=window,
-        mask=mask_of_tokens(ahead, T, S),
-        k_positions=order,
-        impl=impl,
-    ).astype(dtype)
+    out = attend(q, k, v, blocks=chosen, mask=ahead, k_positions=order, impl=impl)
+    return out.astype(dtype)
 
 
 OPS = (

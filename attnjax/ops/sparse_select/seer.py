@@ -19,16 +19,17 @@ import numpy as np
 from jax import lax
 
 from attnjax.core import masks
-from attnjax.core.blocks import select, selection
+from attnjax.core.blocks import select
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import wide
-from attnjax.core.pairwise.attend import Impl
+from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
 from attnjax.op import Limit, Op, by_sizes, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
-Blocks = tuple[int, int]
-Choose = Callable[[select.BlockScores], selection.Selection]
+BlockSizes = tuple[int, int]  # of queries, of keys
+Choose = Callable[..., Selection]  # (scores of blocks, block_q=, block_k=)
 SIXTEEN: Choose = functools.partial(select.top_k, k=16)
 
 
@@ -39,10 +40,10 @@ def seer_attention(
     w_q: Float[Array, "N H R"],
     w_k: Float[Array, "K P R"],
     *,
-    blocks: Blocks = (64, 64),
+    blocks: BlockSizes = (64, 64),
     choose: Choose = SIXTEEN,
     base: float | None = 10000.0,
-    mask: masks.Mask | None = None,
+    mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Causal attention to the blocks of keys that `choose` takes, one choice per query head.
@@ -54,15 +55,20 @@ def seer_attention(
     choose together, also by those behind: with (1, 64) and top_k nothing depends on later tokens.
     `mask` forbids more, but does not choose. `nn.SeerGate` owns w_q and w_k; its loss trains them.
     """
-    chosen = choose(select.causal_scores(seer_gate(q, k, w_q, w_k, blocks, base), *blocks))
+    chosen = seer_blocks(q, k, w_q, w_k, blocks, choose, base)
     q, k = (turned(x, base).astype(x.dtype) for x in (q, k))
-    seen = masks.causal if mask is None else masks.causal & mask
-    return selection.attend_selected(
-        q, k, v, chosen, block_q=blocks[0], block_k=blocks[1], mask=seen, impl=impl
-    )
+    return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
 
 
-def seer_gate(q: Q, k: K, w_q: Array, w_k: Array, blocks: Blocks, base: float | None) -> Array:
+def seer_blocks(
+    q: Q, k: K, w_q: Array, w_k: Array, blocks: BlockSizes, choose: Choose, base: float | None
+) -> Selection:
+    """The blocks that `choose` takes by the gate."""
+    scores = select.causal_scores(seer_gate(q, k, w_q, w_k, blocks, base), *blocks)
+    return choose(scores, block_q=blocks[0], block_k=blocks[1])
+
+
+def seer_gate(q: Q, k: K, w_q: Array, w_k: Array, blocks: BlockSizes, base: float | None) -> Array:
     """log p_ub, (B,U,N,n), about -1e30 for blocks that begin later; heads of k may share a w_k."""
     block_q, block_k = blocks
     if block_k % block_q:

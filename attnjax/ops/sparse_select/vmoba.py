@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import masks
-from attnjax.core.blocks import select, selection
-from attnjax.core.pairwise.attend import Impl
+from attnjax.core.blocks import select
+from attnjax.core.blocks.selection import Selection
+from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, Sizes, by_sizes, grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Out, Q, TokenK, TokenV
 
-Choose = Callable[[select.BlockScores], selection.Selection]
+Choose = Callable[..., Selection]  # (scores of blocks, block_k=)
 QUARTER: Choose = functools.partial(select.top_p_of_head, p=0.25)
 
 
@@ -56,20 +57,10 @@ def vmoba(
     means = means * (size / real.reshape(-1, size).sum(1))[:, None, None]
     scores = select.dot_scores(q, means) * q.shape[-1] ** -0.5
     mass = jnp.exp(scores - scores.max((1, 3), keepdims=True))
-    chosen = choose(jnp.maximum(mass, jnp.finfo(mass.dtype).tiny))
+    chosen = choose(jnp.maximum(mass, jnp.finfo(mass.dtype).tiny), block_k=size)
     chosen = replace(chosen, valid=chosen.valid.at[..., 0].set(True))
-    inside = None if real.all() else masks.prefix(T)
-    return selection.attend_selected(
-        q,
-        keys,
-        values,
-        chosen,
-        block_q=1,
-        block_k=size,
-        mask=inside,
-        k_positions=order,
-        impl=impl,
-    )
+    inside = masks.everything if real.all() else masks.prefix(T)
+    return attend(q, keys, values, blocks=chosen, mask=inside, k_positions=order, impl=impl)
 
 
 def vmoba_block(layer: int, shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:

@@ -10,10 +10,9 @@ import pytest
 
 from attnjax import (
     Blockwise,
-    Selection,
     attend,
-    attend_selected,
     attend_state,
+    attention_scores,
     attention_weights,
     explain,
     join_states,
@@ -22,8 +21,9 @@ from attnjax import (
     normalizers,
     select,
 )
-from attnjax.core.blocks import pairs, selection
+from attnjax.core.blocks import pairs
 from attnjax.core.blocks.block_maps import block_mass, block_peak
+from attnjax.core.pairwise import blockwise
 from attnjax.core.pairwise.cudnn import CuDNN
 from attnjax.probes import best_selection, selection_recall
 
@@ -41,18 +41,18 @@ def qkv(seed=0):
 def some_blocks(X, block_q, block_k, count, seed=7):
     """`count` random blocks for each query block, one of them invalid for the first query block."""
     U, n = -(-T // block_q), -(-S // block_k)
-    chosen = select.top_k(draw(seed, B, U, X, n), count)
+    chosen = select.top_k(draw(seed, B, U, X, n), count, block_q=block_q, block_k=block_k)
     return replace(chosen, valid=chosen.valid.at[:, 0, :, 0].set(False))
 
 
-def as_array(selection, block_q, block_k):
+def as_array(selection):
     """The same choice as booleans (B,N,T,S), by loops."""
     seen = np.zeros((B, N, T, S), bool)
     indices, valid = np.asarray(selection.indices), np.asarray(selection.valid)
     X = indices.shape[2]
     for b, n, i, j in np.ndindex(B, N, T, S):
-        row = (b, i // block_q, n * X // N)
-        seen[b, n, i, j] = any(valid[row] & (indices[row] == j // block_k))
+        row = (b, i // selection.block_q, n * X // N)
+        seen[b, n, i, j] = any(valid[row] & (indices[row] == j // selection.block_k))
     return seen
 
 
@@ -70,7 +70,7 @@ def close(got, want, tolerance=1e-10):
     )
 
 
-# ------------------------------------------------------------------------------ attend_selected
+# ------------------------------------------------------------------------ attend(..., blocks=)
 
 IDS = np.array([[0] * 5 + [1] * 8, [0] * 9 + [1] * 4])
 COMPOSITIONS = {
@@ -104,7 +104,7 @@ COMPOSITIONS = {
         masks.array(np.random.default_rng(0).random((B, N, T, S)) < 0.7),
         normalizers.clipped_softmax(-0.1, 1.1),
     ),
-    "many passes": (4, 4, 4, lambda x: (), None, normalizers.entmax(1.5)),
+    "many passes": (4, 4, 4, lambda x: (), masks.everything, normalizers.entmax(1.5)),
 }  # fmt: skip
 
 
@@ -125,18 +125,14 @@ def test_a_selection_is_attend_under_the_mask_of_the_selected_blocks(name, impl)
         chosen = some_blocks(X, block_q, block_k, 2)
         wide = lambda x: jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), x)
         args = wide((*qkv(), operands()))
-        seen = masks.array(as_array(chosen, block_q, block_k))
+        seen = masks.array(as_array(chosen))
         usual = {"normalizer": normalizer}
 
         def by_mask(q, k, v, x):
-            both = seen if mask is None else seen & mask
-            return attend(q, k, v, mods=made(x), mask=both, impl="dense", **usual)
+            return attend(q, k, v, mods=made(x), mask=seen & mask, impl="dense", **usual)
 
         def selected(q, k, v, x):
-            sizes = {"block_q": block_q, "block_k": block_k}
-            return attend_selected(
-                q, k, v, chosen, mods=made(x), mask=mask, impl=impl, **sizes, **usual
-            )
+            return attend(q, k, v, blocks=chosen, mods=made(x), mask=mask, impl=impl, **usual)
 
         want = value_and_gradients(by_mask)(*args)
         close(value_and_gradients(selected)(*args), want)
@@ -148,10 +144,8 @@ def test_a_selection_is_attend_under_the_mask_of_the_selected_blocks(name, impl)
 def test_all_blocks_selected_is_attend(impl):
     q, k, v = qkv()
     for block_q, block_k in ((1, 4), (5, 3), (T, S)):
-        chosen = select.every_block(B, -(-T // block_q), -(-S // block_k))
-        out = attend_selected(
-            q, k, v, chosen, block_q=block_q, block_k=block_k, mask=masks.causal, impl=impl
-        )
+        chosen = select.every_block(B, T, S, block_q=block_q, block_k=block_k)
+        out = attend(q, k, v, blocks=chosen, mask=masks.causal, impl=impl)
         close(out, attend(q, k, v, mask=masks.causal), 2e-6)
 
 
@@ -161,12 +155,9 @@ def test_tokens_in_an_order_of_each_head_keep_their_positions(impl):
     q, k, v = draw(0, B, T, N, H), draw(1, B, T, K, H), draw(2, B, T, K, D)
     order = select.bucket_order(jax.random.randint(jax.random.key(5), (B, T, K), 0, 3))
     places = {"q_positions": order, "k_positions": order}
-    chosen = select.every_block(B, T, 3)
-    out = attend_selected(
-        *(select.take_tokens(x, order) for x in (q, k, v)),
-        Selection(jnp.repeat(chosen.indices, K, 2), jnp.repeat(chosen.valid, K, 2)),
-        block_q=1, block_k=5, mask=masks.causal, impl=impl, **places,
-    )  # fmt: skip
+    chosen = jax.tree.map(lambda x: jnp.repeat(x, K, 2), select.every_block(B, T, T, block_k=5))
+    shuffled = (select.take_tokens(x, order) for x in (q, k, v))
+    out = attend(*shuffled, blocks=chosen, mask=masks.causal, impl=impl, **places)
     close(out, select.take_tokens(attend(q, k, v, mask=masks.causal), order), 2e-6)
 
 
@@ -174,9 +165,7 @@ def test_forward_mode_has_its_switch():
     chosen = some_blocks(4, 1, 4, 2)
 
     def run(impl):
-        f = lambda q, k, v: attend_selected(
-            q, k, v, chosen, block_q=1, block_k=4, mask=masks.causal, impl=impl
-        )
+        f = lambda q, k, v: attend(q, k, v, blocks=chosen, mask=masks.causal, impl=impl)
         return jax.jit(lambda x, dx: jax.jvp(f, x, dx))(qkv(), qkv(3))
 
     close(run(Blockwise(4, derivative="forward")), run("dense"), 2e-5)
@@ -186,8 +175,8 @@ def test_a_nan_reaches_exactly_the_rows_that_see_it():
     q, k, v = qkv()
     chosen = some_blocks(2, 3, 4, 1)
     spoiled = k.at[0, 9, 1].set(jnp.nan)
-    run = lambda k, impl: attend_selected(q, k, v, chosen, block_q=3, block_k=4, impl=impl)
-    sees = as_array(chosen, 3, 4)[0, 2:, :, 9].T  # of the heads that read the spoiled key
+    run = lambda k, impl: attend(q, k, v, blocks=chosen, impl=impl)
+    sees = as_array(chosen)[0, 2:, :, 9].T  # of the heads that read the spoiled key
     for impl in ("dense", Blockwise(6)):
         out = run(spoiled, impl)
         assert np.array_equal(np.isnan(out[0, :, 2:]).all(-1), sees) and sees.any()
@@ -200,14 +189,14 @@ def test_large_and_small_tiles_share_the_work(monkeypatch):
     monkeypatch.setattr(pairs, "_LARGE", 64)  # 16 queries of one head with blocks of 4 keys
     q, k, v = (draw(i, 1, 40, 2, 4) for i in range(3))
     popular = jnp.array([9.0, 0, 0, 0, 0, 0, 0, 0, 0, 9.0])
-    chosen = select.top_k(draw(5, 1, 40, 2, 10) + popular, 3)
+    chosen = select.top_k(draw(5, 1, 40, 2, 10) + popular, 3, block_k=4)
     seen = []
     plan = pairs.tile_lists_of_selection
-    monkeypatch.setattr(blockwise, "plan_selected", lambda *x: seen.append(plan(*x)) or seen[-1])
+    monkeypatch.setattr(
+        blockwise, "tile_lists_of_selection", lambda *x: seen.append(plan(*x)) or seen[-1]
+    )
     run = lambda impl: value_and_gradients(
-        lambda q, k, v: attend_selected(
-            q, k, v, chosen, block_q=1, block_k=4, mask=masks.causal, impl=impl
-        )
+        lambda q, k, v: attend(q, k, v, blocks=chosen, mask=masks.causal, impl=impl)
     )(q, k, v)
     close(run("blockwise"), run("dense"), 1e-5)
     assert {schedule.block_q for schedules in seen for schedule in schedules} == {16, 3}
@@ -221,7 +210,7 @@ def test_equal_bits_twice_and_under_jit_one_compilation():
     def run(q, chosen):
         nonlocal traced
         traced += 1
-        return attend_selected(q, k, v, chosen, block_q=1, block_k=4, impl="blockwise")
+        return attend(q, k, v, blocks=chosen, impl="blockwise")
 
     first = run(q, some_blocks(4, 1, 4, 2))
     assert np.array_equal(first, run(q, some_blocks(4, 1, 4, 2)))
@@ -229,10 +218,24 @@ def test_equal_bits_twice_and_under_jit_one_compilation():
     assert traced == 1
 
 
+def test_weights_and_scores_tell_of_the_selection():
+    q, k, v = qkv()
+    chosen = some_blocks(2, 3, 4, 2)
+    terms = {"mods": (mods.soft_cap(2.0),), "mask": masks.causal, "blocks": chosen}
+    seen = as_array(chosen) & np.tri(T, S, dtype=bool)
+    w = attention_weights(q, k, **terms)
+    assert np.array_equal(np.asarray(w) != 0, seen)
+    close(jnp.einsum("BNTS,BSND->BTND", w, jnp.repeat(v, 2, 2)), attend(q, k, v, **terms), 1e-5)
+    scores = np.asarray(attention_scores(q, k, **terms))
+    assert np.array_equal(scores > -np.inf, seen)
+    raw = np.einsum("BTNH,BSNH->BNTS", q, np.repeat(k, 2, 2)) / H**0.5
+    close(scores[seen], (2 * np.tanh(raw / 2))[seen], 1e-5)
+
+
 # ----------------------------------------------------------------------------- the work it does
 
 
-def scores_formed(chosen, block, length, backward):
+def scores_formed(chosen, length, backward):
     """How many scores are looked at when the program runs, counted by a mod."""
     seen = []
 
@@ -241,8 +244,8 @@ def scores_formed(chosen, block, length, backward):
         return score
 
     x = draw(0, 1, length, 1, 4)
-    f = lambda q: attend_selected(
-        q, x, x, chosen, block_q=1, block_k=block, mods=(mods.mod(counted),), impl=Blockwise(16)
+    f = lambda q: attend(
+        q, x, x, blocks=chosen, mods=(mods.mod(counted),), impl=Blockwise(16)
     ).sum()
     jax.block_until_ready((jax.grad(f) if backward else f)(x))
     jax.effects_barrier()
@@ -254,11 +257,11 @@ def test_work_is_that_of_the_blocks_selected(backward):
     """Not that of all blocks, and not that of the static size: entries not valid cost nothing."""
     length, block = 256, 16
     scores = draw(1, 1, length, 1, length // block)
-    full = select.top_k(scores, length // block)
+    full = select.top_k(scores, length // block, block_k=block)
     passes = 2 if backward else 1
     for count in (1, 4, 16):
         chosen = replace(full, valid=full.valid & (jnp.arange(length // block) < count))
-        formed = scores_formed(chosen, block, length, backward)
+        formed = scores_formed(chosen, length, backward)
         asked = passes * length * count * block
         # a last tile of each key block may be filled in part
         assert asked <= formed <= asked + passes * length // block * 15 * block
@@ -271,11 +274,9 @@ def test_memory_grows_linearly():
         def f(q, k, v):
             scores = select.dot_scores(q[:, :: length // 64], select.mean_pool(k, length // 64))
             wide = jnp.repeat(scores, length // 64, axis=1)
-            chosen = select.top_k(select.causal_scores(wide, 1, length // 64), 4)
-            return attend_selected(
-                q, k, v, chosen, block_q=1, block_k=length // 64, mask=masks.causal,
-                impl=Blockwise(64),
-            ).sum()  # fmt: skip
+            scores = select.causal_scores(wide, 1, length // 64)
+            chosen = select.top_k(scores, 4, block_k=length // 64)
+            return attend(q, k, v, blocks=chosen, mask=masks.causal, impl=Blockwise(64)).sum()
 
         program = jax.jit(jax.grad(f, argnums=(0, 1, 2))).lower(x, x, x).compile()
         return program.memory_analysis().temp_size_in_bytes
@@ -286,8 +287,9 @@ def test_memory_grows_linearly():
 def test_explain_tells_of_the_selection():
     q, k, v = qkv()
     chosen = some_blocks(4, 1, 4, 2)
-    f = lambda q: attend_selected(q, k, v, chosen, block_q=1, block_k=4)
+    f = lambda q: attend(q, k, v, blocks=chosen)
     told = str(explain(f, q))
+    assert "attend: B=2" in told
     assert "at most 2 blocks of 4 keys for 1 queries" in told
     assert "cannot: selected blocks" in told or "needs an NVIDIA GPU" in told
 
@@ -298,38 +300,36 @@ def test_explain_tells_of_the_selection():
 def test_what_does_not_fit_is_refused():
     q, k, v = qkv()
     good = some_blocks(4, 1, 4, 2)
-    call = functools.partial(attend_selected, q, k, v)
+    call = lambda blocks, **terms: attend(q, k, v, blocks=blocks, **terms)
     with pytest.raises(ValueError, match=r"indices\[1, 2, 0, 1\] is 3, expected 0 .. 2"):
         wrong = good.indices.at[1, 2, 0].set(jnp.array([0, 3]))
-        call(replace(good, indices=wrong), block_q=1, block_k=4)
+        call(replace(good, indices=wrong))
     with pytest.raises(ValueError, match=r"indices\[0, 5, 1\] lists a block twice"):
-        call(replace(good, indices=good.indices.at[0, 5, 1].set(1)), block_q=1, block_k=4)
+        call(replace(good, indices=good.indices.at[0, 5, 1].set(1)))
     with pytest.raises(ValueError, match=r"shape \(2, 13, 4, 2\).*U = ceil\(T / block_q\) = 7"):
-        call(good, block_q=2, block_k=4)
+        call(replace(good, block_q=2))
     with pytest.raises(ValueError, match="X one of 1, K = 2, N = 4"):
-        call(jax.tree.map(lambda x: x[:, :, :3], good), block_q=1, block_k=4)
+        call(jax.tree.map(lambda x: x[:, :, :3], good))
     with pytest.raises(ValueError, match="block_k is 0, expected a positive integer"):
-        call(good, block_q=1, block_k=0)
-    with pytest.raises(TypeError, match="selection is tuple"):
-        call((good.indices, good.valid), block_q=1, block_k=4)
+        replace(good, block_k=0)
+    with pytest.raises(TypeError, match="blocks is tuple"):
+        call((good.indices, good.valid))
     with pytest.raises(TypeError, match="indices has dtype float32"):
-        call(replace(good, indices=good.indices * 1.0), block_q=1, block_k=4)
+        call(replace(good, indices=good.indices * 1.0))
     with pytest.raises(ValueError, match="valid has shape"):
-        call(replace(good, valid=good.valid[..., :1]), block_q=1, block_k=4)
-    with pytest.raises(
-        ValueError, match=r"attend_selected: q has shape \(13, 4, 8\), expected rank 4"
-    ):
-        attend_selected(q[0], k, v, good, block_q=1, block_k=4)
+        call(replace(good, valid=good.valid[..., :1]))
+    with pytest.raises(ValueError, match=r"attend: q has shape \(13, 4, 8\), expected rank 4"):
+        attend(q[0], k, v, blocks=good)
     with pytest.raises(TypeError, match=r"mods\[0\] is int, expected a Mod"):
-        call(good, block_q=1, block_k=4, mods=(3,))
+        call(good, mods=(3,))
     with pytest.raises(ValueError, match=r"q_positions has shape.*or \(B,T,X\) = \(2, 13, 4\)"):
-        call(good, block_q=1, block_k=4, q_positions=jnp.zeros((B, T, 2), int))
+        call(good, q_positions=jnp.zeros((B, T, 2), int))
 
 
 @pytest.mark.parametrize("impl", ["dense", Blockwise(4)], ids=["dense", "tiles"])
 def test_under_jit_an_index_out_of_range_selects_nothing(impl):
     q, k, v = qkv()
-    run = jax.jit(lambda chosen: attend_selected(q, k, v, chosen, block_q=1, block_k=4, impl=impl))
+    run = jax.jit(lambda chosen: attend(q, k, v, blocks=chosen, impl=impl))
     good = some_blocks(4, 1, 4, 2)
     fewer = replace(good, valid=good.valid.at[..., 1].set(False))
     for wrong in (-1, 3, 1 << 20):
@@ -340,14 +340,14 @@ def test_constructors_refuse_what_cannot_be():
     scores = draw(0, B, T, N, 5)
     for k in (0, 6, -1, True, 2.0):
         with pytest.raises(ValueError, match="expected an integer from 1 to the 5 blocks"):
-            select.top_k(scores, k)
+            select.top_k(scores, k, block_k=4)
     for p in (0, 1.5, -0.1):
         with pytest.raises(ValueError, match=r"expected a share in \(0, 1\]"):
-            select.top_p(jnp.abs(scores), p)
+            select.top_p(jnp.abs(scores), p, block_k=4)
     with pytest.raises(ValueError, match="most is 6"):
-        select.top_p(jnp.abs(scores), 0.5, most=6)
+        select.top_p(jnp.abs(scores), 0.5, most=6, block_k=4)
     with pytest.raises(ValueError, match="most is 0"):
-        select.threshold(scores, 0.5, most=0)
+        select.threshold(scores, 0.5, most=0, block_k=4)
     with pytest.raises(ValueError, match="size is 14, expected an integer from 1 to T = 13"):
         select.clusters(draw(0, B, N, 3, T), 14)
     with pytest.raises(ValueError, match="a multiple of 3"):
@@ -367,24 +367,25 @@ def sets(selection):
 
 def test_top_k_takes_the_largest_and_never_minus_infinity():
     scores = jnp.array([[[[1.0, 5.0, -jnp.inf, 3.0]], [[-jnp.inf, 2.0, -jnp.inf, jnp.inf]]]])
-    assert list(sets(select.top_k(scores, 3)).values()) == [{0, 1, 3}, {1, 3}]
+    assert list(sets(select.top_k(scores, 3, block_k=4)).values()) == [{0, 1, 3}, {1, 3}]
 
 
 def test_top_p_is_the_smallest_set_that_reaches_the_share():
     mass = jax.nn.softmax(2 * draw(3, B, 5, 2, 7))
-    for at, chosen in sets(select.top_p(mass, 0.8)).items():
+    for at, chosen in sets(select.top_p(mass, 0.8, block_k=4)).items():
         row = np.asarray(mass[at])
         assert row[list(chosen)].sum() >= 0.8 - 1e-6
         assert row[list(chosen)].sum() - row[list(chosen)].min() < 0.8
         assert min(row[list(chosen)]) >= max([row[j] for j in range(7) if j not in chosen] + [0])
-    assert all(len(x) == 7 for x in sets(select.top_p(mass, 1.0)).values())
-    assert all(len(x) <= 2 for x in sets(select.top_p(mass, 0.99, most=2)).values())
-    assert all(3 in x for x in sets(select.top_p(mass.at[..., 3].set(jnp.inf), 0.1)).values())
+    assert all(len(x) == 7 for x in sets(select.top_p(mass, 1.0, block_k=4)).values())
+    assert all(len(x) <= 2 for x in sets(select.top_p(mass, 0.99, most=2, block_k=4)).values())
+    always = select.top_p(mass.at[..., 3].set(jnp.inf), 0.1, block_k=4)
+    assert all(3 in x for x in sets(always).values())
 
 
 def test_top_p_of_head_spends_the_share_of_the_whole_head():
     mass = jax.nn.softmax(3 * draw(4, B, 5, 2, 7)) * jnp.arange(1.0, 6.0)[:, None, None]
-    chosen = sets(select.top_p_of_head(mass, 0.7))
+    chosen = sets(select.top_p_of_head(mass, 0.7, block_k=4))
     for b, x in np.ndindex(B, 2):
         head = np.asarray(mass[b, :, x])
         kept = np.array([[j in chosen[b, u, x] for j in range(7)] for u in range(5)])
@@ -393,12 +394,12 @@ def test_top_p_of_head_spends_the_share_of_the_whole_head():
         assert head[kept].min() >= head[~kept].max()
     counts = {len(x) for x in chosen.values()}
     assert len(counts) > 1  # rows get what they deserve
-    assert all(len(x) == 7 for x in sets(select.top_p_of_head(mass, 1.0)).values())
+    assert all(len(x) == 7 for x in sets(select.top_p_of_head(mass, 1.0, block_k=4)).values())
 
 
 def test_threshold_keeps_what_reaches_it():
     scores = draw(5, B, 3, 1, 6)
-    for at, chosen in sets(select.threshold(scores, 0.3)).items():
+    for at, chosen in sets(select.threshold(scores, 0.3, block_k=4)).items():
         assert chosen == {j for j in range(6) if scores[at][j] >= 0.3}
 
 
@@ -462,8 +463,8 @@ def test_states_of_parts_join_to_the_whole(normalizer):
 
 def test_states_of_selected_blocks_join_too():
     q, k, v = qkv()
-    run = functools.partial(selection.selected_state, q, k, v, block_q=1, block_k=4)
-    every = select.every_block(B, T, 3)
+    run = lambda blocks: attend_state(q, k, v, blocks=blocks)
+    every = select.every_block(B, T, S, block_k=4)
     first = replace(every, valid=every.valid & (every.indices == 1))
     rest = replace(every, valid=every.valid & (every.indices != 1))
     close(join_states(run(first), run(rest)), attend(q, k, v), 2e-6)
@@ -521,7 +522,7 @@ def test_a_group_must_fit_the_selected_blocks():
     q, k, v = qkv()
     mod = mods.mod(grouped, positions=True, group=3)
     with pytest.raises(ValueError, match="block_k is 4, expected a multiple of the mods' group 3"):
-        attend_selected(q, k, v, some_blocks(1, 1, 4, 2), block_q=1, block_k=4, mods=(mod,))
+        attend(q, k, v, blocks=some_blocks(1, 1, 4, 2), mods=(mod,))
     with pytest.raises(ValueError, match="group is 0"):
         mods.mod(grouped, group=0)
 
@@ -542,20 +543,19 @@ def test_maps_pooled_to_blocks_are_those_of_the_dense_map():
 def test_recall_is_the_share_of_weights_in_the_selected_blocks():
     q, k, _ = qkv()
     chosen = some_blocks(2, 3, 4, 2)
-    sizes = {"block_q": 3, "block_k": 4}
     w = np.asarray(attention_weights(q, k, mask=masks.causal))
-    want = (w * as_array(chosen, 3, 4)).sum(-1).transpose(0, 2, 1)
-    close(selection_recall(q, k, chosen, mask=masks.causal, **sizes), want, 1e-6)
+    want = (w * as_array(chosen)).sum(-1).transpose(0, 2, 1)
+    close(selection_recall(q, k, chosen, mask=masks.causal), want, 1e-6)
     nobody = masks.array(np.zeros((T, S), bool))
-    assert (selection_recall(q, k, chosen, mask=nobody, **sizes) == 1).all()
+    assert (selection_recall(q, k, chosen, mask=nobody) == 1).all()
 
 
 def test_no_selection_recalls_more_than_the_oracle():
     q, k, _ = qkv()
     sizes = {"block_q": 3, "block_k": 4}
-    recall = lambda chosen: selection_recall(q, k, chosen, mask=masks.causal, **sizes)
+    recall = lambda chosen: selection_recall(q, k, chosen, mask=masks.causal)
     by_block = lambda x: jnp.stack([x[:, u * 3 : u * 3 + 3].sum(1) for u in range(5)])
     best = by_block(recall(best_selection(q, k, 2, mask=masks.causal, **sizes)))
     for seed in range(4):
-        chosen = select.top_k(draw(seed, B, 5, N, 3), 2)
+        chosen = select.top_k(draw(seed, B, 5, N, 3), 2, **sizes)
         assert (by_block(recall(chosen)) <= best + 1e-5).all()

@@ -481,6 +481,32 @@ def test_masks_print_as_they_are_written(mask, text):
 # ---------------------------------------------------------------- bad input
 
 flags = np.ones((4, 4), bool)
+
+
+def test_everything_is_the_identity_of_and():
+    m = masks.window(2)
+    assert masks.everything & m is m
+    assert m & masks.everything is m
+    assert masks.everything | m == m | masks.everything == masks.everything
+    assert masks.everything.dense(3, 4).all() and not (~masks.everything).dense(3, 4).any()
+    assert (masks.everything.tiles(5, 7, 2, 3) == FULL).all()
+    assert ((~masks.everything).tiles(5, 7, 2, 3) == EMPTY).all()
+    with pytest.raises(TypeError):
+        masks.everything & None
+
+
+def test_everything_answers_while_tracing_when_positions_are_traced():
+    seen = []
+
+    @jax.jit
+    def look(positions):
+        seen.append(masks.everything.tiles(4, 4, 2, 2, positions, positions))
+        return positions
+
+    look(jnp.arange(4))
+    assert isinstance(seen[0], np.ndarray)
+
+
 BAD = [
     (lambda: masks.window(-1), ValueError, "window: left is -1"),
     (lambda: masks.window(3, -2), ValueError, "window: right is -2"),

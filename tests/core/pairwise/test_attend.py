@@ -201,10 +201,10 @@ def test_any_composition_runs_the_same_on_dense_and_blockwise(data):
             masks.array(np.random.default_rng(0).random((1, N, T, S)) < 0.5),
         ]  # fmt: skip
         chosen = data.draw(st.lists(st.sampled_from(range(len(pool))), max_size=2))
-        mask = None
+        mask = masks.everything
         for i in chosen:
             both = data.draw(st.booleans())
-            mask = pool[i] if mask is None else mask & pool[i] if both else mask | ~pool[i]
+            mask = mask & pool[i] if both else mask | ~pool[i]
         names = ["softmax", "softpick", "signed", "sigmoid", "softplus", "clipped", "sink"]
         normalizer = {
             "softmax": normalizers.softmax,
@@ -308,9 +308,16 @@ def test_dot_product_attention_gives_zeros_for_rows_beyond_the_query_lengths():
 
 
 @pytest.mark.parametrize(
-    "mask", [None, masks.causal, masks.window(3, 1), masks.window(None, 2), masks.causal_to_end],
+    "mask",
+    [
+        masks.everything,
+        masks.causal,
+        masks.window(3, 1),
+        masks.window(None, 2),
+        masks.causal_to_end,
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_the_translation_to_cudnn_keeps_the_meaning(mask):
     """Through jax.nn's "xla": the arguments are the same, only the executor is not cuDNN's."""
     q, k, v = qkv(D=H)
@@ -390,8 +397,9 @@ OPTIONS = {  # what is wrong -> the options, the error and what it says
     ),
     "mask of arrays": (
         {"mask": np.ones((T, S), bool)}, TypeError,
-        "mask is ndarray, expected a Mask; an array is masks.array(x)",
+        "mask is ndarray, expected a Mask; no mask is masks.everything, an array is masks.array(x)",
     ),
+    "no mask": ({"mask": None}, TypeError, "mask is None, expected a Mask; no mask is masks.every"),
     "mask's shape": (
         {"mask": masks.array(np.ones((T, S + 1), bool))}, ValueError, "(9, 12)"
     ),
