@@ -52,6 +52,17 @@ def finite(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), wide(x), 0.0)
 
 
+def repeat_heads(x: Array, like: Array) -> Array:
+    """x (B,S,K,...) with each head as often as query heads share it: as many as `like` (B,T,N,...).
+
+    Raises ValueError where N is no multiple of K.
+    """
+    K, N = x.shape[2], like.shape[2]
+    if N % K:
+        raise ValueError(f"repeat_heads: x has K = {K} heads, expected a divisor of N = {N}")
+    return jnp.repeat(x, N // K, axis=2)
+
+
 class Affine(NamedTuple):
     """x -> x w + b, wide."""
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import features
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.nn.recurrent import Gate, Recipe
 from attnjax.ops import linear_recurrent as ops
 
@@ -23,7 +23,7 @@ def _gentle(x: jax.Array) -> jax.Array:
 
 def _for_heads(v: jax.Array, q: jax.Array) -> jax.Array:
     """Each head of v repeated for the query heads that share it."""
-    return jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
+    return repeat_heads(v, q)
 
 
 _decay = Gate(_log_sigmoid, bias=4.0)

@@ -65,7 +65,7 @@ class Triton:
             like=request,
         )
         spoiled, written = _spoiled(q), _spoiled(k, v)
-        written = jnp.repeat(written, q.shape[2] // written.shape[2], axis=2)
+        written = repeat_heads(written, q)
         written = jnp.cumsum(written + _spoiled(log_decay, beta), axis=1)
         out_dtype = jnp.float32 if request.massed else v.dtype
         dtype = jnp.result_type(q, k, v)

@@ -13,7 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from attnjax.core.numerics import divide, wide
+from attnjax.core.numerics import divide, repeat_heads, wide
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Bool, Float, K, Out, Q, TokenK, TokenV, V
 
@@ -22,7 +22,7 @@ def additive_attention(
     q: Q, k: TokenK, v: TokenV, w: Float[Array, "N H"], *, valid: Bool[Array, "B T"] | None = None
 ) -> Out:
     """T = S and D = H; tokens that are not `valid` are left out of g, whatever they hold."""
-    heads = lambda x: jnp.repeat(wide(x), q.shape[2] // k.shape[2], axis=2)
+    heads = lambda x: repeat_heads(wide(x), q)
     ok = jnp.ones((1, 1, 1), bool) if valid is None else valid[:, :, None]
     queries = jnp.where(ok[..., None], wide(q), 0.0)
     scores = jnp.einsum("BTNH,NH->BTN", queries, wide(w), precision="highest")
@@ -35,7 +35,7 @@ def additive_attention(
 
 
 def _with_the_mean(q: Q, k: K, v: V, w: Array) -> Out:
-    heads = lambda x: jnp.repeat(x, q.shape[2] // k.shape[2], axis=2)
+    heads = lambda x: repeat_heads(x, q)
     return q.mean(axis=1, keepdims=True) * heads(k) * heads(v)
 
 

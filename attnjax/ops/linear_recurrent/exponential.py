@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.core import features, masks, numerics
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill
@@ -49,7 +49,7 @@ def exponential_attention(
         jnp.exp(q - lax.stop_gradient(q.max(axis=-1, keepdims=True))),
         jnp.exp(k - m[..., None]),
         v,
-        log_decay=jnp.repeat(decay, q.shape[2] // k.shape[2], axis=2),
+        log_decay=repeat_heads(decay, q),
         normalize=numerics.divide_stably,
         state=None if state is None else state.sums,
         return_state=return_state,
@@ -62,7 +62,7 @@ def exponential_attention_full(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Over all tokens: each feature has its own reference, so that no sum of weights underflows."""
     q, k = wide(q), wide(k)
     m = lax.stop_gradient(k.max(axis=1, keepdims=True))
-    q = q + jnp.repeat(m, q.shape[2] // k.shape[2], axis=2)
+    q = q + repeat_heads(m, q)
     q = jnp.exp(q - lax.stop_gradient(q.max(axis=-1, keepdims=True)))
     return linear_attend(
         q, jnp.exp(k - m), v, normalize=numerics.divide_stably, block=None, impl=impl

@@ -13,7 +13,7 @@ Limits: q = k = 0 gives the mean of the values times sigmoid(1): all flows are e
 import jax
 import jax.numpy as jnp
 
-from attnjax.core.numerics import divide_stably, wide
+from attnjax.core.numerics import divide_stably, repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.op import Limit, Op, fill
@@ -22,8 +22,8 @@ from attnjax.typing import Array, K, Out, Q, V
 
 def flow_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Over all tokens, in both directions."""
-    T, S, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    heads = lambda x: jnp.repeat(x, group, axis=2)  # a source's flow differs by query head
+    T, S = q.shape[1], k.shape[1]
+    heads = lambda x: repeat_heads(x, q)  # a source's flow differs by query head
     sinks, sources = jax.nn.sigmoid(wide(q)), heads(jax.nn.sigmoid(wide(k)))
     sinks_in = divide_stably(sinks, _flow(sinks, sources))
     sources_out = divide_stably(sources, _flow(sources, sinks))

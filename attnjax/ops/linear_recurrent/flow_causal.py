@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import masks
-from attnjax.core.numerics import divide_stably, wide
+from attnjax.core.numerics import divide_stably, repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill
@@ -47,7 +47,7 @@ def flow_attention_causal(
     impl: Impl = None,
 ) -> Any:
     """Linear time; the state also counts the tokens."""
-    heads = lambda x: jnp.repeat(x, q.shape[2] // k.shape[2], axis=2)
+    heads = lambda x: repeat_heads(x, q)
     sinks, sources = jax.nn.sigmoid(wide(q)), heads(jax.nn.sigmoid(wide(k)))
     tokens = (0 if state is None else state.tokens) + jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
     i = tokens[:, None, None].astype(sinks.dtype)

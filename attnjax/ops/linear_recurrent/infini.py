@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from attnjax.core import features, masks
-from attnjax.core.numerics import divide, wide
+from attnjax.core.numerics import divide, repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import State
 from attnjax.op import Limit, Op, fill
@@ -53,7 +53,7 @@ def by_segments(
 ) -> tuple[Out, State]:
     """Infini-attention with any rule of what a segment adds to the memory."""
     (B, T, N, H), D, size = q.shape, v.shape[-1], min(segment, q.shape[1])
-    heads = lambda x: jnp.repeat(x, N // x.shape[2], axis=2)
+    heads = lambda x: repeat_heads(x, q)
     cut = lambda x: jnp.moveaxis(_segments(wide(x), size), 1, 0)
 
     def over_segment(state: State, tokens: tuple[Array, Array, Array]) -> tuple[State, Array]:

@@ -9,10 +9,8 @@ Limits: q = 0, or one key for all tokens, gives the mean of the values.
 Differs: its code scales q by 1 / (S sqrt(H)), which `q` or `phi` may bring along.
 """
 
-import jax.numpy as jnp
-
 from attnjax.core import features
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.op import Limit, Op, fill
@@ -26,7 +24,7 @@ def inline_attention(
     values = wide(v)
     mean = values.mean(axis=1, keepdims=True)
     out = linear_attend(phi(wide(q)), phi(wide(k)), values - mean, block=None, impl=impl)
-    return (out + jnp.repeat(mean, q.shape[2] // k.shape[2], axis=2)).astype(v.dtype)
+    return (out + repeat_heads(mean, q)).astype(v.dtype)
 
 
 OPS = (

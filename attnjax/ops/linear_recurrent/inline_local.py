@@ -14,7 +14,7 @@ import itertools
 import jax.numpy as jnp
 
 from attnjax.core import features
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl
 from attnjax.op import Limit, Op, fill, square_grid
 from attnjax.ops.linear_recurrent.inline import inline_attention
@@ -36,7 +36,7 @@ def inline_local_attention(
     rows, columns = shape
     values, r = wide(v), wide(coefficients)
     out = inline_attention(q, k, values, phi=phi, impl=impl)
-    grid = jnp.repeat(values, N // k.shape[2], axis=2).reshape(B, rows, columns, N, -1)
+    grid = repeat_heads(values, q).reshape(B, rows, columns, N, -1)
     grid = jnp.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
     near = sum(
         r[:, None, None, :, y, x, None] * grid[:, y : y + rows, x : x + columns]

@@ -12,9 +12,7 @@ Differs: the softplus of dt, the convolution, the gate and the norm belong to a 
 
 from typing import Any
 
-import jax.numpy as jnp
-
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, uniform
 from attnjax.typing import Array, Float, PerHead, PerQuery
@@ -54,7 +52,7 @@ def mamba2(
 
 def _heads(y: Array, x: Array) -> Array:
     """The groups of y, each repeated for its heads of x."""
-    return jnp.repeat(y, x.shape[2] // y.shape[2], axis=2)
+    return repeat_heads(y, x)
 
 
 OPS = (

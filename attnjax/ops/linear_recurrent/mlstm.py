@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from attnjax.core import features
-from attnjax.core.numerics import divide, wide
+from attnjax.core.numerics import divide, repeat_heads, wide
 from attnjax.core.recurrence import linear
 from attnjax.op import Limit, Op, fill, log_gates, normal
 from attnjax.typing import Array, Float, PerQuery, Q, TokenK, TokenV
@@ -42,11 +42,11 @@ def mlstm(
     impl: linear.Impl = None,
 ) -> Any:
     """Matrix LSTM; log_i is any number, log_f <= 0, such as log_sigmoid(x)."""
-    (_, _, N, H), log_i = q.shape, wide(log_i)
+    H, log_i = q.shape[3], wide(log_i)
     before = jnp.zeros_like(log_i[:, 0]) if state is None else state.m
     # Gradients through m cancel, as nothing depends on m; log_decay carries that of log_f.
     m, log_decay = features.running_max(log_i, wide(log_f), before)
-    k, v = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k, v))
+    k, v = (repeat_heads(x, q) for x in (k, v))
     least = jnp.exp(-jnp.maximum(m, -80.0))[..., None]  # finite; what it divides is as good as zero
     out, last = linear.linear_attend(
         q,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import features
-from attnjax.core.numerics import divide, wide
+from attnjax.core.numerics import divide, repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.op import Limit, Op, adjusted, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -33,7 +33,7 @@ def rala(
     impl: Impl = None,
 ) -> Out:
     """Over all tokens, in both directions; the weights a_j sum to S in every query head."""
-    heads = lambda x: jnp.repeat(wide(x), q.shape[2] // k.shape[2], axis=2)
+    heads = lambda x: repeat_heads(wide(x), q)
     q, keys = wide(q), heads(k)
     scores = jnp.einsum("BNH,BSNH->BSN", q.mean(axis=1), keys, precision="highest")
     weights = k.shape[1] * jax.nn.softmax(scores / math.sqrt(q.shape[3]), axis=1)

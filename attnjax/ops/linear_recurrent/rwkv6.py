@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, log_gates
 from attnjax.typing import Array, Float, Q, TokenK, TokenV
@@ -31,8 +31,7 @@ def rwkv6(
     impl: Impl = None,
 ) -> Any:
     """Linear attention to the tokens before, each channel fading, plus u for the token itself."""
-    N = q.shape[2]
-    r, key, value = wide(q), *(jnp.repeat(wide(x), N // x.shape[2], axis=2) for x in (k, v))
+    r, key, value = wide(q), *(repeat_heads(wide(x), q) for x in (k, v))
     # One token earlier the state is S_{t-1}: a first token that writes nothing makes room.
     late = lambda x: jnp.pad(x, ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
     early = lambda x: jnp.pad(x, ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))

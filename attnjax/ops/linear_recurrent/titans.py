@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import linear_scan
 from attnjax.op import Draw, Limit, Op, fill, normal, uniform
@@ -47,8 +47,8 @@ def titans_memory(
     return_state: bool = False,
 ) -> Any:
     """The memory starts as `weights`.  Gates are in (0, 1); a state goes on where a chunk ends."""
-    (B, T, N, _), chunk = q.shape, min(chunk, q.shape[1])
-    heads = lambda x: jnp.repeat(wide(x), N // x.shape[2], axis=2)
+    (B, T), chunk = q.shape[:2], min(chunk, q.shape[1])
+    heads = lambda x: repeat_heads(wide(x), q)
     tokens = [jnp.moveaxis(heads(x), 1, 0) for x in (q, k, v, eta, theta, alpha)]
     if state is None:
         start = tuple(jnp.broadcast_to(wide(w), (B, *w.shape)) for w in weights)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import mods
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.scan.convolution import depthwise
 from attnjax.op import Draw, Limit, Op, Slot, by_sizes, grid, square_grid
@@ -60,7 +60,7 @@ def agent_attention(
     read = attend(wide(agents), wide(k), wide(v), mods=reading, impl=impl)
     out = attend(wide(q), wide(agents), read, mods=telling, impl=impl)
     if kernel is not None:
-        values = jnp.repeat(v, N // v.shape[2], axis=2).reshape(B, *shape, -1)
+        values = repeat_heads(v, q).reshape(B, *shape, -1)
         dwc = depthwise(values, kernel.reshape(*kernel.shape[:-2], -1))
         out = out + dwc.reshape(out.shape)
     return out.astype(q.dtype)

@@ -14,7 +14,7 @@ import math
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
-from attnjax.core.numerics import finite, wide
+from attnjax.core.numerics import finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -42,7 +42,7 @@ def disentangled_attention(
     steps = jnp.arange(entries + 1)
     keys = wide(k_rel)[jnp.minimum(entries - steps, entries - 1)]
     queries = wide(q_rel)[jnp.minimum(steps, entries - 1)]
-    repeated = jnp.repeat(finite(k), N // k.shape[2], axis=2)
+    repeated = repeat_heads(finite(k), q)
     content_to_position = jnp.einsum("BTNH,RNH->BTNR", finite(q), keys) * scale
     position_to_content = jnp.einsum("BSNH,RNH->BSNR", repeated, queries) * scale
     terms = (mods.query_relative(content_to_position), mods.key_relative(position_to_content))

@@ -12,6 +12,7 @@ Differs: the projections W_Q, W_K, W_V and W_O belong to a layer (attnjax.nn).
 import jax.numpy as jnp
 
 from attnjax.core import masks
+from attnjax.core.numerics import repeat_heads
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -45,7 +46,7 @@ OPS = (
                 "q = 0 gives the mean of the values",
                 {"q": fill(0.0)},
                 lambda q, k, v: jnp.broadcast_to(
-                    jnp.repeat(v.mean(axis=1, keepdims=True), q.shape[2] // v.shape[2], axis=2),
+                    repeat_heads(v.mean(axis=1, keepdims=True), q),
                     (*q.shape[:3], v.shape[-1]),
                 ),
             ),

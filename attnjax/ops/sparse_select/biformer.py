@@ -18,7 +18,7 @@ import numpy as np
 
 from attnjax.core import masks
 from attnjax.core.blocks import select
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.scan.convolution import depthwise
 from attnjax.op import Draw, Limit, Op, Sizes, by_sizes, grid, square_grid
@@ -43,7 +43,7 @@ def bi_level_routing_attention(
     The map has `regions` x `regions` regions; all heads share the routing, which has no gradient.
     `kernel`, 5 x 5 in the paper, is that of LCE for each channel of each query head; None is none.
     """
-    (B, T, N, _), (S, heads, D) = q.shape, v.shape[1:]
+    (B, T, N, _), (S, _, D) = q.shape, v.shape[1:]
     if not T == S == math.prod(shape):
         raise ValueError(f"shape: {tuple(shape)}; expected T = {T} and S = {S} cells")
     block = [-(-n // regions) for n in shape]
@@ -60,7 +60,7 @@ def bi_level_routing_attention(
     out = out[:, np.argsort(order, kind="stable")[:T]]
     if kernel is None:
         return out
-    image = jnp.repeat(v, N // heads, axis=2).reshape(B, *shape, N * D)
+    image = repeat_heads(v, q).reshape(B, *shape, N * D)
     local = depthwise(image, kernel.reshape(*kernel.shape[:2], N * D)).reshape(out.shape)
     return (wide(out) + local).astype(out.dtype)
 

@@ -19,7 +19,7 @@ from attnjax.core.blocks.order import bucket_order, gray_codes, sample_keys, tak
 from attnjax.core.blocks.runs import mask_of_tokens
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.normalizers import State
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend_state, join_states
 from attnjax.op import Limit, Op, Sizes, by_sizes, uniform
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -59,7 +59,7 @@ def blocks_and_samples(
 ) -> tuple[State, State]:
     """The states of block own (B,T,N), -1 for none, of the keys sorted by buckets (B,S,K), and of
     the keys drawn from its segment of `length` keys; sorting must leave keys in their segments."""
-    (T, N), (B, S, heads) = q.shape[1:3], k.shape[:3]
+    T, (B, S, heads) = q.shape[1], k.shape[:3]
     q, k, v, m = wide(q), wide(k), wide(v), len(draws)
     density = jnp.ones((B, S, heads), k.dtype) if density is None else wide(density)
     order = bucket_order(buckets)
@@ -70,7 +70,7 @@ def blocks_and_samples(
     def state(tokens: Array, number: Array, size: int, *weigh: mods.Mod) -> State:
         chosen = Selection(number[..., None], own[..., None] >= 0, 1, size)
         keys, values = (take_tokens(x, tokens) for x in (k, v))
-        places = jnp.repeat(tokens, N // heads, axis=2)
+        places = repeat_heads(tokens, q)
         return attend_state(
             q, keys, values, blocks=chosen, mods=weigh, mask=seen, k_positions=places, impl=impl
         )

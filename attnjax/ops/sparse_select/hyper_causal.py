@@ -21,7 +21,7 @@ import numpy as np
 
 from attnjax.core import masks
 from attnjax.core.blocks.order import gray_codes
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
 from attnjax.op import Draw, Limit, Op, normal, uniform
 from attnjax.ops.sparse_select.hyper import blocks_and_samples
@@ -49,7 +49,7 @@ def hyper_attention_causal(
         raise ValueError(
             f"threshold: {threshold}; expected a multiple of block_size = {block_size} >= 1"
         )
-    (T, N), (S, heads) = q.shape[1:3], k.shape[1:3]
+    T, S = q.shape[1], k.shape[1]
     number = lambda n: np.arange(n) // threshold
     near = masks.causal & masks.document(number(T), number(S))
     near = near & mask
@@ -61,7 +61,7 @@ def hyper_attention_causal(
         some = (segment % 2 == 1) & ((segment - 1) * length < S)
         buckets = of_keys + ((np.arange(S)[:, None] // length) << R)
         wanted = of_queries + ((segment - 1) << R)
-        by_head = (jnp.swapaxes(x, 1, 2) for x in (jnp.repeat(buckets, N // heads, 2), wanted))
+        by_head = (jnp.swapaxes(x, 1, 2) for x in (repeat_heads(buckets, q), wanted))
         place = jnp.swapaxes(_places(*by_head), 1, 2)
         end = np.minimum(segment * length, S) - 1
         own = jnp.where(some, jnp.minimum(place, end) // block_size, -1)

@@ -19,7 +19,7 @@ from attnjax.core import features, masks
 from attnjax.core.blocks import select
 from attnjax.core.blocks.order import clusters, take_tokens
 from attnjax.core.blocks.runs import mask_of_tokens
-from attnjax.core.numerics import finite, wide
+from attnjax.core.numerics import finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -47,7 +47,7 @@ def routing_attention(
     if not 1 <= window <= min(T, S):
         raise ValueError(f"window: {window}; expected an integer from 1 to T = {T} and S = {S}")
     q, k, dtype = features.standardize(wide(q)), features.standardize(wide(k)), q.dtype
-    k, v = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k, wide(v)))
+    k, v = (repeat_heads(x, q) for x in (k, wide(v)))
     liking = (jnp.moveaxis(likes(x, centroids), 1, 3) for x in (q, k))
     rows, columns = (clusters(scores, window) for scores in liking)
     own = select.own_block(B, centroids.shape[1], N, block_q=window, block_k=window)
@@ -72,7 +72,7 @@ def likes(x: Q, centroids: Centroids) -> Float[Array, "B T N c"]:
 def update_centroids(centroids: Centroids, q: Q, k: K, *, decay: float = 0.999) -> Centroids:
     """The centroids after a batch; not differentiated."""
     total = decay * wide(centroids)
-    for x in (q, jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)):
+    for x in (q, repeat_heads(k, q)):
         x = features.standardize(finite(x))
         nearest = jnp.argmax(likes(x, centroids), axis=-1)
         member = jax.nn.one_hot(nearest, centroids.shape[1], dtype=x.dtype)

@@ -18,7 +18,7 @@ from attnjax.core import features, masks
 from attnjax.core.blocks.order import take_tokens
 from attnjax.core.blocks.runs import mask_of_tokens
 from attnjax.core.blocks.selection import Selection
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -44,7 +44,7 @@ def routing_causal(
     if window < 1:
         raise ValueError(f"window: {window}; expected at least 1")
     q, k, dtype = features.standardize(wide(q)), features.standardize(wide(k)), q.dtype
-    k, v = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k, wide(v)))
+    k, v = (repeat_heads(x, q) for x in (k, wide(v)))
     of_query, of_key = (jnp.argmax(likes(x, centroids), -1)[..., None] for x in (q, k))
 
     # Each cluster's keys begin a block of their own, so that its blocks are its chunks.
