@@ -13,7 +13,7 @@ and no `mask` to ask for one. A convolution along the sequence is an E with shif
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.core.numerics import repeat_heads, wide
+from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -68,7 +68,7 @@ def project_tokens(name: str, weight: Projection, x: K, N: int) -> Float[Array, 
         x, weight = jnp.repeat(x, N // heads, 2), jnp.repeat(weight, N // len(weight), 0)
     letters = "RS" if weight.ndim == 2 else "NRS"
     out = jnp.einsum(f"{letters},BSNH->BRNH", weight, x, precision="highest")
-    return repeat_heads(out, q)
+    return jnp.repeat(out, N // out.shape[2], axis=2)
 
 
 def mean_pool_projection(S: int, R: int) -> Float[Array, "R S"]:
