@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from attnjax.core import features, masks, normalizers
+from attnjax.core.normalizers import laplace
 from attnjax.core.numerics import Affine, rms_norm
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import linear_attend
@@ -32,7 +33,6 @@ from attnjax.ops.linear_recurrent import (
 from attnjax.ops.linear_recurrent.chela import merged
 from attnjax.ops.linear_recurrent.damped_ema import sample_ema
 from attnjax.ops.linear_recurrent.mambattention import attend_along
-from attnjax.ops.linear_recurrent.mega import laplace
 from attnjax.ops.linear_recurrent.multiscale_scan import ROUTES, conv_ffn, flatten, unflatten
 from attnjax.ops.linear_recurrent.titans import network
 from attnjax.ops.linear_recurrent.titans_gate import Persistent

@@ -14,15 +14,15 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
-from attnjax.core.pairwise.operands import Shape, Tile, lay_out
+from attnjax.core.closures import traced_closure
+from attnjax.core.pairwise.operands import Shape, Tile, lay_out, without_nan
 from attnjax.core.pairwise.relative import look_up
 from attnjax.core.sharding import LOCAL, SequenceSharding
 from attnjax.typing import Array, Float, PerHead, PerQuery, V
@@ -36,6 +36,13 @@ class Cumsum:
     """An operand that is the running sum of x (T,) or (B,T,N), taken where the tokens are."""
 
     x: Array
+
+
+class Poison(NamedTuple):
+    """What is added to the scores of queries (B|1,N|1,T|1,1) and keys (B|1,N|1,1,S|1): 0 or NaN."""
+
+    query: Array
+    key: Array
 
 
 @functools.partial(
@@ -62,20 +69,36 @@ class Mod:
     contract: bool = False
     group: int = 1
 
-    def laid_out(self, z: Shape, dtype: jnp.dtype, tokens: SequenceSharding = LOCAL) -> "Mod":
-        """The same mod with operands of the working dtype, in the layout of their kinds."""
+    def laid_out(
+        self, z: Shape, dtype: jnp.dtype, tokens: SequenceSharding = LOCAL
+    ) -> tuple["Mod", Poison]:
+        """The same mod with operands of the working dtype, in the layout of their kinds.
+
+        Operands of queries and keys hold zeros for NaN; which queries and keys had one is told
+        beside them.  A key operand that differs between query heads which share a key keeps its
+        NaN, and so do operands of heads, pairs and tables of distances.
+        """
         _refuse_traced_closure(self.fn)
         whole = replace(z, S=tokens.columns(z.S))
         sums: dict[int, Array] = {}  # of an operand that serves as two: once
+        poison = {side: jnp.zeros((1, 1, 1, 1), dtype) for side in ("query", "key")}
 
         def lay(kind: str, x: Array | Cumsum) -> Array:
             if isinstance(x, Cumsum):
                 if id(x) not in sums:
                     sums[id(x)] = tokens.cumsum(x.x, 1 if jnp.ndim(x.x) == 3 else 0)
                 x = sums[id(x)]
-            return lay_out(kind, jnp.asarray(x).astype(dtype), whole if kind == "pair" else z)
+            x = jnp.asarray(x).astype(dtype)
+            laid = lay_out(kind, x, whole if kind == "pair" else z)
+            side = kind.split("_")[0]
+            if side not in ("query", "key") or (side == "key" and x.ndim > 1 and x.shape[2] != z.K):
+                return laid
+            laid, bad = without_nan(kind, laid)
+            poison[side] = poison[side] + bad
+            return laid
 
-        return replace(self, operands=tuple(map(lay, self.kinds, self.operands)))
+        operands = tuple(map(lay, self.kinds, self.operands))
+        return replace(self, operands=operands), Poison(**poison)
 
     def __call__(
         self, score: Array, operands: tuple[Array, ...], tile: Tile, allowed: Array | None
@@ -95,16 +118,13 @@ class Mod:
 
 
 def _refuse_traced_closure(fn: Fn) -> None:
-    inner = fn.func if isinstance(fn, functools.partial) else fn
-    held = [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
-    held += [*fn.args, *fn.keywords.values()] if isinstance(fn, functools.partial) else []
-    for leaf in jax.tree.leaves(held):
-        if isinstance(leaf, Tracer):
-            name = getattr(inner, "__name__", repr(inner))
-            raise ValueError(
-                f"mods: {name} closes over a traced array {leaf.aval.str_short()}, expected it as "
-                f"an operand: mod(fn, query=..., key=..., head=..., pair=..., table=...)"
-            )
+    if (held := traced_closure(fn)) is not None:
+        inner = fn.func if isinstance(fn, functools.partial) else fn
+        name = getattr(inner, "__name__", repr(inner))
+        raise ValueError(
+            f"mods: {name} closes over a traced array {held.aval.str_short()}, expected it as "
+            f"an operand: mod(fn, query=..., key=..., head=..., pair=..., table=...)"
+        )
 
 
 def _tuple(x: Any) -> tuple[Any, ...]:

@@ -63,6 +63,17 @@ def repeat_heads(x: Array, like: Array) -> Array:
     return jnp.repeat(x, N // K, axis=2)
 
 
+def project(x: Array, w: Array) -> Array:
+    """x w over the last axis of x, wide; a row that holds a NaN or an infinity becomes NaN.
+
+    Such a row puts no NaN into the gradient of w, nor into that of other rows: an engine that masks
+    the row leaves all gradients finite.  x (...,W), w (W,R) -> (...,R).
+    """
+    x, bad = clean(wide(x))
+    out = jnp.matmul(x, wide(w), precision=lax.Precision.HIGHEST)
+    return out + bad[..., None].astype(out.dtype)
+
+
 class Affine(NamedTuple):
     """x -> x w + b, wide."""
 

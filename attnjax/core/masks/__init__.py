@@ -3,9 +3,11 @@
 from attnjax.core.masks.arrays import BlockLayout as BlockLayout
 from attnjax.core.masks.arrays import BoolArray as BoolArray
 from attnjax.core.masks.arrays import Lengths as Lengths
+from attnjax.core.masks.arrays import Until as Until
 from attnjax.core.masks.arrays import array as array
 from attnjax.core.masks.arrays import block_layout as block_layout
 from attnjax.core.masks.arrays import lengths as lengths
+from attnjax.core.masks.arrays import until as until
 from attnjax.core.masks.base import EMPTY as EMPTY
 from attnjax.core.masks.base import FULL as FULL
 from attnjax.core.masks.base import PARTIAL as PARTIAL
@@ -24,10 +26,12 @@ from attnjax.core.masks.functions import MaskFunction as MaskFunction
 from attnjax.core.masks.functions import MaskOperand as MaskOperand
 from attnjax.core.masks.grid import Neighborhood as Neighborhood
 from attnjax.core.masks.grid import neighborhood as neighborhood
+from attnjax.core.masks.positions import Predicate as Predicate
 from attnjax.core.masks.positions import Window as Window
 from attnjax.core.masks.positions import causal as causal
 from attnjax.core.masks.positions import causal_to_end as causal_to_end
 from attnjax.core.masks.positions import dilated as dilated
+from attnjax.core.masks.positions import fn as fn
 from attnjax.core.masks.positions import prefix as prefix
 from attnjax.core.masks.positions import sinks as sinks
 from attnjax.core.masks.positions import window as window

@@ -9,6 +9,7 @@ from jax.tree_util import register_dataclass
 
 from attnjax.core.masks.base import (
     FAR,
+    PARTIAL,
     Mask,
     checked_array,
     checked_int,
@@ -20,7 +21,7 @@ from attnjax.core.masks.base import (
     static_field,
     verdict,
 )
-from attnjax.core.masks.functions import MaskFunction, MaskOperand
+from attnjax.core.masks.functions import MaskFunction, MaskOperand, read_at
 
 # ---------------------------------------------------------------- masks with arrays
 
@@ -117,6 +118,43 @@ class BlockLayout(Mask):
     @property
     def _cells(self):
         return BoolArray(self.layout if self.layout.ndim == 2 else self.layout[None])
+
+
+@register_dataclass
+@dataclass(frozen=True, repr=False, eq=False)
+class Until(Mask):
+    """q_pos <= last[b, n, k_pos]; see `until`."""
+
+    last: Any
+
+    def resolve(self, T, S):
+        if self.last.shape[-1] != S:
+            want = f"(B|1, N|1, {S})"
+            raise ValueError(f"until: last has shape {self.last.shape}, expected {want}")
+        return self
+
+    def allowed(self, q_pos, k_pos):
+        xp = numpy_of(self, q_pos, k_pos)
+        return q_pos <= xp.take(xp.asarray(self.last), k_pos, axis=-1, mode="clip")
+
+    def classify(self, q_lo, q_hi, k_lo, k_hi):
+        return np.full(np.broadcast_shapes(np.shape(q_lo), np.shape(k_lo)), PARTIAL, np.int8)
+
+    def as_function(self, q_positions, k_positions, heads):
+        last = read_at(jnp.asarray(self.last, jnp.int32), k_positions, heads)
+        return MaskFunction(_not_after, (MaskOperand(last[:, :, None, :]),))
+
+
+def _not_after(q_position: Any, k_position: Any, last: Any) -> Any:
+    return q_position <= last
+
+
+def until(last: Any) -> Mask:
+    """q_pos <= last[b, n, k_pos], for (B|1, N|1, S) ints: the last query that sees each key.
+
+    May be traced; nothing is known of rectangles, so combine it with masks or blocks that skip.
+    """
+    return Until(checked_ints("until: last", last, {3: "(B|1, N|1, S)"}))
 
 
 def lengths(q: Any = None, k: Any = None) -> Mask:

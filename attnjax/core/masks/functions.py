@@ -78,12 +78,15 @@ def join(logic: Callable[..., Any], parts: Sequence[MaskFunction | str]) -> Mask
 
 
 def read_at(table: Any, positions: Array, heads: int) -> Array:
-    """table[b, position] for a table (X,) or (B,X) and positions (B|1,X|1,t): (B|1,heads|1,t)."""
+    """table[b, n, position] for positions (B|1,X|1,t): (B|1,heads|1,t).
+
+    The table is (X,), (B,X) or (B|1,heads|1,X).
+    """
     table = jnp.asarray(table)
-    table = table.reshape(-1, 1, table.shape[-1])
+    table = table if table.ndim == 3 else table.reshape(-1, 1, table.shape[-1])
     if positions.shape[1] > 1:
         positions = jnp.repeat(positions, heads // positions.shape[1], axis=1)
-    B, N = max(len(table), len(positions)), positions.shape[1]
+    B, N = max(len(table), len(positions)), max(table.shape[1], positions.shape[1])
     table = jnp.broadcast_to(table, (B, N, table.shape[-1]))
     inside = jnp.clip(positions, 0, table.shape[-1] - 1)
     inside = jnp.broadcast_to(inside, (B, N, positions.shape[-1]))

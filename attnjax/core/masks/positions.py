@@ -1,15 +1,19 @@
 """Masks of positions alone: causal, window, sinks, prefix, dilated."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from attnjax.core.closures import traced_closure
 from attnjax.core.masks.arrays import Lengths
 from attnjax.core.masks.base import (
     FAR,
+    PARTIAL,
     Mask,
     checked_int,
     checked_ints,
@@ -100,6 +104,33 @@ class Dilated(Mask):
         return verdict(some, every if g == 1 else some & every & (near == far))
 
 
+@register_dataclass
+@dataclass(frozen=True, repr=False)
+class Predicate(Mask):
+    """Whatever a plain elementwise function of positions says; see `fn`."""
+
+    fn: Callable[[Any, Any], Any] = static_field()
+
+    def allowed(self, q_pos, k_pos):
+        ok = self.fn(q_pos, k_pos)
+        if jnp.result_type(ok) != jnp.bool_:
+            raise TypeError(
+                f"masks.fn: {_name(self.fn)} gives {jnp.result_type(ok)}, expected booleans"
+            )
+        shape = np.broadcast_shapes(np.shape(q_pos), np.shape(k_pos))
+        return numpy_of(ok).broadcast_to(ok, shape)
+
+    def classify(self, q_lo, q_hi, k_lo, k_hi):
+        return np.full(np.broadcast_shapes(np.shape(q_lo), np.shape(k_lo)), PARTIAL, np.int8)
+
+    def __repr__(self):
+        return f"fn({_name(self.fn)})"
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__name__", repr(fn))
+
+
 # ---------------------------------------------------------------- the public values and makers
 
 causal = Window(None, 0)
@@ -107,6 +138,27 @@ causal = Window(None, 0)
 
 causal_to_end = CausalToEnd()
 """k <= q + S - T: the last query sees the last key (bottom-right)."""
+
+
+def fn(predicate: Callable[[Any, Any], Any]) -> Mask:
+    """The pairs for which predicate(q_pos, k_pos) is true.
+
+        masks.fn(lambda q_pos, k_pos: (q_pos - k_pos) % 3 == 0) & masks.window(64)
+
+    The predicate is elementwise: it sees integers that broadcast against each other and gives
+    booleans.  Nothing is known of rectangles, so every tile is computed: combine it with a mask
+    that skips tiles.  It is part of what jit compares: define it once.  Raises TypeError for what
+    is no function and ValueError for one that closes over a traced array, which could not be cut
+    into tiles: such a mask is `masks.array`, or a selection of blocks.
+    """
+    if not callable(predicate) or isinstance(predicate, Mask):
+        raise TypeError(f"masks.fn: got {predicate!r}, expected a function of (q_pos, k_pos)")
+    if (held := traced_closure(predicate)) is not None:
+        raise ValueError(
+            f"masks.fn: {_name(predicate)} closes over a traced array {held.aval.str_short()}, "
+            "expected a function of positions alone; a mask with arrays is masks.array"
+        )
+    return Predicate(predicate)
 
 
 def window(left: int | None, right: int | None = 0) -> Mask:

@@ -18,7 +18,10 @@ from attnjax.core.normalizers.algebra import weights as weights
 from attnjax.core.normalizers.algebra import zero_masked as zero_masked
 from attnjax.core.normalizers.library import clipped_softmax as clipped_softmax
 from attnjax.core.normalizers.library import entmax as entmax
+from attnjax.core.normalizers.library import exp as exp
 from attnjax.core.normalizers.library import hard as hard
+from attnjax.core.normalizers.library import identity as identity
+from attnjax.core.normalizers.library import laplace as laplace
 from attnjax.core.normalizers.library import relu as relu
 from attnjax.core.normalizers.library import sigmoid as sigmoid
 from attnjax.core.normalizers.library import signed as signed

@@ -76,6 +76,39 @@ def relu(power: int = 1) -> Normalizer:
     return Normalizer(f"relu({power})", lambda s, m, stats, params: jax.nn.relu(s) ** power)
 
 
+def _score(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return s
+
+
+identity = Normalizer("identity", _score)
+"""s_j itself, not normalized: linear attention, or weights that a mod has made."""
+
+
+def _plain_exp(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return jnp.exp(s)
+
+
+exp = Normalizer("exp", _plain_exp)
+"""exp(s_j), not normalized.
+
+No reference guards it, as there is no sum to divide by: scores above 88 (709 in float64) give
+infinity, in float16 and bfloat16 calls, too, since scores are float32.  Sums of several overflow a
+little earlier; results are rounded to q's dtype, and float16 ends at 65504, a score of 11.
+"""
+
+
+def _laplace(s: Array, m: Array, stats: Rows, params: Params) -> Array:
+    return 0.5 * lax.erfc((math.sqrt(0.5) - s) * math.sqrt(2 * math.pi))
+
+
+laplace = Normalizer("laplace", _laplace)
+"""(1 + erf((s_j - mu) / (sigma sqrt 2))) / 2 with mu = sqrt(1/2), sigma = sqrt(1 / (4 pi)).
+
+Near relu(s)^2 around s = mu, in (0, 1) elsewhere; not normalized.  Ma et al. 2022, Mega,
+arXiv:2209.10655.
+"""
+
+
 def _softpick_peak(s: Array) -> Array:
     return jnp.maximum(s, 0.0)
 

@@ -70,9 +70,10 @@ def attend(
                  the reason.  None takes what is fastest here; `explain` tells which
 
     Scores, statistics and sums are float32 (float64 for float64); the result has q's dtype.  A
-    row with nothing allowed gives zeros and zero gradients.  A NaN or infinity in q, k or v
-    reaches exactly the rows that may see it.  Results are bit-equal from run to run.  Blocks are
-    worked on in tiles of 2^17 scores that gather the queries of a key block; memory O(T M + S).
+    row with nothing allowed gives zeros and zero gradients.  A NaN or infinity in q, k or v, and a
+    NaN in a mod's operand of a query or key, reaches exactly the rows that may see it.  Results
+    are bit-equal from run to run.  Blocks are worked on in tiles of 2^17 scores that gather the
+    queries of a key block; memory O(T M + S).
 
     Raises ValueError for shapes that do not fit, for an `impl` that cannot run the call and,
     outside jit, for blocks out of range or listed twice (under jit an index out of range selects

@@ -164,6 +164,21 @@ def lay_out(kind: str, x: Array, z: Shape) -> Array:
     return x[..., None] if kind == "query_features" else x[..., None, :]
 
 
+def without_nan(kind: str, x: Array) -> tuple[Array, Array]:
+    """A laid-out operand of queries or keys with zeros for NaN, and NaN for the rows that had one.
+
+    The second is (B|1,N|1,T,1) or (B|1,N|1,1,S), zero elsewhere, and has no gradient.
+    """
+    nan = jnp.isnan(lax.stop_gradient(x))
+    bad = nan
+    if kind.endswith("features"):
+        bad = nan.any(0)
+    elif kind.endswith("table"):
+        bad = nan.any(-1)
+        bad = bad[..., None] if kind == "query_table" else bad[..., None, :]
+    return jnp.where(nan, 0.0, x), jnp.where(bad, jnp.nan, 0.0).astype(x.dtype)
+
+
 def token_axes(kind: str, x: Array) -> tuple[int | None, int | None]:
     """The axes of x along T and S, counted from the front; an axis that broadcasts is none."""
     broadcast = lambda axis: kind == "pair" and x.shape[axis] == 1

@@ -12,7 +12,7 @@ from jax import lax
 
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.masks import Everything, Mask, everything
-from attnjax.core.mods import Mod, RelativeValues, group_of
+from attnjax.core.mods import Mod, Poison, RelativeValues, group_of
 from attnjax.core.normalizers import Normalizer, softmax
 from attnjax.core.numerics import clean, working_dtype
 from attnjax.core.pairwise import relative
@@ -38,9 +38,9 @@ class Request:
     v_table    (R,D), the relative part of the values, or None
     dtype      that of the caller's q, k and v, and of the result
     q_poison   (B,N,T,1), k_poison (B,N,1,S): zero, or NaN where q, k or v held a NaN or an
-               infinity.  The arrays themselves hold zeros there.  Poison is added to scores before
-               the mask, so that a bad key spoils exactly the rows that may see it: 0 * NaN in a
-               matrix product would spoil the others, too.
+               infinity, or an operand of the query or key a NaN.  The arrays themselves hold zeros
+               there.  Poison is added to scores before the mask, so that a bad key spoils exactly
+               the rows that may see it: 0 * NaN in a matrix product would spoil the others, too.
     selection  the blocks of keys that each block of queries attends to, laid out (B,X,U,M), or
                None: all of them; positions may then be (B,X,T) and (B,X,S)
     """
@@ -267,6 +267,7 @@ def prepare(
         heads = z.B, blocks.indices.shape[1]
         at = (None if x is None else jnp.asarray(x) for x in (q_positions, k_positions))
         q_positions, k_positions = at
+    laid, poison = _laid_out(mods, z, dtype, tokens)
     given = q.dtype
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
     q = q.astype(dtype) * scale if scale.ndim else q.astype(dtype)
@@ -276,17 +277,28 @@ def prepare(
         v=v.astype(dtype).transpose(0, 2, 1, 3),
         scale=None if scale.ndim else scale,
         v_table=None if v_table is None else v_table.astype(dtype),
-        mods=tuple(m.laid_out(z, dtype, tokens) for m in mods),
+        mods=laid,
         normalizer=normalizer.laid_out(z, dtype),
         mask=mask.resolve(*tokens.lengths(z.T, z.S)),
         q_positions=_positions("q_positions", "T", q_positions, z.T, heads),
         k_positions=_positions("k_positions", "S", k_positions, z.S, heads),
-        q_poison=lay_out("query", q_bad.astype(dtype), z),
-        k_poison=lay_out("key", (k_bad + v_bad).astype(dtype), z),
+        q_poison=lay_out("query", q_bad.astype(dtype), z) + poison.query,
+        k_poison=lay_out("key", (k_bad + v_bad).astype(dtype), z) + poison.key,
         selection=blocks,
         shape=z,
         dtype=given,
     )
+
+
+def _laid_out(
+    mods: tuple[Mod, ...], z: Shape, dtype: jnp.dtype, tokens: SequenceSharding
+) -> tuple[tuple[Mod, ...], Poison]:
+    """The mods in the layout of the tiles, and which queries and keys have a NaN in an operand."""
+    each = [m.laid_out(z, dtype, tokens) for m in mods]
+    none = jnp.zeros((1, 1, 1, 1), dtype)
+    query = functools.reduce(jnp.add, (poison.query for _, poison in each), none)
+    key = functools.reduce(jnp.add, (poison.key for _, poison in each), none)
+    return tuple(m for m, _ in each), Poison(query, key)
 
 
 def _one_dtype(q: Array, k: Array, v: Array) -> jnp.dtype:

@@ -13,12 +13,11 @@ Limits: p = 0 returns X; chunks of T tokens are full attention.
 import math
 from typing import Annotated, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import sigmoid, silu
 
-from attnjax.core import masks
+from attnjax.core import masks, normalizers
 from attnjax.core.mods import relative_bias
 from attnjax.core.normalizers import Normalizer
 from attnjax.core.numerics import Affine, wide
@@ -26,14 +25,6 @@ from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.linear_recurrent.damped_ema import EMA, X, damped_ema_convolution, gates_in_range
 from attnjax.typing import Array, Float
-
-
-def _laplace(s: Array, m: Array, stats: tuple, params: tuple) -> Array:
-    return 0.5 * jax.lax.erfc((math.sqrt(0.5) - s) * math.sqrt(2 * math.pi))
-
-
-laplace = Normalizer("laplace", _laplace)
-"""Near relu(s)^2 around s = sqrt(1/2), in (0, 1) elsewhere; not normalized."""
 
 
 class Scale(NamedTuple):
@@ -61,7 +52,7 @@ def mega(
     weights: Weights,
     *,
     chunk: int | None = None,
-    normalizer: Normalizer = laplace,
+    normalizer: Normalizer = normalizers.laplace,
     impl: Impl = None,
 ) -> X:
     """Causal; with `chunk`, attention stays inside chunks of so many tokens (Mega-chunk)."""

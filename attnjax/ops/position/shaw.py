@@ -13,7 +13,7 @@ import math
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
-from attnjax.core.numerics import finite, wide
+from attnjax.core.numerics import project
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -34,7 +34,7 @@ def shaw_relative_attention(
 
     Keys meet the table as q . table_k, (B,T,N,R), never as (T,S,H).
     """
-    far = jnp.einsum("BTNH,RH->BTNR", finite(q), wide(table_k)) / math.sqrt(q.shape[-1])
+    far = project(q, jnp.swapaxes(table_k, 0, 1)) / math.sqrt(q.shape[-1])
     return attend(
         q,
         k,

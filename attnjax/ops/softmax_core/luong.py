@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import masks, mods
-from attnjax.core.numerics import finite, wide
+from attnjax.core.numerics import project, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, by_sizes, normal
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -36,9 +36,7 @@ def luong_general(
     impl: Impl = None,
 ) -> Out:
     """The bilinear score q_i^T w k_j."""
-    turned = (finite(q) @ wide(w)).astype(q.dtype)
-    turned = jnp.where(jnp.isfinite(q).all(-1, keepdims=True), turned, jnp.nan)
-    return luong_dot(turned, k, v, mask=mask, impl=impl)
+    return luong_dot(project(q, w).astype(q.dtype), k, v, mask=mask, impl=impl)
 
 
 def luong_concat(
@@ -53,7 +51,7 @@ def luong_concat(
     impl: Impl = None,
 ) -> Out:
     """The score w_score . tanh(q_i w_query + k_j w_key); W is w_query above w_key."""
-    score = mods.additive(finite(q) @ wide(w_query), finite(k) @ wide(w_key), wide(w_score))
+    score = mods.additive(project(q, w_query), project(k, w_key), wide(w_score))
     return attend(q, k, v, mods=(score,), mask=mask, impl=impl)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
-from attnjax.core.numerics import finite, wide
+from attnjax.core.numerics import project, wide
 from attnjax.core.pairwise.attend import attention_weights
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, Int, K, Q, Weights
@@ -30,7 +30,7 @@ def pointer_attention(
 
     Inputs that `mask` forbids get exactly zero; in q's dtype, dense by nature.
     """
-    score = mods.additive(finite(q) @ wide(w_query), finite(k) @ wide(w_key), wide(w_score))
+    score = mods.additive(project(q, w_query), project(k, w_key), wide(w_score))
     return attention_weights(q, k, mods=(score,), mask=mask)
 
 

@@ -9,9 +9,7 @@ Limits: a window of all keys is causal attention with delta added; with a = 0 ca
 """
 
 import functools
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +18,7 @@ from jax import lax
 
 from attnjax.core import masks, mods
 from attnjax.core.blocks import select
-from attnjax.core.numerics import finite, wide
+from attnjax.core.numerics import finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -45,7 +43,7 @@ def dynamic_mask_attention(
     key, its last query, is the mask, O(S) memory. Blocks of `block_size` in which nothing is seen
     are skipped. `mask` forbids more, but does not choose.
     """
-    (B, T, N, _), (S, heads, D) = q.shape, v.shape[1:]
+    (B, T), (S, heads, D) = q.shape[:2], v.shape[1:]
     if w.shape != (heads * D, heads) or window < 1:
         told = f"w and window: {w.shape}, {window}"
         raise ValueError(f"{told}; expected (K*D,K) = {(heads * D, heads)}, at least 1")
@@ -56,22 +54,10 @@ def dynamic_mask_attention(
     ends = ends.reshape(B, 1, -1, block_size, heads).max(3)  # of the keys in a block
     ahead = jnp.swapaxes(ends, 2, 3) - np.arange(0, T, block_size)[:, None, None]
     ahead = select.causal_scores(ahead.astype(read.dtype), block_size, block_size)
-    seen = masks.causal & _Until(jnp.repeat(jnp.moveaxis(last, 2, 1), N // heads, axis=1))
+    seen = masks.causal & masks.until(jnp.moveaxis(repeat_heads(last, q), 2, 1))
     chosen = select.threshold(ahead, 0.0, block_q=block_size, block_k=block_size)
     delta = mods.mod(jnp.add, key=jnp.exp(log_delta))
     return attend(q, k, v, blocks=chosen, mods=(delta,), mask=seen & mask, impl=impl)
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["last"], meta_fields=[])
-@dataclass(frozen=True, repr=False)
-class _Until(masks.Mask):
-    last: Int[Array, "B N S"]  # q <= last[b, n, k]
-
-    def allowed(self, q_pos: Any, k_pos: Any) -> Any:
-        return q_pos <= self.last[..., k_pos]
-
-    def classify(self, q_lo: Any, q_hi: Any, k_lo: Any, k_hi: Any) -> Any:
-        return np.full((np.shape(q_lo)[0], np.shape(k_lo)[1]), masks.PARTIAL, np.int8)
 
 
 def _last_query(score: Float[Array, " S"], window: int) -> Int[Array, " S"]:

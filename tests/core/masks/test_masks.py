@@ -507,6 +507,42 @@ def test_everything_answers_while_tracing_when_positions_are_traced():
     assert isinstance(seen[0], np.ndarray)
 
 
+def third(q_pos, k_pos):
+    return (q_pos - k_pos) % 3 == 0
+
+
+def test_a_mask_from_a_predicate():
+    mask = masks.fn(third)
+    q, k = np.arange(5)[:, None], np.arange(7)[None]
+    np.testing.assert_array_equal(mask.dense(5, 7), third(q, k))
+    np.testing.assert_array_equal((mask & masks.causal).dense(5, 7), third(q, k) & (k <= q))
+    assert (mask.tiles(5, 7, 2, 2) == PARTIAL).all()
+    assert (mask & masks.prefix(4)).tiles(5, 7, 5, 4)[0, 1] == EMPTY
+    assert mask == masks.fn(third) and repr(mask) == "fn(third)"
+    assert masks.fn(lambda q, k: k == 2).dense(2, 3).tolist() == [[False, False, True]] * 2
+
+    def traced(x):
+        return masks.fn(lambda q, k: k < x)
+
+    with pytest.raises(ValueError, match="closes over a traced array int32"):
+        jax.jit(traced)(jnp.int32(3))
+    with pytest.raises(TypeError, match="gives int32, expected booleans"):
+        masks.fn(lambda q, k: q - k).dense(3, 3)
+
+
+def test_until_is_the_last_query_that_sees_a_key():
+    last = np.random.default_rng(0).integers(-1, 6, (2, 3, 7))
+    want = np.arange(5)[:, None] <= last[:, :, None]
+    np.testing.assert_array_equal(masks.until(last).dense(5, 7), want)
+    got = jax.jit(lambda last: masks.until(last).dense(5, 7))(last)
+    np.testing.assert_array_equal(got, want)
+    at = np.array([[[6, 0, 3]]], np.int32)
+    function = masks.until(last).as_function(np.arange(5)[None, None], at, 3)
+    (operand,) = function.operands
+    got = function.fn(np.arange(5)[:, None], at[:, :, None], operand.array)
+    np.testing.assert_array_equal(got, want[..., at[0, 0]])
+
+
 BAD = [
     (lambda: masks.window(-1), ValueError, "window: left is -1"),
     (lambda: masks.window(3, -2), ValueError, "window: right is -2"),
@@ -561,6 +597,9 @@ BAD = [
     (lambda: masks.causal.tiles(4, 4, 2, 2, None, np.ones(4)), TypeError, "k_positions has dtype"),
     (lambda: masks.causal_to_end.allowed(flags, flags), ValueError, "resolve(T, S) first"),
     (lambda: masks.causal & 3, TypeError, "&"),
+    (lambda: masks.fn(3), TypeError, "masks.fn: got 3"),
+    (lambda: masks.until([1]), ValueError, "until: last has shape (1,)"),
+    (lambda: masks.until([[[1]]]).dense(2, 2), ValueError, "expected (B|1, N|1, 2)"),
 ]
 
 

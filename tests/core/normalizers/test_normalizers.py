@@ -1,5 +1,7 @@
 """Normalizers against NumPy float64 written from their papers, and the law of the merge."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,12 @@ def np_entmax(s, alpha):
     return weigh(low)
 
 
+def np_laplace(s):
+    """The cumulative normal distribution of the paper's mean and deviation."""
+    mean, deviation = 0.5**0.5, (0.25 / np.pi) ** 0.5
+    return np.array([1 + math.erf((x - mean) / (deviation * 2**0.5)) for x in s]) / 2
+
+
 def np_hard(s):
     return (s == s.max()) / (s == s.max()).sum()
 
@@ -68,6 +76,9 @@ CASES = {
     "sigmoid": (n.sigmoid(-1.5), lambda s: 1 / (1 + np.exp(1.5 - s)), "one-pass"),
     "relu": (n.relu(), lambda s: np.maximum(s, 0), "one-pass"),
     "relu squared": (n.relu(2), lambda s: np.maximum(s, 0) ** 2, "one-pass"),
+    "identity": (n.identity, lambda s: s, "one-pass"),
+    "exp": (n.exp, np.exp, "one-pass"),
+    "laplace": (n.laplace, np_laplace, "one-pass"),
     "softpick": (n.softpick(), np_softpick, "one-pass"),
     "signed": (n.signed, np_signed, "one-pass"),
     "taylor 2": (n.taylor(), np_taylor, "one-pass"),
@@ -118,7 +129,7 @@ def test_weights_are_the_papers(name, impl):
 def test_large_scores_neither_overflow_nor_lose_precision(name):
     """float32 scores of +-1e4 (powers stay smaller): finite, and near the float64 weights."""
     normalizer, truth, _ = CASES[name]
-    size = 30.0 if "taylor" in name or "relu" in name else 1e4
+    size = 30.0 if "taylor" in name or "relu" in name or name == "exp" else 1e4
     s = np.float32([[size, -size, size - 1, 0.5], [-size, -size + 1, -2 * size, -size]])
     with np.errstate(over="ignore", invalid="ignore"):
         want = np.array([truth(np.float64(row)) for row in s])

@@ -20,6 +20,7 @@ from attnjax import (
     mods,
     normalizers,
 )
+from attnjax.core.numerics import project
 from attnjax.core.pairwise.cudnn import CuDNN
 
 B, T, S, N, K, H, D = 2, 9, 11, 4, 2, 8, 6
@@ -263,6 +264,68 @@ def test_attention_weights_are_those_attend_applies():
     w = attention_weights(q, k, mask=masks.causal_to_end, normalizer=normalizers.softpick())
     out = np.einsum("bnts,bsnd->btnd", w, np.repeat(v, N // K, 2))
     close(attend(q, k, v, mask=masks.causal_to_end, normalizer=normalizers.softpick()), out)
+
+
+def operands_with_a_nan():
+    """name -> (mods of the operand, the operand, where its NaN is, which rows (B,N,T) see it)."""
+    every, rows, keys = np.zeros((3, B, N, T), bool)
+    rows[1, 2, 4] = True  # query 4 of head 2
+    keys[1, 2:, 3:] = True  # key 3 of key head 1, to queries that see it
+    every[:, :, 4] = True
+    per_query, per_key, shared = draw((B, T, N), (B, S, K), (T,), seed=5)
+    q_table, k_table = draw((B, T, N, 5), (B, S, K, 5), seed=6)
+    q_rows, k_rows, w = draw((B, T, N, 3), (B, S, K, 3), (N, 3), seed=7)
+    times = lambda score, x: score * x
+    return {
+        "query": (lambda x: mods.mod(times, query=x), per_query, (1, 4, 2), rows),
+        "query of all": (lambda x: mods.mod(times, query=x), shared, (4,), every),
+        "key": (lambda x: mods.mod(times, key=x), per_key, (1, 3, 1), keys),
+        "query table": (mods.query_relative, q_table, (1, 4, 2, 0), rows),
+        "key table": (mods.key_relative, k_table, (1, 3, 1, 0), keys),
+        "query features": (lambda x: mods.additive(x, k_rows, w), q_rows, (1, 4, 2, 1), rows),
+        "key features": (lambda x: mods.additive(q_rows, x, w), k_rows, (1, 3, 1, 1), keys),
+    }
+
+
+@pytest.mark.parametrize("name", operands_with_a_nan())
+@pytest.mark.parametrize("impl", ["dense", Blockwise(4, 3)], ids=["dense", "blockwise"])
+def test_a_nan_in_an_operand_reaches_exactly_the_rows_that_see_it(name, impl):
+    """And where a mask hides it, no gradient of anything is NaN."""
+    make, x, where, seen = operands_with_a_nan()[name]
+    bad = x.at[where].set(jnp.nan)
+
+    @jax.jit
+    def both(q, k, v, x, hidden):
+        ok = masks.causal & masks.array(~hidden)
+        run = lambda *x: attend(*x[:3], mods=(make(x[3]),), mask=ok, impl=impl)
+        out, pull = jax.vjp(run, q, k, v, x)
+        return out, pull(jnp.ones_like(out))
+
+    out, grads = both(*qkv(), bad, np.zeros((1, 1, T, S), bool))
+    want, _ = both(*qkv(), x, np.zeros((1, 1, T, S), bool))
+    seen = seen.swapaxes(1, 2)
+    assert np.array_equal(np.isnan(out).all(-1), seen) and np.array_equal(
+        np.isnan(out).any(-1), seen
+    )
+    close(np.asarray(out)[~seen], np.asarray(want)[~seen])
+    others = ~seen[..., None] & np.ones((B, T, N, H), bool)
+    assert np.isfinite(np.asarray(grads[0])[others]).all()
+
+    hidden = np.zeros((1, 1, T, S), bool)
+    hidden[:, :, 4] |= "query" in name
+    hidden[..., 3] |= "key" in name
+    got, want = both(*qkv(), bad, hidden), both(*qkv(), x.at[where].set(0.0), hidden)
+    jax.tree.map(close, got, want)
+
+
+def test_a_nan_of_a_projected_row_stays_its_own():
+    x, w = draw((3, 4), (4, 2))
+    bad = x.at[1, 2].set(jnp.inf)
+    out, pull = jax.vjp(project, bad, w)
+    assert np.isnan(out[1]).all() and np.array_equal(out[::2], project(x, w)[::2])
+    masked = pull(jnp.ones_like(out).at[1].set(0.0))
+    jax.tree.map(close, masked, (jnp.where(jnp.arange(3)[:, None] != 1, w.sum(1), 0.0),
+                                 jnp.broadcast_to((x[0] + x[2])[:, None], w.shape)))  # fmt: skip
 
 
 # -------------------------------------------------------------------------- jax.nn's drop-in
