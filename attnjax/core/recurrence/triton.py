@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from attnjax.core.numerics import repeat_heads
 from attnjax.core.recurrence.steps import RecurrenceRequest
 from attnjax.core.sharding import pvary_like
 from attnjax.typing import Array
