@@ -16,56 +16,71 @@ import pytest
 import attnjax
 import attnjax.ops
 from attnjax import cli
-from attnjax.catalogue import PAPERS, STATUSES, VARIANTS, load
-from tests.oracles import ORACLES
+from attnjax.catalogue import OPS, papers
+from tests.laws.cases import oracle
 
 ROOT = Path(attnjax.__file__).parent.parent
-LAWS = {
-    "causal", "unequal", "grouped", "tiles", "empty_rows", "padding", "bfloat16", "jvp", "split",
-    "devices",
-}  # fmt: skip
+EXEMPTIONS = {"grouped", "split", "padding", "empty_rows", "bfloat16", "jvp", "devices"}
+PAPERS = papers()
 
 # --------------------------------------------------------------------------------- the records
 
 
 def leaf_files():
-    """Every module below ops/ that is no package, except the arithmetic that leaves share."""
+    """Every module below ops/ that is no package."""
     found = pkgutil.walk_packages(attnjax.ops.__path__, "attnjax.ops.")
-    return {module.name for module in found if not module.ispkg} - {"attnjax.ops.numerics"}
+    return {module.name for module in found if not module.ispkg}
 
 
-def test_every_leaf_is_listed_under_its_own_name():
-    assert {variant.fn.__module__ for variant in VARIANTS} == leaf_files()
-    names = Counter(variant.name for variant in VARIANTS)
+def test_every_leaf_is_listed_and_every_name_is_unique():
+    """The family's import of a leaf's function is the listing."""
+    assert {op.module for op in OPS} == leaf_files()
+    names = Counter(op.name for op in OPS)
     assert not [name for name, count in names.items() if count > 1]
-    assert all(load(variant.dotted) is variant.fn for variant in VARIANTS)
+    for op in OPS:
+        family = importlib.import_module(op.module.rpartition(".")[0])
+        assert getattr(family, op.name) is op.fn
 
 
-def test_every_variant_of_a_leaf_is_listed():
-    for name in leaf_files():
-        module = importlib.import_module(name)
-        declared = getattr(module, "VARIANTS", None) or (module.VARIANT,)
-        assert set(map(id, declared)) <= set(map(id, VARIANTS)), name
+def test_every_op_has_an_oracle_of_the_same_arguments():
+    for op in OPS:
+        taken = set(inspect.signature(oracle(op)).parameters)
+        assert set(op.sample()) <= taken, op.name
+        assert taken <= set(op.params) | {"allowed"}, op.name
+        assert ("mask" not in op.params) or ("allowed" in taken), op.name
 
 
-def test_every_variant_has_an_oracle_of_the_same_arguments():
-    assert set(ORACLES) == {variant.name for variant in VARIANTS}
-    for variant in VARIANTS:
-        taken = set(inspect.signature(ORACLES[variant.name]).parameters)
-        offered = inspect.signature(variant.fn).parameters
-        drawn = {"q": True, "k": True, "v": True} | variant.inputs
-        assert {name for name, make in drawn.items() if make} <= taken, variant.name
-        assert taken <= set(offered) | {"allowed"}, variant.name
-        assert ("mask" not in offered) or ("allowed" in taken), variant.name
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_a_record_says_what_it_must(op):
+    assert set(op.exempt) <= EXEMPTIONS
+    assert all(len(reason.split()) > 3 for reason in op.exempt.values())
+    doc = inspect.getdoc(sys.modules[op.module])
+    assert "\nPaper: " in doc and "arXiv:" in doc and "\nLimits: " in doc and "    " in doc
+    assert inspect.getdoc(op.fn)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
-def test_a_record_says_what_it_must(variant):
-    assert set(variant.exempt) <= LAWS
-    assert all(len(reason.split()) > 3 for reason in variant.exempt.values())
-    doc = inspect.getdoc(sys.modules[variant.fn.__module__])
-    assert "\nPaper: " in doc and "\nLimits: " in doc and "    " in doc
-    assert "arXiv:" in variant.paper and inspect.getdoc(variant.fn)
+def bodies(path):
+    """(function, code lines of its body) of a file; docstrings and comments do not count."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and node.body[1:] else node.body[0]
+            body = lines[first.lineno - 1 : node.end_lineno]
+            yield node.name, sum(bool(x.strip()) and not x.strip().startswith("#") for x in body)
+
+
+def test_bodies_are_short_and_formatted():
+    """A function body has at most 60 lines; under ops/ no line escapes the formatter."""
+    long = [
+        f"{path.relative_to(ROOT)}: {name} has {count} lines"
+        for path in (ROOT / "attnjax").rglob("*.py")
+        for name, count in bodies(path)
+        if count > 60
+    ]
+    assert not long
+    skips = [p for p in (ROOT / "attnjax" / "ops").rglob("*.py") if "fmt: skip" in p.read_text()]
+    assert not skips
 
 
 # -------------------------------------------------------------------------------------- papers
@@ -74,38 +89,28 @@ def test_a_record_says_what_it_must(variant):
 def test_papers_are_all_there_and_well_formed():
     assert [paper.id for paper in PAPERS] == list(range(405))
     for paper in PAPERS:
-        assert paper.status in STATUSES and paper.title and paper.family, paper
-        assert bool(paper.why) == (paper.status == "out") or paper.status == "todo", paper
-        assert bool(paper.entries) if paper.status == "done" else True, paper
-        assert not (paper.status == "out" and paper.entries), paper
-        # work in part: what is there and what is missing are told together
-        assert paper.status != "todo" or bool(paper.entries) == bool(paper.why), paper
+        assert paper.title and paper.family, paper
+        assert not (paper.out and (paper.missing or paper.entries)), paper
+        assert not paper.missing or paper.entries, paper
+    assert {number for op in OPS for number in op.papers} <= {paper.id for paper in PAPERS}
 
 
-@pytest.mark.parametrize("dotted", sorted({entry for paper in PAPERS for entry in paper.entries}))
-def test_an_entry_of_a_paper_exists(dotted):
-    assert load(dotted) is not None
+def test_what_stands_for_a_paper_exists():
+    modules = {entry for paper in PAPERS for entry in paper.entries}
+    for entry in sorted(modules - {op.dotted for op in OPS}):
+        assert importlib.import_module(entry), entry
 
 
-def test_papers_and_variants_name_each_other():
-    by_paper = {(row, variant.dotted) for variant in VARIANTS for row in variant.rows}
-    listed = {(paper.id, entry) for paper in PAPERS for entry in paper.entries}
-    assert by_paper <= listed
-    extra = {entry for _, entry in listed - by_paper if entry.startswith("attnjax.ops.")}
-    assert extra <= {"attnjax.ops.softmax_core.multi_head.sinusoidal_positions"}
-    folders = {"linear-recurrent": "recurrent", "sparse-select": "sparse", "low-rank": "lowrank"}
-    families = {p.id: folders.get(p.family, p.family).replace("-", "_") for p in PAPERS}
-    assert all(f".{families[row]}." in dotted for row, dotted in by_paper)
+def test_a_leaf_stands_in_the_family_of_its_papers():
+    families = {paper.id: paper.family for paper in PAPERS}
+    assert not [op.name for op in OPS if any(families[p] != op.family for p in op.papers)]
 
 
-def test_load_tells_a_missing_name_from_a_broken_module(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "half_there.py").write_text("import surely_not_installed\n")
-    for missing in ("attnjax.ops.nothing", "attnjax.catalogue.nothing", "surely_not_installed"):
-        with pytest.raises((ImportError, AttributeError)):
-            load(missing)
-    with pytest.raises(ImportError, match="surely_not_installed"):
-        load("half_there")
+def test_the_table_of_papers_is_current(capsys):
+    """`make papers` writes it."""
+    cli.main(["papers", "--markdown"])
+    table = (ROOT / "attnjax" / "PAPERS.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == table
 
 
 # ------------------------------------------------------------------------------------- imports
@@ -211,7 +216,7 @@ def test_imports_run_one_way():
     [
         ("attnjax.core.masks", "from attnjax.ops import position"),
         ("attnjax.core.masks", "import kernels.flash"),
-        ("attnjax.ops.position.shaw", "from attnjax.catalogue import VARIANTS"),
+        ("attnjax.ops.position.shaw", "from attnjax.catalogue import OPS"),
         ("attnjax.ops.position.shaw", "def f():\n    from attnjax import nn"),
         ("attnjax.nn.attention", "import attnjax.lab.train"),
         ("attnjax.typing", "from attnjax.core import masks"),

@@ -167,10 +167,10 @@ def case(op: Op, form="truth", **sizes: int) -> Case:
 
 
 def oracle(op: Op) -> Callable:
-    """The NumPy float64 function of the op's name in its test file."""
+    """The NumPy float64 function in its test file: the name of the op and `_oracle`."""
     leaf = op.module.rsplit(".", 1)[1]
     module = importlib.import_module(f"tests.ops.{op.module.split('.')[-2]}.test_{leaf}")
-    return getattr(module, op.name)
+    return getattr(module, f"{op.name}_oracle")
 
 
 def expected(op: Op, args: dict, allowed=None) -> np.ndarray:

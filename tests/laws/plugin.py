@@ -7,6 +7,7 @@ import time
 import jax
 import pytest
 
+from attnjax.op import Op
 from tests.laws import ledger
 
 ALWAYS = ("formula", "annotations")
@@ -34,6 +35,12 @@ def pytest_configure(config):
 # -------------------------------------------------------------------------------- which laws run
 
 
+def tested(item) -> Op | None:
+    """The op that a law is about; None for tests that are no laws."""
+    op = getattr(getattr(item, "callspec", None), "params", {}).get("op")
+    return op if isinstance(op, Op) else None
+
+
 def law_of(item) -> str:
     """formula[tiles] of test_formula[cog_attention-tiles]."""
     law = item.originalname.removeprefix("test_")
@@ -48,7 +55,7 @@ def pair_of(item) -> tuple[str, str, str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    laws = [x for x in items if "op" in getattr(getattr(x, "callspec", None), "params", {})]
+    laws = [item for item in items if tested(item) is not None]
     for item in laws:
         op, law = item.callspec.params["op"], law_of(item)
         pair = op.name, law, ledger.pair_hash(op, law, item.function)
@@ -87,7 +94,7 @@ def select(laws, rows, which, budget):
 @pytest.fixture(autouse=True)
 def one_op_at_a_time(request):
     """Programs of an op are dropped with it: workers do not grow with the catalogue."""
-    op = getattr(getattr(request.node, "callspec", None), "params", {}).get("op")
+    op = tested(request.node)
     if op is not None and op.name != one_op_at_a_time.last:
         from tests.laws.cases import forget
 

@@ -10,15 +10,19 @@ import pytest
 from attnjax import attend, attention_weights, masks, normalizers, probes
 from attnjax.probes import (
     attention_map,
+    cumulative_spectrum,
+    effective_rank,
     entropy,
     int8_round,
     kurtosis,
     largest_activation,
+    numerical_rank,
     secondary_sinks,
     sink_rate,
     sink_scores,
     sparsity,
 )
+from tests.helpers import draw, draws, near
 
 
 def causal_maps(*shape, seed=0):
@@ -163,3 +167,30 @@ def test_the_spectral_gap_tells_mixing_from_none():
     np.testing.assert_allclose(probes.spectral_gap(jnp.stack([slow, slow])), 0.4, rtol=1e-4)
     with pytest.raises(ValueError, match=r"spectral_gap: maps have shape \(2, 3\), expected T = S"):
         probes.spectral_gap(jnp.zeros((2, 3)))
+
+
+def test_ranks_of_matrices_that_are_known():
+    u, v = draws((6, 2), (2, 5))
+    near(numerical_rank(jnp.stack([u @ v, jnp.zeros((6, 5))])), [2, 0])
+    assert numerical_rank(jnp.diag(jnp.asarray([1.0, 1e-2, 1e-4]))) == 2
+    assert numerical_rank(jnp.diag(jnp.asarray([1.0, 1e-2, 1e-4])), tolerance=1e-1) == 1
+    near(effective_rank(jnp.eye(4)), 4.0)
+    near(effective_rank(jnp.outer(u[:, 0], v[0])), 1.0, 1e-3)
+    near(effective_rank(jnp.diag(jnp.asarray([3.0, 1.0]))), 4 * 3**-0.75)
+    near(effective_rank(jnp.zeros((2, 2))), 1.0)
+
+
+B, T, N, K, H = 2, 12, 4, 2, 8
+
+
+def qkv():
+    return draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
+
+
+def test_the_cumulative_spectrum_tells_low_rank():
+    turn, _ = np.linalg.qr(np.asarray(draw(3, 3)))
+    near(cumulative_spectrum(jnp.asarray(turn * [6.0, 3.0, 1.0])), [0.6, 0.9, 1.0])
+    near(cumulative_spectrum(jnp.zeros((2, 4, 3))), np.zeros((2, 3)))
+    q, k, _ = qkv()
+    sharp, soft = (cumulative_spectrum(attention_weights(x, k)) for x in (5 * q, q / 5))
+    assert (soft[..., 0] > sharp[..., 0]).all() and (soft[..., 0] > 0.6).all()

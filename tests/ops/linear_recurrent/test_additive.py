@@ -1,11 +1,18 @@
 """The oracle of `additive` in float64 loops, and its own tests."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from attnjax import features
+from attnjax.ops.linear_recurrent import (
+    additive_attention,
+)
+from tests.helpers import draws, near
 from tests.ops import plain
 
 
-def additive_attention(q, k, v, w):
+def additive_attention_oracle(q, k, v, w):
     (B, T, N, H), K = q.shape, k.shape[2]
     out = np.zeros((B, T, N, v.shape[3]))
     for b, n in np.ndindex(B, N):
@@ -14,3 +21,30 @@ def additive_attention(q, k, v, w):
         for t in range(T):
             out[b, t, n] = v[b, t, n * K // N] * k[b, t, n * K // N] * g
     return out
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, H=H, seed=0, scale=1.0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
+
+
+PROJECTION = features.orthogonal_rows(jax.random.key(7), 16, H)
+
+
+def test_a_token_that_is_not_valid_leaves_the_pooled_query():
+    q, k, v = qkv()
+    w = PROJECTION[:N]
+    valid = jnp.ones((B, T), bool).at[1, 6:].set(False)
+    short = additive_attention(q[1:, :6], k[1:, :6], v[1:, :6], w)
+    spoiled = q.at[1, 6:].set(jnp.nan)
+    near(additive_attention(spoiled, k, v, w, valid=valid)[1:, :6], short)
+    grad = jax.grad(lambda q: additive_attention(q, k, v, w, valid=valid)[:, :6].sum())(spoiled)
+    assert np.isfinite(grad).all() and not np.any(grad[1, 6:])
+
+
+def test_pooling_weights_sum_to_one():
+    q, k, v = qkv()
+    same = jnp.broadcast_to(q[:, :1], q.shape)
+    near(additive_attention(same, k, v, PROJECTION[:N]), same * k * v)

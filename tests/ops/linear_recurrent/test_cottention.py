@@ -1,19 +1,70 @@
 """The oracle of `cottention` in float64 loops, and its own tests."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from attnjax.ops.linear_recurrent import (
+    cottention,
+    cottention_full,
+)
+from tests.helpers import draws, near, weights_of
 from tests.ops.plain import sigmoid_gated, sums, unit
 
 
-def cottention(q, k, v, m):
+def cottention_oracle(q, k, v, m):
     count = np.arange(1, q.shape[1] + 1)[:, None, None]
     return sums(unit(q), unit(k), v) / count ** sigmoid_gated(m)[:, None]
 
 
-def cottention_full(q, k, v, m):
+def cottention_full_oracle(q, k, v, m):
     (B, T, N, _), (S, K, D) = q.shape, v.shape[1:]
     q, k, out = unit(q), unit(k), np.zeros((B, T, N, D))
     for b, i, n in np.ndindex(B, T, N):
         seen = sum(q[b, i, n] @ k[b, j, n * K // N] * v[b, j, n * K // N] for j in range(S))
         out[b, i, n] = seen / S ** sigmoid_gated(m[n])
     return out
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, seed=0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
+
+
+@pytest.mark.parametrize("op", [cottention, cottention_full])
+def test_cottention_ignores_the_lengths_of_queries_and_keys(op):
+    q, k, v = qkv()
+    m = jnp.linspace(-2.0, 2.0, N)
+    longer = jax.random.uniform(jax.random.key(3), (B, T, N, 1), minval=0.1, maxval=9.0)
+    near(op(longer * q, k / longer, v, m), op(q, k, v, m))
+    assert np.isfinite(jax.grad(lambda q: op(q, k, v, m).sum())(0 * q)).all()
+
+
+@pytest.mark.parametrize("op", [cottention, cottention_full])
+def test_the_weights_of_cottention_are_cosines(op):
+    q, k, _ = qkv()
+    weights = weights_of(op, q, k, jnp.full(N, -100.0))  # a power of 0: no denominator
+    assert (np.abs(weights) <= 1 + 1e-6).all() and (weights < 0).any()
+    same = weights_of(op, q, q, jnp.full(N, -100.0))
+    near(np.diagonal(same, axis1=2, axis2=3), np.ones((B, N, T)))
+    learned = weights_of(op, q, k, jnp.zeros(N))
+    seen = np.arange(1, T + 1)[:, None] if op is cottention else T
+    near(learned, weights / np.sqrt(seen))
+
+
+def test_the_state_of_cottention_counts_its_tokens_and_does_not_grow():
+    q, k, v = qkv()
+    m = jnp.zeros(N)
+    sizes = set()
+    state = None
+    step = jax.jit(lambda *args, state: cottention(*args, m, state=state, return_state=True))
+    for t in range(T):
+        part = slice(t, t + 1)
+        out, state = step(q[:, part], k[:, part], v[:, part], state=state)
+        assert state.count == t + 1
+        sizes.add(tuple(x.shape for x in jax.tree.leaves(state)))
+    assert len(sizes) == 1
+    near(out, cottention(q, k, v, m)[:, -1:])

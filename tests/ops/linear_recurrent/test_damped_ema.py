@@ -2,8 +2,15 @@
 
 import numpy as np
 
+from attnjax.ops.linear_recurrent import (
+    damped_ema,
+    damped_ema_convolution,
+)
+from tests.helpers import draws, near
+from tests.laws.cases import BY_NAME
 
-def damped_ema(x, weights):
+
+def damped_ema_oracle(x, weights):
     """By its kernel."""
     alpha, delta, beta, eta = weights
     out = np.zeros_like(x)
@@ -13,7 +20,7 @@ def damped_ema(x, weights):
     return out
 
 
-def damped_ema_convolution(x, weights):
+def damped_ema_convolution_oracle(x, weights):
     """By its recurrence."""
     alpha, delta, beta, eta = weights
     out, h = np.zeros_like(x), np.zeros((len(x), *alpha.shape))
@@ -21,3 +28,14 @@ def damped_ema_convolution(x, weights):
         h = alpha * beta * x[:, t, :, None] + (1 - alpha * delta) * h
         out[:, t] = (eta * h).sum(-1)
     return out
+
+
+B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
+
+
+def test_a_damped_ema_by_scan_is_the_convolution():
+    weights = BY_NAME["damped_ema"].sample()["weights"]
+    x, before = draws((B, 70, 8), (B, 8, 4))
+    for state in (None, before):
+        run = lambda op, state=state: op(x, weights, state=state, return_state=True)
+        near(run(damped_ema_convolution), run(damped_ema), 2e-5)

@@ -2,10 +2,14 @@
 
 import numpy as np
 
+from attnjax.ops.linear_recurrent import (
+    efficient_scaled_attention,
+)
+from tests.helpers import draws, near
 from tests.ops import plain
 
 
-def efficient_attention(q, k, v):
+def efficient_attention_oracle(q, k, v):
     (B, T, N, _), (S, K, _) = q.shape, k.shape[1:]
     w = np.zeros((B, N, T, S))
     for b, n, i in np.ndindex(B, N, T):
@@ -15,8 +19,21 @@ def efficient_attention(q, k, v):
     return plain.blend(w, v)
 
 
-def efficient_scaled_attention(q, k, v):
+def efficient_scaled_attention_oracle(q, k, v):
     S, H = k.shape[1], q.shape[3]
     # the mean of q.k v over positions
     w = plain.weights(q, k, None, normalize=lambda s: s * np.sqrt(H) / S)
     return plain.blend(w, v)
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, H=H, seed=0, scale=1.0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
+
+
+def test_scaled_efficient_attention_is_dot_product_attention_over_the_length():
+    q, k, v = qkv()
+    scores = np.einsum("btnh,bsnh->bnts", q, k) / T
+    near(efficient_scaled_attention(q, k, v), np.einsum("bnts,bsnd->btnd", scores, v))

@@ -2,6 +2,15 @@
 
 import math
 
+import jax
+import numpy as np
+
+from attnjax import features, linear_attend, normalizers
+from attnjax.core.pairwise import attend as engine
+from attnjax.ops.linear_recurrent import (
+    favor_attention_full,
+)
+from tests.helpers import draws
 from tests.ops.plain import weighted
 
 
@@ -13,9 +22,40 @@ def _favor(projection):
     return lambda x, y: sum(feature(w, x) * feature(w, y) for w in projection) / len(projection)
 
 
-def favor_attention(q, k, v, projection):
+def favor_attention_oracle(q, k, v, projection):
     return weighted(q, k, v, _favor(projection), causal=True)
 
 
-def favor_attention_full(q, k, v, projection):
+def favor_attention_full_oracle(q, k, v, projection):
     return weighted(q, k, v, _favor(projection), causal=False)
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, H=H, seed=0, scale=1.0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
+
+
+def test_favor_approaches_softmax_as_features_grow():
+    q, k, v = qkv(scale=0.5)
+    exact = engine.attend(q, k, v)
+    error = lambda R: np.abs(
+        favor_attention_full(q, k, v, features.orthogonal_rows(jax.random.key(1), R, H)) - exact
+    ).mean()
+    coarse, fine = error(64), error(64 * 64)
+    assert fine < 0.04 and 4 < coarse / fine < 16  # 8 = sqrt(64)
+
+
+PROJECTION = features.orthogonal_rows(jax.random.key(7), 16, H)
+
+
+def test_positive_features_beat_fourier_features_as_attention():
+    q, k, v = qkv(scale=1.5)
+    phi = features.trigonometric(PROJECTION)
+    fourier = linear_attend(
+        phi(q * H**-0.25), phi(k * H**-0.25), v, normalize=normalizers.divide, block=None
+    )
+    exact = engine.attend(q, k, v)
+    error = lambda out: np.abs(np.asarray(out) - exact).max()
+    assert error(favor_attention_full(q, k, v, PROJECTION)) < error(fourier) / 3

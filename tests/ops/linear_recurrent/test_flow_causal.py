@@ -2,12 +2,17 @@
 
 import math
 
+import jax
 import numpy as np
 
+from attnjax.ops.linear_recurrent import (
+    flow_attention_causal,
+)
+from tests.helpers import draws, near
 from tests.ops import plain
 
 
-def flow_attention_causal(q, k, v):
+def flow_attention_causal_oracle(q, k, v):
     (B, T, N, _), (K, D) = q.shape, v.shape[2:]
     out = np.zeros((B, T, N, D))
     for b, n in np.ndindex(B, N):
@@ -23,3 +28,15 @@ def flow_attention_causal(q, k, v):
             taken = sum(c[i, j] / (incoming[i] * (i + 1)) * u[j] for j in range(i + 1))
             out[b, i, n] = plain.sigmoid(sink[i]) * taken
     return out
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, H=H, seed=0, scale=1.0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
+
+
+def test_the_first_token_of_causal_flow_keeps_its_value():
+    q, k, v = qkv()
+    near(flow_attention_causal(q, k, v)[:, 0], jax.nn.sigmoid(1.0) * v[:, 0])

@@ -1,11 +1,17 @@
 """The oracle of `gated_delta_net` in float64 loops, and its own tests."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from attnjax.ops.linear_recurrent import (
+    gated_delta_net,
+)
+from tests.helpers import draws, near
 from tests.ops.plain import unit
 
 
-def gated_delta_net(q, k, v, beta, log_decay):
+def gated_delta_net_oracle(q, k, v, beta, log_decay):
     """Each query walks back: what it reads at token j passes on as a (I - beta k k^T) q."""
     (B, T, N, _), (K, D) = q.shape, v.shape[2:]
     q, k, out = unit(q), unit(k), np.zeros((B, T, N, D))
@@ -16,3 +22,24 @@ def gated_delta_net(q, k, v, beta, log_decay):
             out[b, i, n] += strength * (c @ key) * value
             c = np.exp(log_decay[b, j, n]) * (c - strength * (c @ key) * key)
     return out
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, seed=0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
+
+
+def orthonormal(seed=0):
+    """T = H keys for each head, of length 1 and orthogonal."""
+    square = jax.random.normal(jax.random.key(seed), (B, N, H, H))
+    return jnp.linalg.qr(square)[0].swapaxes(1, 2)
+
+
+def test_the_gate_fades_before_the_correction():
+    """With beta = 1 on one key the new value is read back, however much the state has faded."""
+    q, _, v = qkv()
+    k = jnp.broadcast_to(orthonormal()[:, :1], v.shape)
+    log_decay = -jax.random.uniform(jax.random.key(3), (B, T, N))
+    near(gated_delta_net(k, k, v, jnp.ones((B, T, N)), log_decay), v)

@@ -1,13 +1,19 @@
 """The oracle of `inline_local` in float64 loops, and its own tests."""
 
+import jax.numpy as jnp
 import numpy as np
 
-from tests.ops.linear_recurrent.test_inline import inline_attention
+from attnjax.ops.linear_recurrent import (
+    inline_attention,
+    inline_local_attention,
+)
+from tests.helpers import draws, weights_of
+from tests.ops.linear_recurrent.test_inline import inline_attention_oracle
 
 
-def inline_local_attention(q, k, v, coefficients, shape):
+def inline_local_attention_oracle(q, k, v, coefficients, shape):
     (B, T, N, _), K, (rows, columns) = q.shape, k.shape[2], shape
-    out = inline_attention(q, k, v)
+    out = inline_attention_oracle(q, k, v)
     for b, i, n in np.ndindex(B, T, N):
         row, column = divmod(i, columns)
         for y, x in np.ndindex(3, 3):
@@ -15,3 +21,24 @@ def inline_local_attention(q, k, v, coefficients, shape):
             if 0 <= r < rows and 0 <= c < columns:
                 out[b, i, n] += coefficients[b, n, y, x] * v[b, r * columns + c, n * K // N]
     return out
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, H=H, seed=0, scale=1.0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
+
+
+def test_the_local_residual_reaches_the_neighbors_of_a_cell_alone():
+    q, k, v = qkv(T=20)
+    r = jnp.arange(1.0, 10.0).reshape(3, 3) * jnp.ones((B, N, 1, 1))
+    near = lambda q, k, v: (
+        inline_local_attention(q, k, v, r, shape=(4, 5)) - inline_attention(q, k, v)
+    )
+    cell = weights_of(near, q, k)[0, 0, 1 * 5 + 2].reshape(4, 5)
+    want = np.zeros((4, 5))
+    want[0:3, 1:4] = np.arange(1, 10).reshape(3, 3)
+    near(cell, want, 1e-4)
+    corner = weights_of(near, q, k)[0, 0, 0].reshape(4, 5)
+    near(corner[:2, :2], [[5, 6], [8, 9]], 1e-4)

@@ -1,12 +1,18 @@
 """The oracle of `lavo` in float64 loops, and its own tests."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tests.ops import plain as _plain
-from tests.ops.plain import heads
+from attnjax.ops.linear_recurrent import (
+    lavo,
+)
+from tests.helpers import draws, near
+from tests.laws.cases import BY_NAME
+from tests.ops.plain import heads, softmax
 
 
-def lavo(x, weights):
+def lavo_oracle(x, weights):
     """With every memory written out: its rows, their keys and their values."""
     bases, w_q, w_k, w_v, bias = weights
     (B, T, _), (N, window) = x.shape, bias.shape
@@ -19,5 +25,22 @@ def lavo(x, weights):
         keys = np.concatenate([memory, x[b, near]])
         shift = np.array([0.0] * len(memory) + [bias[n, t - j] for j in near])
         s = keys @ w_k[:, n] @ (x[b, t] @ w_q[:, n]) / np.sqrt(w_q.shape[-1]) + shift
-        out[b, t, n] = _plain.softmax(s) @ keys @ w_v[:, n]
+        out[b, t, n] = softmax(s) @ keys @ w_v[:, n]
     return out
+
+
+B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
+
+
+def test_an_orthogonal_memory_is_a_mean_of_constant_size():
+    w = BY_NAME["lavo"].sample()["weights"]
+    (x,) = draws((B, 20, 8))
+    _, short = lavo(x[:, :5], w, return_state=True)
+    _, state = lavo(x, w, return_state=True)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, short)
+    mean = state.total / state.count
+    near(mean, (x @ w.bases.T).mean(1))
+    rows = mean[..., None] * w.bases
+    gram = rows @ rows.swapaxes(1, 2)
+    near(gram, jnp.einsum("BR,RS->BRS", jnp.square(mean), jnp.eye(len(w.bases))))
+    assert np.array_equal(state.before, x[:, -2:])

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def linear_attention(q, k, v):
+def linear_attention_oracle(q, k, v):
     def phi(x):
         return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
 

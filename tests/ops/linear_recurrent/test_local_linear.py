@@ -4,10 +4,15 @@ import math
 
 import numpy as np
 
+from attnjax.ops.linear_recurrent import (
+    local_linear_attention,
+)
+from tests.helpers import draws
+from tests.laws.cases import BY_NAME
 from tests.ops.plain import depthwise, weighted
 
 
-def local_linear_attention(q, k, v, local, shape):
+def local_linear_attention_oracle(q, k, v, local, shape):
     (B, T, N, _), D = q.shape, v.shape[3]
     relu = lambda x: np.maximum(x, 0)
     out = weighted(q, k, v, lambda x, y: relu(x) @ relu(y), causal=False)
@@ -17,3 +22,18 @@ def local_linear_attention(q, k, v, local, shape):
         hidden = local.scale[n] * hidden + local.shift[n]
         out[b, :, n] += depthwise(hidden, local.second[:, :, n]).reshape(T, D)
     return out
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, H=H, seed=0, scale=1.0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
+
+
+def test_relu_weights_are_zero_for_a_query_without_a_positive_key():
+    q, k, v = qkv()
+    local = BY_NAME["local_linear_attention"].sample()["local"]
+    local = local._replace(second=0 * local.second)
+    out = local_linear_attention(q.at[0, 2].set(-1.0), k, v, local, shape=(3, 3))
+    assert not np.any(out[0, 2]) and np.all(np.any(out[1], -1))

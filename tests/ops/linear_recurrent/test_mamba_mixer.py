@@ -1,14 +1,17 @@
 """The oracle of `mamba_mixer` in float64 loops, and its own tests."""
 
-from tests.ops.linear_recurrent.test_selective_mixer import both_directions, selective_token_mixer
+from tests.ops.linear_recurrent.test_selective_mixer import (
+    both_directions,
+    selective_token_mixer_oracle,
+)
 
 
-def mamba_mixer(x, layers, averages):
+def mamba_mixer_oracle(x, layers, averages):
     tokens, channels = [x], [x]
     for l, (token, forward, backward) in enumerate(layers):
         alpha, beta, theta, gamma = (row[l] for row in averages)
         mixed = sum(alpha[i] * tokens[i] + beta[i] * channels[i] for i in range(l + 1))
-        tokens.append(selective_token_mixer(mixed, token))
+        tokens.append(selective_token_mixer_oracle(mixed, token))
         mixed = sum(theta[i] * tokens[i] for i in range(l + 2))
         mixed = mixed + sum(gamma[i] * channels[i] for i in range(l + 1))
         channels.append(

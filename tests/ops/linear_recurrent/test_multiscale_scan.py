@@ -1,12 +1,23 @@
 """The oracle of `multiscale_scan` in float64 loops, and its own tests."""
 
+import importlib
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tests.ops.linear_recurrent.test_selective_ssm import selective_ssm
+from attnjax.core.numerics import Affine
+from attnjax.ops.linear_recurrent import (
+    multiscale_scan,
+)
+from attnjax.ops.linear_recurrent.multiscale_scan import ROUTES, conv_ffn, flatten, unflatten
+from tests.helpers import draws, near
+from tests.laws.cases import BY_NAME
+from tests.ops.linear_recurrent.test_selective_ssm import selective_ssm_oracle
 from tests.ops.plain import silu
 
 
-def multiscale_scan(x, routes, down, gate, rate=2):
+def multiscale_scan_oracle(x, routes, down, gate, rate=2):
     B, rows, columns, W = x.shape
     low = np.zeros((B, -(-rows // rate), -(-columns // rate), W))
     for r, c, i, j in np.ndindex(*low.shape[1:3], 3, 3):
@@ -23,7 +34,40 @@ def multiscale_scan(x, routes, down, gate, rate=2):
             order.reverse()
         tokens = np.stack([grid[(slice(None), *place)] for place in order], axis=1)
         rates = np.log1p(np.exp(tokens @ dt[0] + dt[1]))
-        y = selective_ssm(tokens, rates, -np.exp(log_a), tokens @ b, tokens @ c) + skip * tokens
+        y = (
+            selective_ssm_oracle(tokens, rates, -np.exp(log_a), tokens @ b, tokens @ c)
+            + skip * tokens
+        )
         for n, (r, col) in enumerate(order):
             out[:, step * r : step * (r + 1), step * col : step * (col + 1)] += y[:, n, None, None]
     return out * silu(x @ gate[0] + gate[1])
+
+
+multiscale = importlib.import_module(multiscale_scan.__module__)  # its function has its name
+
+
+B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
+
+
+def test_routes_are_permutations_and_most_are_scanned_at_half_resolution(monkeypatch):
+    image = jnp.arange(2.0 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    orders = set()
+    for route in ROUTES:
+        tokens = flatten(image, route)
+        assert np.array_equal(unflatten(tokens, image.shape, route), image)
+        orders.add(tuple(np.asarray(tokens[0, :, 0])))
+    assert len(orders) == 4
+    args, scanned = {**BY_NAME["multiscale_scan"].sample(), "x": draws((B, 8, 12, 8))[0]}, []
+    inner = multiscale.selective_ssm
+    counted = lambda x, *rest: (scanned.append(x.shape[1]), inner(x, *rest))[1]
+    monkeypatch.setattr(multiscale, "selective_ssm", counted)
+    multiscale_scan(**args)
+    L = 8 * 12
+    assert scanned == [L // 4, L] and len(args["routes"]) == 4  # three at once: 1.75 L
+
+
+def test_a_conv_ffn_without_neighbours_is_an_mlp():
+    x, up, b, down, c = draws((B, 4, 5, 3), (3, 6), (6,), (6, 3), (3,))
+    alone = jnp.zeros((3, 3, 6)).at[1, 1].set(1.0)
+    want = jax.nn.gelu(x @ up + b) @ down + c
+    near(conv_ffn(x, Affine(up, b), alone, Affine(down, c)), want)

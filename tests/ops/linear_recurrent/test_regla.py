@@ -1,14 +1,63 @@
 """The oracle of `regla` in float64 loops, and its own tests."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from attnjax.ops.linear_recurrent import (
+    log_refined_gate,
+    regla,
+    safe_exp,
+)
+from tests.helpers import draws, near
+from tests.laws.cases import BY_NAME
 from tests.ops.plain import rms, sigmoid_gated, sums
 
 
-def regla(q, k, v, gate, refine):
+def regla_oracle(q, k, v, gate, refine):
     def phi(x):
         return np.exp(x - x.max(-1, keepdims=True))
 
     g, r = sigmoid_gated(gate), sigmoid_gated(refine)
     refined = (1 - r) * g**2 + r * (1 - (1 - g) ** 2)
     return rms(sums(phi(q), phi(k), v, np.log(refined)))
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def test_the_features_of_regla_reach_one_and_stay_positive():
+    (x,) = draws((B, T, N, H))
+    phi = safe_exp(30.0 * x)
+    assert (phi.max(-1) == 1).all() and (phi >= 0).all() and (safe_exp(x) > 0).all()
+    assert np.isfinite(safe_exp(1e30 * x)).all()
+
+
+def test_an_undecided_refinement_leaves_the_gate():
+    gate = jnp.linspace(-30.0, 30.0, 61)
+    near(log_refined_gate(gate, 0 * gate), jax.nn.log_sigmoid(gate), 1e-6)
+
+
+def test_the_refined_gate_is_that_of_the_paper_and_learns_where_a_sigmoid_does_not():
+    gate = jnp.linspace(-6.0, 6.0, 13)
+    g = jax.nn.sigmoid(gate)
+    refined = lambda gate, refine: jnp.exp(log_refined_gate(gate, refine))
+    for refine in (-2.0, 0.5, 3.0):
+        r = jax.nn.sigmoid(refine)
+        near(refined(gate, refine), (1 - r) * g**2 + r * (1 - (1 - g) ** 2), 1e-6)
+    slope = jax.grad(refined)
+    plain = jax.grad(jax.nn.sigmoid)
+    for x, refine in ((-8.0, 3.0), (8.0, -3.0)):  # near 0, then near 1
+        assert slope(x, refine) > 1.8 * plain(x)
+    assert abs(slope(0.0, 0.0) - plain(0.0)) < 1e-6
+    for x in (-200.0, 200.0):
+        for refine in (-200.0, 200.0):
+            assert np.isfinite(log_refined_gate(x, refine))
+            assert np.isfinite(jax.grad(log_refined_gate, argnums=(0, 1))(x, refine)).all()
+
+
+def test_the_output_of_regla_is_normed():
+    args = BY_NAME["regla"].sample(seed=2)
+    near(jnp.square(regla(**args)).mean(-1), jnp.ones((B, T, N)), 1e-4)
+    near(regla(**{**args, "v": 7.0 * args["v"]}), regla(**args), 1e-4)
+    assert not np.any(regla(**{**args, "v": 0 * args["v"]}))

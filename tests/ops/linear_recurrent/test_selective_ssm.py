@@ -1,9 +1,16 @@
 """The oracle of `selective_ssm` in float64 loops, and its own tests."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from attnjax.ops.linear_recurrent import (
+    selective_ssm,
+)
+from tests.helpers import draws, near
 
-def selective_ssm(x, dt, a, b, c):
+
+def selective_ssm_oracle(x, dt, a, b, c):
     """As a sum over pairs of tokens."""
     out, so_far = np.zeros_like(x), np.cumsum(dt, axis=1)
     for t in range(x.shape[1]):
@@ -12,3 +19,18 @@ def selective_ssm(x, dt, a, b, c):
             weight = (kept * (b[:, j] * c[:, t])[:, None]).sum(-1)
             out[:, t] += weight * dt[:, j] * x[:, j]
     return out
+
+
+B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
+
+
+def test_a_selective_scan_in_chunks_is_the_recurrence():
+    x, b, c = draws((B, 150, 3), (B, 150, 4), (B, 150, 4))
+    dt, a = jax.nn.softplus(draws((B, 150, 3), seed=1)[0]), -jnp.exp(draws((3, 4), seed=2)[0])
+    out, last = jax.jit(lambda *args: selective_ssm(*args, return_state=True))(x, dt, a, b, c)
+    x, dt, a, b, c = map(np.asarray, (x, dt, a, b, c))
+    h = np.zeros((B, 3, 4))
+    for t in range(150):
+        h = np.exp(dt[:, t, :, None] * a) * h + (dt * x)[:, t, :, None] * b[:, t, None]
+        near(out[:, t], (h * c[:, t, None]).sum(-1), 1e-4)
+    near(last, h, 1e-4)

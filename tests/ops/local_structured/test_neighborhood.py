@@ -1,7 +1,12 @@
 """The oracle of `neighborhood` in float64 loops, and its own tests."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from attnjax.ops.local_structured import neighborhood_attention
+from tests.helpers import draws, near, weights_of
 from tests.ops.plain import blend, both, weights
 
 
@@ -23,7 +28,7 @@ def _neighbors(x, extent, window, stride, dilation, causal):
     return members[start : start + window]
 
 
-def neighborhood_attention(
+def neighborhood_attention_oracle(
     q, k, v, shape, window, stride=1, dilation=1, causal=False, table=None, allowed=None
 ):
     axes = len(shape)
@@ -44,3 +49,68 @@ def neighborhood_attention(
         return s + table[(n, *steps)]
 
     return blend(weights(q, k, both(allowed, near), logit=score), v)
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, seed=0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
+
+
+GRIDS = {
+    "1-D": {"shape": (11,), "window": 4, "stride": 2},
+    "1-D dilated and strided": {"shape": (13,), "window": 3, "stride": 3, "dilation": 4},
+    "2-D": {"shape": (5, 7), "window": (3, 5), "stride": (1, 2), "dilation": (1, 1)},
+    "2-D dilated": {"shape": (6, 7), "window": (3, 2), "dilation": (2, 3)},
+    "2-D causal in time": {
+        "shape": (7, 5),
+        "window": (3, 3),
+        "stride": (2, 1),
+        "dilation": (2, 1),
+        "causal": (True, False),
+    },
+    "3-D": {"shape": (2, 3, 4), "window": (1, 3, 2), "stride": (1, 2, 1), "dilation": (2, 1, 2)},
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_neighborhoods_on_grids_with_a_relative_bias(grid):
+    q, k, v = qkv(int(np.prod(grid["shape"])))
+    windows = np.broadcast_to(grid["window"], len(grid["shape"]))
+    (table,) = draws((N, *(2 * w - 1 for w in windows)), seed=5)
+    exact = [np.asarray(x, np.float64) for x in (q, k, v)]
+    for extra in ({}, {"table": table}):
+        wanted = neighborhood_attention_oracle(
+            *exact, **grid, **{name: np.asarray(x, np.float64) for name, x in extra.items()}
+        )
+        near(neighborhood_attention(q, k, v, **grid, **extra), wanted)
+    if "causal" in grid:  # at its beginning there are fewer keys
+        return
+    weights = weights_of(neighborhood_attention, q, k, **grid)
+    assert ((weights > 0).sum(-1) == windows.prod()).all()
+
+
+def test_dilation_is_attention_on_interleaved_sub_grids():
+    q, k, v = qkv(24)
+    out = neighborhood_attention(q, k, v, shape=(4, 6), window=2, dilation=2)
+    grid = lambda x: x.reshape(B, 4, 6, N, H)
+    for row, column in np.ndindex(2, 2):
+        cut = lambda x, at=np.s_[:, row::2, column::2]: grid(x)[at].reshape(B, 6, N, H)
+        near(cut(out), neighborhood_attention(cut(q), cut(k), cut(v), shape=(2, 3), window=2))
+
+
+def test_a_bias_of_another_window_is_refused():
+    q, k, v = qkv(12)
+    with pytest.raises(ValueError, match=r"table: shape \(4, 3, 3\); expected \(4, 5, 3\)"):
+        table = jnp.zeros((N, 3, 3))
+        neighborhood_attention(q, k, v, shape=(4, 3), window=(3, 2), table=table)
+
+
+def test_the_bias_of_a_neighborhood_learns():
+    q, k, v = qkv(12)
+    (table,) = draws((N, 5, 3), seed=5)
+    loss = lambda t: jnp.square(
+        neighborhood_attention(q, k, v, shape=(4, 3), window=(3, 2), table=t)
+    ).sum()
+    assert (jnp.abs(jax.grad(loss)(table)) > 0).all()

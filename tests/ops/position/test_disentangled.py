@@ -1,11 +1,14 @@
 """The oracle of `disentangled` in float64 loops, and its own tests."""
 
 import numpy as np
+import pytest
 
+from attnjax.ops.position import disentangled_attention
+from tests.helpers import draws
 from tests.ops.plain import blend, weights
 
 
-def disentangled_attention(q, k, v, q_rel, k_rel, allowed=None):
+def disentangled_attention_oracle(q, k, v, q_rel, k_rel, allowed=None):
     (_, _, N, H), K = q.shape, k.shape[2]
     far = len(k_rel) // 2
 
@@ -21,3 +24,19 @@ def disentangled_attention(q, k, v, q_rel, k_rel, allowed=None):
         ) / np.sqrt(3 * H)
 
     return blend(weights(q, k, allowed, logit=score), v)
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, seed=0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
+
+
+def test_disentangled_attention_refuses_tables_that_do_not_fit():
+    q, k, v = qkv()
+    odd, even = draws((5, N, H), (6, N, H))
+    with pytest.raises(ValueError, match=r"q_rel, k_rel: \(5, 4, 8\) .* expected"):
+        disentangled_attention(q, k, v, odd, odd)
+    with pytest.raises(ValueError, match=r"q_rel, k_rel: \(6, 4, 8\) and \(5, 4, 8\)"):
+        disentangled_attention(q, k, v, even, odd)

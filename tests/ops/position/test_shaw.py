@@ -5,7 +5,7 @@ import numpy as np
 from tests.ops.plain import blend, weights
 
 
-def shaw_relative_attention(q, k, v, table_k, table_v, allowed=None):
+def shaw_relative_attention_oracle(q, k, v, table_k, table_v, allowed=None):
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     far = len(table_k) // 2
     entry = lambda i, j: min(max(j - i, -far), far) + far

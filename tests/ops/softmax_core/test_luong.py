@@ -2,20 +2,25 @@
 
 import numpy as np
 
+from attnjax.ops.softmax_core import (
+    luong_dot,
+    multi_head_attention,
+)
+from tests.helpers import draws, near
 from tests.ops.plain import blend, kv, weights
 
 
-def luong_dot(q, k, v, allowed=None):
+def luong_dot_oracle(q, k, v, allowed=None):
     score = lambda b, n, i, j: q[b, i, n] @ k[b, j, kv(q, k, n)]
     return blend(weights(q, k, allowed, logit=score), v)
 
 
-def luong_general(q, k, v, w, allowed=None):
+def luong_general_oracle(q, k, v, w, allowed=None):
     score = lambda b, n, i, j: q[b, i, n] @ w @ k[b, j, kv(q, k, n)]
     return blend(weights(q, k, allowed, logit=score), v)
 
 
-def luong_concat(q, k, v, w_query, w_key, w_score, allowed=None):
+def luong_concat_oracle(q, k, v, w_query, w_key, w_score, allowed=None):
     w = np.concatenate([w_query, w_key])  # one matrix acts on [h_t; h_s]
 
     def score(b, n, i, j):
@@ -24,5 +29,17 @@ def luong_concat(q, k, v, w_query, w_key, w_score, allowed=None):
     return blend(weights(q, k, allowed, logit=score), v)
 
 
-def luong_location(q, v, w, allowed=None):
+def luong_location_oracle(q, v, w, allowed=None):
     return blend(weights(q, v, allowed, logit=lambda b, n, i, j: w[j] @ q[b, i, n]), v)
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, seed=0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
+
+
+def test_luong_dot_is_not_scaled():
+    q, k, v = qkv()
+    near(luong_dot(q, k, v), multi_head_attention(q * H**0.5, k, v))

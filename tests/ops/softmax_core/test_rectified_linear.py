@@ -2,14 +2,18 @@
 
 import numpy as np
 
+from attnjax.ops.softmax_core import (
+    rela,
+)
+from tests.helpers import draws, near
 from tests.ops.plain import blend, sigmoid, weights
 
 
-def rela(q, k, v, gain, allowed=None):
+def rela_oracle(q, k, v, gain, allowed=None):
     return _rms_norm(_rectified(q, k, v, allowed), gain)
 
 
-def rela_gated(q, k, v, gain, gate, allowed=None):
+def rela_gated_oracle(q, k, v, gain, gate, allowed=None):
     out = _rectified(q, k, v, allowed)
     return sigmoid(gate * out) * _rms_norm(out, gain)
 
@@ -24,3 +28,16 @@ def _rms_norm(x, gain):
         heads = x[b, i].ravel()
         out[b, i] = x[b, i] / np.sqrt(np.mean(heads**2) + 1e-6) * gain
     return out
+
+
+B, T, N, H = 2, 9, 4, 8
+
+
+def qkv(T=T, seed=0):
+    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
+
+
+def test_rela_ignores_the_scale_of_scores():
+    q, k, v = qkv()
+    (gain,) = draws((N, H), seed=2)
+    near(rela(7.0 * q, k, v, gain), rela(q, k, v, gain), 1e-4)

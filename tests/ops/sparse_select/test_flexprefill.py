@@ -1,7 +1,17 @@
 """The oracle of `flexprefill` in float64 loops, and its own tests."""
 
-import numpy as np
+import functools
 
+import jax
+import numpy as np
+import pytest
+
+from attnjax import masks
+from attnjax.ops.softmax_core import multi_head_attention
+from attnjax.ops.sparse_select import flexprefill, flexprefill_selection
+from attnjax.ops.sparse_select.flexprefill import js_distance
+from tests.helpers import draw, near
+from tests.laws.cases import oracle
 from tests.ops.plain import blend, both, cut_tail, reach, softmax, weights
 
 
@@ -44,7 +54,7 @@ def _pattern(q, k, block_size, gamma, tau, min_budget):
     return seen, aware
 
 
-def flexprefill(q, k, v, block_size, gamma, tau, min_budget, allowed=None):
+def flexprefill_oracle(q, k, v, block_size, gamma, tau, min_budget, allowed=None):
     (B, T, N, _), K = q.shape, k.shape[2]
     seen = np.zeros((B, N, T, T), bool)
     for b, n in np.ndindex(B, N):
@@ -53,3 +63,86 @@ def flexprefill(q, k, v, block_size, gamma, tau, min_budget, allowed=None):
             for j in range(i + 1):
                 seen[b, n, i, j] = (i // block_size, j // block_size) in pairs
     return blend(weights(q, k, both(allowed, seen)), v)
+
+
+def qkv(T=12, N=4, K=2, H=8, seed=0):
+    return draw(2, T, N, H, seed=seed), draw(2, T, K, H, seed=seed + 1), draw(2, T, K, H, seed=9)
+
+
+def run(fn, *args, **static):
+    """fn of arrays, jitted; some programs hold integers and selectors of blocks as well."""
+    return jax.jit(functools.partial(fn, **static))(*args)
+
+
+def members(selection):
+    """The set of (u, b) of each example and head."""
+    indices, valid = np.asarray(selection.indices), np.asarray(selection.valid)
+    (B, U, X, _) = indices.shape
+    return [
+        [
+            {(u, int(c)) for u in range(U) for c in indices[b, u, x][valid[b, u, x]]}
+            for x in range(X)
+        ]
+        for b in range(B)
+    ]
+
+
+@pytest.mark.parametrize(("tau", "aware"), [(0.0, {False}), (0.075, {False, True}), (2.0, {True})])
+def test_flexprefill_chooses_the_blocks_of_the_pattern_of_each_head(tau, aware):
+    q, k, _ = qkv(T=21, H=4)
+    given = dict(block_size=3, gamma=0.6, tau=tau, min_budget=8)
+    chosen = members(run(flexprefill_selection, q, k, **given))
+    found = set()
+    for b, n in np.ndindex(2, 4):
+        want, kind = oracle._pattern(np.float64(q[b, :, n]), np.float64(k[b, :, n // 2]), **given)
+        assert chosen[b][n] == want
+        found.add(bool(kind))
+    assert found == aware
+    sizes = [len(pairs) for heads in chosen for pairs in heads]
+    assert len(set(sizes)) > 1 and min(sizes) < 28, "each head has a budget of its own"
+    for pairs in (pairs for heads in chosen for pairs in heads):
+        rows = [sum(u == row for u, _ in pairs) for row in range(7)]
+        assert all(count >= min(row + 1, 3) for row, count in enumerate(rows))
+        assert all({(row, 0), (row, row)} <= pairs for row in range(7))
+
+
+def test_flexprefill_keeps_the_fewest_pairs_that_reach_gamma():
+    q, k, _ = qkv(T=24, H=4)
+    gamma, size = 0.7, 3
+    chosen = members(run(
+        flexprefill_selection, q, k,
+        block_size=size, gamma=gamma, tau=2.0, min_budget=0,
+    ))  # fmt: skip
+    for b, n in np.ndindex(2, 4):
+        mean = lambda x: np.float64(x).reshape(8, size, 4).mean(1)
+        scores = mean(q[b, :, n]) @ mean(k[b, :, n // 2]).T / 2
+        share = {(u, c): p for u in range(8) for c, p in enumerate(softmax(scores[u, : u + 1]))}
+        forced = {(u, c) for u in range(8) for c in (0, u)}
+        least = min(share[x] for x in chosen[b][n] - forced)
+        assert sum(share[x] for x in chosen[b][n]) >= gamma * 8
+        assert sum(p for p in share.values() if p > least) < gamma * 8
+
+
+def test_flexprefill_of_everything_is_causal_attention_and_of_little_is_not():
+    q, k, v = qkv(T=21)
+    of = lambda **given: run(flexprefill, q, k, v, block_size=3, **given)
+    full = run(multi_head_attention, q, k, v, mask=masks.causal)
+    near(of(min_budget=21, gamma=0.1), full)  # the budget alone
+    assert not np.allclose(of(min_budget=6, gamma=0.3), full, atol=0.01)
+
+
+def test_the_js_distance_is_a_distance():
+    p, q = (np.random.default_rng(s).dirichlet(np.ones(6), 5).astype(np.float32) for s in (0, 1))
+    d = np.asarray(js_distance(p, q))
+    near(d, js_distance(q, p))
+    near(d, [np.sqrt(oracle._divergence(a, b)) for a, b in zip(p, q, strict=True)])
+    assert (d > 0).all() and (d < np.sqrt(np.log(2))).all()
+    one = np.eye(2, dtype=np.float32)
+    near(js_distance(one[0], one[1]), np.sqrt(np.log(2)))
+    assert js_distance(one[0], one[0]) == 0
+
+
+def test_flexprefill_refuses_another_length_of_keys():
+    q, k, _ = qkv()
+    with pytest.raises(ValueError, match="k: length S = 9; expected q's T = 12"):
+        flexprefill(q, k[:, :9], k[:, :9])

@@ -5,7 +5,7 @@ import numpy as np
 from tests.ops.plain import blend, both, cut_tail, reach, weights
 
 
-def flexprefill_by_query(q, k, v, block_size, gamma, allowed=None):
+def flexprefill_by_query_oracle(q, k, v, block_size, gamma, allowed=None):
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     seen = np.zeros((B, N, T, S), bool)
     cut = cut_tail(S, block_size)

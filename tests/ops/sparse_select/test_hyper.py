@@ -1,11 +1,22 @@
 """The oracle of `hyper` in float64 loops, and its own tests."""
 
-import numpy as np
+import functools
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attnjax import attend
+from attnjax.ops.sparse_select import (
+    hyper_attention,
+    hyper_attention_causal,
+)
+from tests.helpers import draw, near
 from tests.ops.plain import attended, bucket, drawn_keys
 
 
-def hyper_attention(q, k, v, planes, draws, block_size, density=None, allowed=None):
+def hyper_attention_oracle(q, k, v, planes, draws, block_size, density=None, allowed=None):
     (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
     blocks = -(-S // block_size)
     seen = {}
@@ -20,3 +31,71 @@ def hyper_attention(q, k, v, planes, draws, block_size, density=None, allowed=No
             far = [(j, w) for j, w in samples if j not in own]
             seen[b, t, n] = [(j, 1.0) for j in own] + far
     return attended(q, k, v, seen, allowed)
+
+
+B, T, N, K, H = 2, 12, 4, 2, 8
+
+
+def qkv(T=T):
+    return draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
+
+
+def exact(args):
+    return [np.asarray(x, np.float64) for x in args]
+
+
+@pytest.fixture(scope="module")
+def hyper():
+    """(q, k, v, planes) and hyper_attention of draws, by norm of values if `density`."""
+    q, k, v = qkv()
+    planes = draw(H, 3, seed=3)
+    return (q, k, v, planes), jax.jit(functools.partial(hyper_attention, block_size=3))
+
+
+def test_a_density_is_followed(hyper):
+    args, run = hyper
+    draws, density = jnp.array([0.1, 0.35, 0.6, 0.97, 0.98]), jnp.sum(args[2] ** 2, -1)
+    got = run(*args, draws, density=density)
+    want = hyper_attention_oracle(*exact(args), draws, 3, density=np.asarray(density, np.float64))
+    near(got, want)
+    assert not np.allclose(got, run(*args, draws), atol=1e-2)
+    assert not np.allclose(got, attend(*args[:3]), atol=1e-2)
+
+
+@pytest.mark.parametrize("by_norm", [False, True])
+def test_the_normalizer_is_unbiased(hyper, by_norm):
+    """Values tell the own block's share p of a row; the normalizer is then (its sum) / p."""
+    (q, k, _, planes), run = hyper
+    density = jnp.sum(k**2, -1) if by_norm else None
+    eye = jnp.broadcast_to(jnp.eye(T)[None, :, None], (B, T, K, T))
+    alone = lambda u: np.asarray(run(q, k, eye, planes, jnp.array([u]), density=density))
+    own = np.all([alone(u) > 0 for u in (0.01, 0.3, 0.6, 0.99)], axis=0)  # whatever is drawn
+    assert (own.sum(-1) == 3).all()
+    draws = 400 if by_norm else T  # evenly: the mean over them is that over all draws
+    inverse = [1 / np.where(own, alone((i + 0.5) / draws), 0).sum(-1) for i in range(draws)]
+    exactly = 1 / np.where(own, np.asarray(attend(q, k, eye)), 0).sum(-1)
+    near(np.mean(inverse, 0), exactly, 2e-2 if by_norm else 1e-4)
+    assert np.std(inverse, 0).min() > 0.1
+
+
+def test_hyper_attention_trains_queries_keys_and_values():
+    q, k, v = qkv()
+    draws = jnp.array([0.1, 0.6])
+    loss = lambda *x: jnp.sum(jnp.sin(hyper_attention(*x, draw(H, 3), draws, block_size=3)))
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+    assert all(np.abs(s).max() > 1e-3 for s in slopes)
+
+
+@pytest.mark.parametrize(
+    ("op", "given", "message"),
+    [
+        (hyper_attention, {"block_size": 0}, "block_size: 0; expected at least 1"),
+        (hyper_attention_causal, {"threshold": 5}, "threshold: 5; .* multiple of block_size = 2"),
+        (hyper_attention, {"planes": draw(3, H)}, r"planes: shape \(3, 8\); .* H = 8"),
+        (hyper_attention, {"planes": draw(H, 17)}, "R <= 16"),
+    ],
+)
+def test_what_hyper_attention_refuses(op, given, message):
+    with pytest.raises(ValueError, match=message):
+        usual = {"planes": draw(H, 3), "draws": jnp.array([0.5]), "block_size": 2}
+        op(*qkv(), **(usual | given))

@@ -1,7 +1,17 @@
 """The oracle of `landmark_retrieval` in float64 loops, and its own tests."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from attnjax import masks
+from attnjax.ops.softmax_core import multi_head_attention
+from attnjax.ops.sparse_select import (
+    landmark_attention,
+    landmark_retrieval,
+)
+from tests.helpers import draws, near
 from tests.ops.plain import blend, causal_too, landmark_weights
 
 
@@ -12,7 +22,7 @@ def _turned(x, position, base):
     return np.concatenate([turned.real, turned.imag])
 
 
-def landmark_retrieval(q, k, v, block, top_k, base, heads=None, allowed=None):
+def landmark_retrieval_oracle(q, k, v, block, top_k, base, heads=None, allowed=None):
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     group = block + 1
     own = lambda i: i // group
@@ -39,3 +49,54 @@ def landmark_retrieval(q, k, v, block, top_k, base, heads=None, allowed=None):
         seen[b, n, i] = [own(i), *sorted(likes, key=lambda c: -likes[c])[:count]]
     ok = causal_too(q, k, allowed)
     return blend(landmark_weights(q, k, block, ok, seen, logit), v)
+
+
+B, T, N, K, H = 2, 13, 4, 2, 8
+
+
+def qkv(T=T, seed=0):
+    return draws((B, T, N, H), (B, T, K, H), (B, T, K, H), seed=seed)
+
+
+BLOCKS = 19  # tokens: four blocks of three and a landmark, and three more
+
+
+def test_few_blocks_retrieved_are_not_all_blocks():
+    q, k, v = qkv(BLOCKS)
+    whole = landmark_attention(q, k, v, block=3)
+    near(landmark_retrieval(q, k, v, block=3, top_k=4), whole)
+    few = landmark_retrieval(q, k, v, block=3, top_k=1)
+    near(few[:, :8], whole[:, :8])  # they have no more than one block to retrieve
+    assert jnp.abs(few - whole)[:, 8:].max() > 0.05
+    none = landmark_retrieval(q, k, v, block=3, top_k=0)
+    inside = masks.causal & masks.document(np.arange(BLOCKS) // 4)
+    inside = inside & ~masks.document(np.arange(BLOCKS) % 4 - 4, np.arange(BLOCKS) % 4 - 3)
+    ordinary = np.arange(BLOCKS) % 4 != 3
+    near(
+        none[:, ordinary],
+        multi_head_attention(q, k, v, mask=inside)[:, ordinary],
+    )
+
+
+def exact(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+@pytest.mark.parametrize("heads", [1, K])
+def test_heads_that_retrieve_together_follow_the_largest_score(heads):
+    q, k, v = qkv(BLOCKS)
+    sizes = {"block": 3, "top_k": 1, "base": 10.0}
+    together = landmark_retrieval(q, k, v, heads=heads, **sizes)
+    near(together, landmark_retrieval_oracle(*exact((q, k, v)), heads=heads, **sizes))
+    assert jnp.abs(together - landmark_retrieval(q, k, v, **sizes)).max() > 0.05
+
+
+def test_landmarks_tell_what_does_not_fit():
+    q, k, v = qkv(BLOCKS)
+    for op in (landmark_attention, landmark_retrieval):
+        with pytest.raises(ValueError, match="block: 0; expected an integer of at least 1"):
+            op(q, k, v, block=0)
+    with pytest.raises(ValueError, match="top_k: -1; expected an integer of at least 0"):
+        landmark_retrieval(q, k, v, top_k=-1)
+    with pytest.raises(ValueError, match="heads: 3; expected None, N = 4, K = 2 or 1"):
+        landmark_retrieval(q, k, v, heads=3)

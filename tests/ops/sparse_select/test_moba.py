@@ -5,7 +5,7 @@ import numpy as np
 from tests.ops.plain import blend, both, weights
 
 
-def moba(q, k, v, block_size, top_k, allowed=None):
+def moba_oracle(q, k, v, block_size, top_k, allowed=None):
     (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
     seen = np.zeros((B, N, T, S), bool)
     for b, n, t in np.ndindex(B, N, T):

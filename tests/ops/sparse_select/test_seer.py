@@ -1,7 +1,24 @@
 """The oracle of `seer` in float64 loops, and its own tests."""
 
-import numpy as np
+import functools
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from attnjax import masks, nn
+from attnjax.core.blocks import block_maps, select
+from attnjax.core.positions import rotary
+from attnjax.ops.softmax_core import multi_head_attention
+from attnjax.ops.sparse_select import (
+    landmark_retrieval,
+    seer_attention,
+)
+from tests.helpers import draw, draws, near
+from tests.laws.cases import oracle
 from tests.ops.plain import blend, both, cut_tail, softmax, weights
 
 
@@ -35,7 +52,7 @@ def _gate(q, k, w_q, w_k, blocks, base, b, n, u):
     return dict(zip(scores, softmax(np.array(list(scores.values()))), strict=True))
 
 
-def seer_attention(q, k, v, w_q, w_k, blocks, choose, allowed=None):
+def seer_attention_oracle(q, k, v, w_q, w_k, blocks, choose, allowed=None):
     (B, T, N, _), S, base = q.shape, k.shape[1], 10000.0
     seen = np.zeros((B, N, T, S), bool)
     for b, n in np.ndindex(B, N):
@@ -52,3 +69,153 @@ def seer_attention(q, k, v, w_q, w_k, blocks, choose, allowed=None):
                     seen[b, n, i, j] = j // blocks[1] in (own, *taken)
     q, k = _rotated_tokens(q, base), _rotated_tokens(k, base)
     return blend(weights(q, k, both(allowed, seen)), v)
+
+
+def small_qkv(T=12, N=4, K=2, H=8, seed=0):
+    return draw(2, T, N, H, seed=seed), draw(2, T, K, H, seed=seed + 1), draw(2, T, K, H, seed=9)
+
+
+def run(fn, *args, **static):
+    """fn of arrays, jitted; some programs hold integers and selectors of blocks as well."""
+    return jax.jit(functools.partial(fn, **static))(*args)
+
+
+W_Q, W_K = draw(4, 8, 6, seed=3), draw(2, 24, 6, seed=4, scale=0.5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "choose"),
+    [
+        ((3, 3), functools.partial(select.top_k, k=2)),
+        ((2, 4), functools.partial(select.threshold, least=np.log(0.3))),
+    ],
+)
+def test_seer_of_pooled_queries_equals_the_formula(blocks, choose):
+    q, k, v = small_qkv(T=11)
+    got = run(seer_attention, q, k, v, W_Q, W_K, blocks=blocks, choose=choose)
+    near(got, oracle.seer_attention(*map(np.float64, (q, k, v, W_Q, W_K)), blocks, choose))
+    turned = [np.asarray(rotary(x, np.arange(11))) for x in (q, k)]
+    assert not np.allclose(got, run(multi_head_attention, *turned, v, mask=masks.causal), atol=0.01)
+
+
+def test_seer_without_rotary_positions_and_all_blocks_is_causal_attention():
+    q, k, v = small_qkv()
+    everything = functools.partial(select.threshold, least=-1e9)
+    got = run(seer_attention, q, k, v, W_Q, W_K, blocks=(3, 3), choose=everything, base=None)
+    near(got, run(multi_head_attention, q, k, v, mask=masks.causal))
+
+
+def gate_loss(q, k, w_q, w_k):
+    return nn.seer_loss(q, k, w_q, w_k, blocks=(3, 3))
+
+
+def test_the_seer_loss_is_the_divergence_from_the_pooled_dense_map():
+    q, k, _ = small_qkv(T=11)
+    truth = oracle._seer_truth(np.float64(q), np.float64(k), (3, 3), 10000.0)
+    turned = [np.asarray(rotary(x, np.arange(11))) for x in (q, k)]
+    peak = np.asarray(
+        block_maps.block_peak(*turned, 3, 3, mask=masks.causal)
+    )  # not from a dense map
+    near(np.swapaxes(peak / peak.sum(-1, keepdims=True), 1, 2), truth)
+    total = 0.0
+    for b, n, u in np.ndindex(truth.shape[:3]):
+        args = map(np.float64, (q, k, W_Q, W_K))
+        share = oracle._gate(*args, (3, 3), 10000.0, b, n, u)
+        total += sum(truth[b, n, u, c] * np.log(truth[b, n, u, c] / share[c]) for c in share)
+    loss, slopes = jax.jit(jax.value_and_grad(gate_loss, argnums=(0, 1, 2, 3)))(q, k, W_Q, W_K)
+    near(loss, total / np.prod(truth.shape[:3]))
+    assert loss > 0.01
+    assert not np.any(slopes[0]) and not np.any(slopes[1]), "only the gate learns"
+    assert np.any(slopes[2]) and np.any(slopes[3])
+    # Without queries the map is uniform, row by row, and so is the gate.
+    assert abs(jax.jit(gate_loss)(0 * q, k, W_Q, W_K)) < 1e-6
+
+
+def test_the_seer_loss_leaves_padding_out():
+    q, k, _ = small_qkv(T=9)
+    padded = [np.concatenate([x, np.full_like(x[:, :4], np.nan)], axis=1) for x in (q, k)]
+    lengths = np.array([9, 9])
+    masked = functools.partial(nn.seer_loss, blocks=(3, 3), mask=masks.lengths(lengths, lengths))
+    near(jax.jit(masked)(*padded, W_Q, W_K), jax.jit(gate_loss)(q, k, W_Q, W_K), atol=1e-6)
+
+
+def test_a_seer_gate_learns_what_attention_looks_at():
+    gate = nn.SeerGate(
+        4, 8, kv_heads=2, gate_width=8, blocks=(1, 4), rngs=nnx.Rngs(0),
+        choose=functools.partial(select.top_k, k=2),
+    )  # fmt: skip
+    layer = nn.Attention(16, 4, kv_heads=2, head_width=8, attend=gate, rngs=nnx.Rngs(1))
+    x = jnp.asarray(draw(2, 16, 16, scale=3.0))
+    graph, params = nnx.split(layer)
+    q, k, v = layer.project(x)
+    map_of = block_maps.block_mass(
+        *(rotary(y, np.arange(16)) for y in (q, k)), 1, 4, mask=masks.causal
+    )
+
+    @jax.jit
+    def recall(params):
+        """The share of attention's weight that falls on the chosen blocks."""
+        chosen = nnx.merge(graph, params).attend.selection(q, k)
+        return (jnp.take_along_axis(map_of, chosen.indices, -1) * chosen.valid).sum(-1).mean()
+
+    def loss(params):
+        layer = nnx.merge(graph, params)
+        return layer.attend.loss(*layer.project(x)[:2])
+
+    @jax.jit
+    def train(params):
+        rule = optax.adam(0.02)
+
+        def step(carry, _):
+            params, state = carry
+            value, slope = jax.value_and_grad(loss)(params)
+            update, state = rule.update(slope, state)
+            return (optax.apply_updates(params, update), state), (value, slope)
+
+        return jax.lax.scan(step, (params, rule.init(params)), length=120)
+
+    (trained, _), (values, slopes) = train(params)
+    assert values[-1] < 0.5 * values[0]
+    assert not np.any(slopes["q"]["kernel"][...]) and np.any(slopes["attend"]["w_q"][...])
+    assert recall(trained) > recall(params) + 0.02
+
+
+def test_a_seer_gate_attends_as_seer_attention():
+    q, k, v = small_qkv()
+    gate = nn.SeerGate(4, 8, kv_heads=2, gate_width=6, blocks=(3, 3), rngs=nnx.Rngs(0))
+    gate.choose = functools.partial(select.top_k, k=2)
+    weights = [x[...] for x in (gate.w_q, gate.w_k)]
+    assert [x.shape for x in weights] == [(4, 8, 6), (2, 24, 6)]
+    got = nnx.jit(lambda gate: gate(q, k, v))(gate)
+    near(got, oracle.seer_attention(*map(np.float64, (q, k, v, *weights)), (3, 3), gate.choose))
+
+
+def test_seer_refuses_what_does_not_fit():
+    q, k, v = small_qkv()
+    with pytest.raises(ValueError, match=r"blocks: \(3, 4\); expected the first to divide"):
+        seer_attention(q, k, v, W_Q, W_K, blocks=(3, 4))
+    with pytest.raises(ValueError, match="kv_heads: got 3, expected a divisor of heads 4"):
+        nn.SeerGate(4, 8, kv_heads=3, rngs=nnx.Rngs(0))
+
+
+B, T, N, K, H = 2, 13, 4, 2, 8
+
+
+def qkv(T=T, seed=0):
+    return draws((B, T, N, H), (B, T, K, H), (B, T, K, H), seed=seed)
+
+
+BLOCKS = 19  # tokens: four blocks of three and a landmark, and three more
+
+
+def test_blocks_far_behind_share_one_place():
+    """Two old blocks change places: their distance is cut off, so nobody far ahead notices."""
+    q, k, v = qkv(BLOCKS)
+    order = np.r_[4:8, 0:4, 8:BLOCKS]  # blocks 0 and 1
+    op = functools.partial(landmark_retrieval, q, block=3, top_k=1)
+    near(op(k[:, order], v[:, order], base=10.0)[:, 12:], op(k, v, base=10.0)[:, 12:])
+    at = jnp.arange(BLOCKS)
+    turned = lambda k: landmark_retrieval(
+        rotary(q, at, 10.0), rotary(k, at, 10.0), v[:, order], block=3, top_k=4
+    )
+    assert jnp.abs(turned(k[:, order]) - turned(k))[:, 12:].max() > 0.05

@@ -1,0 +1,71 @@
+"""What tests share: inputs, comparisons, and derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+def draw(*shape, seed=0, scale=1.0, dtype=float):
+    """Normal values as a JAX array, float64 under enable_x64.
+
+    NumPy draws them: jax.random compiles a program for every shape, which takes a test longer than
+    what it tests.
+    """
+    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def draws(*shapes, seed=0, scale=1.0, dtype=float):
+    """An array of each shape, all of them different."""
+    return [draw(*s, seed=(seed, i), scale=scale, dtype=dtype) for i, s in enumerate(shapes)]
+
+
+def qkv(B, T, N, H, *, S=None, K=None, D=None, seed=0, dtype=float):
+    """q (B,T,N,H), k (B,S,K,H), v (B,S,K,D); S, K, D are T, N, H where they are not given."""
+    S, K, D = S or T, K or N, D or H
+    return draws((B, T, N, H), (B, S, K, H), (B, S, K, D), seed=seed, dtype=dtype)
+
+
+def close(got, want, tolerance=1e-10):
+    """Two trees are alike, finite, and as near as `tolerance` times the largest of an array."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        name = jax.tree_util.keystr(path)
+        assert x.shape == y.shape, (name, x.shape, y.shape)
+        assert np.isfinite(x).all() and np.isfinite(y).all(), name
+        atol = tolerance * max(1.0, np.abs(y).max(initial=0))
+        np.testing.assert_allclose(x, y, rtol=0, atol=atol, err_msg=name)
+
+
+def near(got, want, tolerance=1e-5):
+    """Two arrays, or trees of them, are alike number by number, absolutely or relatively."""
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), got, want
+    )
+
+
+def weights_of(op, q, k, *rest, **options):
+    """The (B,N,T,S) weights of an op that is linear in v, read with the identity for v."""
+    B, S, K = k.shape[:3]
+    v = jnp.asarray(np.broadcast_to(np.eye(S, dtype=np.float32)[None, :, None], (B, S, K, S)))
+    return np.asarray(op(q, k, v, *rest, **options).transpose(0, 2, 1, 3))
+
+
+def value_and_pull(fn):
+    """fn's result, and the gradients to its arguments of a cotangent that depends on it, jitted."""
+
+    def both(*args):
+        out, pull = jax.vjp(fn, *args)
+        return out, *pull(jax.tree.map(lambda x: jnp.sin(3 * x), out))
+
+    return jax.jit(both)
+
+
+def sample(few, more):
+    """Parameters of a test: `few` in every run, `more` when kernels changed, and never twice.
+
+    tests/kernels/stamp.py tells what has changed.
+    """
+    more = [pytest.param(x, marks=pytest.mark.interpreter) for x in more if x not in few]
+    return [*few, *more]
