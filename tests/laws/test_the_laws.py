@@ -102,6 +102,7 @@ CAUGHT = {
 def listed(monkeypatch):
     def as_op(fn, **record):
         op = Op(fn, **record)
+        cases.forget()
         monkeypatch.setitem(cases.BY_NAME, op.name, op)
         return op
 

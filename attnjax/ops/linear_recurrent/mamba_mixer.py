@@ -80,8 +80,8 @@ def _layers(slot: Slot) -> tuple[Layer, ...]:
 
 
 def _previous(averages: Averages) -> Averages:
-    none, last = np.zeros((2, 2)), np.eye(2, 3, 1)
-    return Averages(none, np.eye(2), last, none)
+    none, same, last = map(jnp.asarray, (np.zeros((2, 2)), np.eye(2), np.eye(2, 3, 1)))
+    return Averages(none, same, last, none)
 
 
 OPS = (

@@ -1,6 +1,7 @@
 """The oracle of `care` in float64 loops, and its own tests."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from attnjax.ops.linear_recurrent import (

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attnjax import masks
 from attnjax.ops.softmax_core import (
     softpick_attention,
 )
