@@ -1,4 +1,4 @@
-"""."""
+"""Rotary positions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""."""
+"""Maps of attention pooled to blocks, a few rows at a time."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""."""
+"""Buckets of a hash, and keys drawn by density."""
 
 import jax.numpy as jnp
 import numpy as np

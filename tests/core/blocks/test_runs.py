@@ -1,4 +1,4 @@
-"""."""
+"""Keys that stand for runs of tokens."""
 
 import numpy as np
 

@@ -237,3 +237,14 @@ def test_merge_is_the_state_of_the_union_in_any_grouping(a, b, c, name):
 def test_bad_parameters_say_what_was_expected(make, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         make()
+
+
+def test_laplace_follows_the_squared_relu_at_the_fitted_point():
+    at = jnp.sqrt(0.5)
+    value = lambda s: normalizers.laplace.numerator(s, s, (), ())
+    np.testing.assert_allclose(value(at), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.grad(value)(at), jax.grad(lambda s: jax.nn.relu(s) ** 2)(at), rtol=1e-5
+    )
+    inside = value(jnp.linspace(-1.0, 1.7, 50))
+    assert (inside > 0).all() and (inside < 1).all() and (jnp.diff(inside) > 0).all()

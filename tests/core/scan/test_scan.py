@@ -1,4 +1,4 @@
-"""."""
+"""Diagonal scans and convolutions."""
 
 import jax
 import jax.numpy as jnp
