@@ -54,7 +54,8 @@ def attend(
     """Pairwise attention: scale * q.k -> mods in order -> mask -> normalize -> weighted sum of v.
 
     q (B,T,N,H), k (B,S,K,H), v (B,S,K,D) -> (B,T,N,D); N is a multiple of K, and consecutive N/K
-    query heads share a key/value head.
+    query heads share a key/value head.  Values may have more heads than keys, any multiple of K
+    that divides N, so that fewer query heads share one; keys are then copied to as many.
 
     mods         tuple of `mods.Mod`: what happens to scores
     mask         a `masks.Mask`: which pairs may attend

@@ -179,8 +179,16 @@ def allowed(mask: Mask, tile: Tile) -> Array | None:
 # ------------------------------------------------------------------------------------- checks
 
 
+def value_heads(N: int, K: int) -> list[int]:
+    """How many heads values may have for N query and K key heads: multiples of K that divide N."""
+    return [n for n in range(K, N + 1, K) if N % n == 0]
+
+
 def check_qkv(engine: str, q: Array, k: Array, v: Array) -> Shape:
-    """The sizes of the letters; raises, in the engine's name, where they disagree."""
+    """The sizes of the letters; raises, in the engine's name, where they disagree.
+
+    Values have K heads, or any multiple of K that divides N.
+    """
     for name, letters, x in (("q", "B,T,N,H", q), ("k", "B,S,K,H", k), ("v", "B,S,K,D", v)):
         if x.ndim != 4:
             raise ValueError(f"{engine}: {name} has shape {x.shape}, expected rank 4, ({letters})")
@@ -196,14 +204,17 @@ def check_qkv(engine: str, q: Array, k: Array, v: Array) -> Shape:
         )
     if v.shape[1] != S:
         raise ValueError(f"{engine}: v has length S = {v.shape[1]}, expected k's S = {S}")
-    if v.shape[2] != K:
-        raise ValueError(f"{engine}: v has K = {v.shape[2]} heads, expected k's K = {K}")
     if k.shape[3] != H:
         raise ValueError(f"{engine}: k has head width H = {k.shape[3]}, expected q's H = {H}")
     if T == 0 or S == 0:
         raise ValueError(f"{engine}: T = {T} and S = {S}, expected both to be at least 1")
     if K == 0 or N % K:
         raise ValueError(f"{engine}: q has N = {N} heads, expected a multiple of k's K = {K}")
+    if v.shape[2] not in value_heads(N, K):
+        raise ValueError(
+            f"{engine}: v has {v.shape[2]} heads, expected k's K = {K}, or a multiple of K that "
+            f"divides N = {N}"
+        )
     return Shape(B, T, S, N, K, H, v.shape[3])
 
 
@@ -271,7 +282,7 @@ def prepare(
     given = q.dtype
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
     q = q.astype(dtype) * scale if scale.ndim else q.astype(dtype)
-    return Request(
+    request = Request(
         q=q.transpose(0, 2, 1, 3),
         k=k.astype(dtype).transpose(0, 2, 1, 3),
         v=v.astype(dtype).transpose(0, 2, 1, 3),
@@ -283,10 +294,34 @@ def prepare(
         q_positions=_positions("q_positions", "T", q_positions, z.T, heads),
         k_positions=_positions("k_positions", "S", k_positions, z.S, heads),
         q_poison=lay_out("query", q_bad.astype(dtype), z) + poison.query,
-        k_poison=lay_out("key", (k_bad + v_bad).astype(dtype), z) + poison.key,
+        k_poison=_of_keys(k_bad, dtype, z) + _of_keys(v_bad, dtype, z) + poison.key,
         selection=blocks,
         shape=z,
         dtype=given,
+    )
+    return _with_key_heads(request, v.shape[2])
+
+
+def _of_keys(bad: Array, dtype: jnp.dtype, z: Shape) -> Array:
+    """Poison (B,S,heads), laid out for query heads."""
+    return lay_out("key", jnp.repeat(bad.astype(dtype), z.N // bad.shape[2], axis=2), z)
+
+
+def _with_key_heads(request: Request, heads: int) -> Request:
+    """The call with as many key heads as values have, each the copy of one that they share."""
+    z = request.shape
+    if heads == z.K:
+        return request
+    copies = lambda x: jnp.repeat(x, heads // z.K, axis=1)
+    as_selected = lambda x: copies(x) if x.shape[1] == z.K > 1 else x  # (B,X,...)
+    of_positions = lambda x: x if x is None or x.ndim == 1 else as_selected(x)
+    return replace(
+        request,
+        k=copies(request.k),
+        q_positions=of_positions(request.q_positions),
+        k_positions=of_positions(request.k_positions),
+        selection=jax.tree.map(as_selected, request.selection),
+        shape=replace(z, K=heads),
     )
 
 

@@ -142,6 +142,8 @@ def _prepare(
     """The call, and the dtype of its result."""
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     z = check_qkv("linear_attend", q, k, v)
+    if v.shape[2] != z.K:
+        raise ValueError(f"linear_attend: v has {v.shape[2]} heads, expected k's K = {z.K}")
     given, dtype = v.dtype, working_dtype(jnp.result_type(q, k, v))
     if block is not None:
         if not isinstance(block, int) or block < 1:

@@ -19,6 +19,7 @@ from attnjax import (
     masks,
     mods,
     normalizers,
+    select,
 )
 from attnjax.core.numerics import project
 from attnjax.core.pairwise.cudnn import CuDNN
@@ -259,6 +260,37 @@ def test_a_bad_key_spoils_exactly_the_rows_that_see_it():
             assert np.isnan(out[seen]).all() and np.isfinite(out[~seen]).all(), (name, impl)
 
 
+@pytest.mark.parametrize("impl", ["dense", Blockwise(4, 3)], ids=["dense", "blockwise"])
+@pytest.mark.parametrize("X", [None, 1, 2, 8])
+def test_values_with_more_heads_than_keys_are_repeated_keys(impl, X):
+    """In value and gradient, with operands, a bad key and a selection of each kind of heads."""
+    q, k, v, key = draw((B, T, 8, H), (B, S, 2, H), (B, S, 4, D), (B, S, 2), seed=9)
+    v = v.at[1, 7, 3].set(jnp.nan)  # of query heads 6 and 7
+    blocks = None
+    if X is not None:
+        (scores,) = draw((B, 3, X, 3), seed=10)
+        blocks = select.top_k(scores, 2, block_q=3, block_k=4)
+    repeated = lambda x: jnp.repeat(x, 4, axis=2)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(spread, q, k, v, key):
+        def f(q, k, v, key):
+            chosen = blocks
+            if spread:
+                k, v, key = repeated(k), jnp.repeat(v, 2, axis=2), repeated(key)
+                chosen = jax.tree.map(repeated, blocks) if X == 2 else blocks
+            terms = {"mods": (mods.mod(jnp.add, key=key),), "mask": masks.causal_to_end}
+            return attend(q, k, v, blocks=chosen, impl=impl, **terms)
+
+        out, pull = jax.vjp(f, q, k, v, key)
+        return out, pull(jnp.where(jnp.isnan(out), 0.0, jnp.sin(out)))
+
+    got, want = run(False, q, k, v, key), run(True, q, k, v, key)
+    jax.tree.map(close, got, want)
+    nan = np.isnan(got[0]).any((0, 1, 3))
+    assert not nan[:6].any() and (X is not None or nan[6:].all())
+
+
 def test_attention_weights_are_those_attend_applies():
     q, k, v = qkv()
     w = attention_weights(q, k, mask=masks.causal_to_end, normalizer=normalizers.softpick())
@@ -438,7 +470,11 @@ ARGUMENTS = {  # what is wrong -> the arguments, the error and what it says
         (Q, K_[..., :7], V_), ValueError, "k has head width H = 7, expected q's H = 8"
     ),
     "length": ((Q, K_, V_[:, :10]), ValueError, "v has length S = 10, expected k's S = 11"),
-    "value heads": ((Q, K_, V_[:, :, :1]), ValueError, "v has K = 1 heads, expected k's K = 2"),
+    "value heads": (
+        (Q, K_, V_[:, :, :1]),
+        ValueError,
+        "v has 1 heads, expected k's K = 2, or a multiple of K that divides N = 4",
+    ),
     "batch": ((Q, K_[:1], V_), ValueError, "batch sizes B = 2, 1, 2, expected one"),
     "integers": (
         (Q, K_.astype(int), V_), TypeError, "k has dtype int32, expected a floating-point dtype"
