@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from attnjax.core.chunks import in_a_row, into_blocks
+from attnjax.core.chunks import scan_chunks
 from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent, Tokens, read
 from attnjax.typing import Array
 
@@ -77,9 +77,9 @@ class Chunked:
             q, tokens = chunk
             return _chunk(memory, request.laid_out(q), request.written(tokens), block)
 
-        chunks = into_blocks((request.q, request.tokens), size)
-        memory, out = lax.scan(over_chunk, request.memory, chunks)
-        return in_a_row(out, request.q.shape[1]), memory
+        tokens = request.q, request.tokens
+        memory, out = scan_chunks(over_chunk, request.memory, tokens, size)
+        return out, memory
 
     def written(self, request: RecurrenceRequest) -> Array:
         """The state after all tokens, without what their queries read."""
@@ -94,7 +94,7 @@ class Chunked:
             v = _corrected(memory, k, v, c, beta)
             return _written(memory, k, v, c) + _total(bad), None
 
-        return lax.scan(over_chunk, request.memory, into_blocks(request.tokens, self.chunk))[0]
+        return scan_chunks(over_chunk, request.memory, request.tokens, self.chunk)[0]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attnjax.core.chunks import in_a_row, into_blocks
+from attnjax.core.chunks import scan_chunks
 from attnjax.typing import Array
 
 Tokens = tuple[Array, Array, Array | None, Array | None]  # k, v, log_decay, beta
@@ -101,6 +101,6 @@ class Recurrent:
         if request.block is None:
             memory = over_tokens(request.memory, request.tokens)
             return read(request.laid_out(request.q), memory).swapaxes(1, 2), memory
-        blocks = into_blocks((request.q, request.tokens), request.block)
-        memory, out = lax.scan(over_blocks, request.memory, blocks)
-        return in_a_row(out, request.q.shape[1]), memory
+        tokens = request.q, request.tokens
+        memory, out = scan_chunks(over_blocks, request.memory, tokens, request.block)
+        return out, memory

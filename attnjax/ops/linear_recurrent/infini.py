@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from attnjax.core import features, masks
+from attnjax.core.chunks import cut, scan_chunks
 from attnjax.core.numerics import divide, repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import State
@@ -54,7 +54,6 @@ def by_segments(
     """Infini-attention with any rule of what a segment adds to the memory."""
     (B, T, N, H), D, size = q.shape, v.shape[-1], min(segment, q.shape[1])
     heads = lambda x: repeat_heads(x, q)
-    cut = lambda x: jnp.moveaxis(_segments(wide(x), size), 1, 0)
 
     def over_segment(state: State, tokens: tuple[Array, Array, Array]) -> tuple[State, Array]:
         q, k, v = tokens
@@ -62,13 +61,13 @@ def by_segments(
         mass = state.mass + k.sum(1)  # pyright: ignore
         return State(state.memory + new, mass), recall(state, q)
 
-    keys, values = cut(features.elu1(wide(heads(k)))), cut(heads(v))
+    phi = lambda x: features.elu1(wide(x))
+    tokens = phi(q), phi(heads(k)), wide(heads(v))
     if state is None:
-        zeros = lambda *shape: jnp.zeros(shape, keys.dtype)
+        zeros = lambda *shape: jnp.zeros(shape, tokens[1].dtype)
         state = State(zeros(B, N, H, D), zeros(B, N, H))
-    state, past = lax.scan(over_segment, state, (cut(features.elu1(wide(q))), keys, values))
-    past = jnp.moveaxis(past, 0, 1).reshape(B, -1, N, D)[:, :T]
-    rows = lambda x: _segments(x, size).reshape(-1, size, *x.shape[2:])
+    state, past = scan_chunks(over_segment, state, tokens, size)
+    rows = lambda x: cut(x, size).reshape(-1, size, *x.shape[2:])
     local = attend(rows(code(q)), rows(code(k)), rows(v), mask=masks.causal)
     local = wide(local.reshape(B, -1, N, D)[:, :T])
     gate = jax.nn.sigmoid(wide(beta))[:, None]
@@ -80,12 +79,6 @@ def recall(state: State, x: Array) -> Array:
     values = jnp.einsum("BtNH,BNHD->BtND", x, state.memory, precision="highest")
     mass = jnp.einsum("BtNH,BNH->BtN", x, state.mass, precision="highest")
     return divide(values, mass[..., None])
-
-
-def _segments(x: Array, size: int) -> Array:
-    """(B,T,...) as (B,segments,size,...); zeros, which write nothing, fill the last one."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
-    return x.reshape(x.shape[0], -1, size, *x.shape[2:])
 
 
 def local_limit(q: Q, k: K, v: V, beta: PerHead, segment: int) -> Out:
