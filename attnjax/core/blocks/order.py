@@ -1,12 +1,20 @@
 """Tokens in another order: clusters, buckets of a hash, samples of keys."""
 
 import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attnjax.core.numerics import finite
+from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core.chunks import cut
+from attnjax.core.masks import Mask, prefix
+from attnjax.core.numerics import divide, finite
 from attnjax.typing import Array, Float, Int
 
 # --------------------------------------------------- tokens in another order: clusters, buckets
@@ -37,6 +45,83 @@ def take_tokens(x: Float[Array, "B T N H"], order: Int[Array, "B t X"]) -> Array
         raise ValueError(f"take_tokens: x has {N} heads, expected a multiple of order's X = {X}")
     at = jnp.repeat(order, N // X, axis=2) if X > 1 else order
     return jnp.take_along_axis(x, at[..., None], axis=1)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["order"], meta_fields=["size", "length", "full"]
+)
+@dataclass(frozen=True)
+class BlockOrder:
+    """Tokens of a sequence in another order, cut into blocks, some of which may not be full.
+
+    order    (t,) or (B,t,X) integers: which token stands where; `length` where there is none
+    size     length of a block; the last may be shorter
+    length   of the sequence
+    full     whether every place is known to have a token
+
+    A token may stand at several places, or at none.  `attend` takes `take(k)`, `take(v)` with
+    `k_positions=positions(X)` and `mask=seen(mask, T)`: masks and mods then see the tokens where
+    they stand in the sequence, and places without a token are seen by nobody.
+    """
+
+    order: Array | np.ndarray
+    size: int
+    length: int
+    full: bool = False
+
+    @property
+    def filled(self) -> Array | np.ndarray:
+        """Which places have a token, booleans like `order`."""
+        return self.order < self.length
+
+    def take(self, x: Float[Array, "B S N H"]) -> Float[Array, "B t N H"]:
+        """The tokens in this order; those of places without one are arbitrary."""
+        at = np.minimum(self.order, self.length - 1) if self.order.ndim == 1 else self.order
+        return x[:, at] if at.ndim == 1 else take_tokens(x, jnp.minimum(at, self.length - 1))
+
+    def means(self, x: Float[Array, "B S N H"]) -> Float[Array, "B n N H"]:
+        """The mean over the tokens that each block has; zeros for NaN and infinities, and wide."""
+        taken, there = finite(self.take(x)), self.filled
+        there = there[None, :, None] if there.ndim == 1 else there
+        there = jnp.repeat(there, taken.shape[2] // there.shape[2], axis=2)[..., None]
+        sums = lambda x: cut(x, self.size).sum(2)
+        return divide(sums(jnp.where(there, taken, 0.0)), sums(there.astype(taken.dtype)))
+
+    def positions(self, heads: int) -> Any:
+        """`q_positions` or `k_positions` for a selection of so many heads."""
+        if self.order.ndim == 1 or self.order.shape[2] == heads:
+            return self.order
+        return jnp.repeat(self.order, heads // self.order.shape[2], axis=2)
+
+    def seen(self, mask: Mask, T: int) -> Mask:
+        """A mask of T queries and `length` keys, for keys in this order: it hides empty places."""
+        seen = mask_of_tokens(mask, T, self.length)
+        return seen if self.full else seen & prefix(self.length)
+
+    def restored(self, x: Float[Array, "B t N D"]) -> Float[Array, "B S N D"]:
+        """Results of the tokens as they stand in the sequence.
+
+        The mean over the places of a token, zero for a token without any.
+        """
+        at = jnp.arange(len(x))[:, None, None], self.positions(x.shape[2]), jnp.arange(x.shape[2])
+        at = at if self.order.ndim == 3 else (slice(None), self.order)
+        shape = len(x), self.length, x.shape[2]
+        sums = lambda x: jnp.zeros((*shape, x.shape[-1]), x.dtype).at[at].add(x, mode="drop")
+        return sums(x) / jnp.maximum(sums(jnp.ones_like(x[..., :1])), 1)
+
+
+def grid_blocks(shape: Sequence[int], block: Sequence[int]) -> BlockOrder:
+    """The cells of a row-major grid, block behind block; those at its ends may not be full."""
+    if len(block) != len(shape) or min(block) < 1:
+        raise ValueError(f"block: {tuple(block)}; expected {len(shape)} positive lengths")
+    padded = [-(-n // b) * b for n, b in zip(shape, block, strict=True)]
+    cells = np.full(padded, math.prod(shape), np.int32)
+    cells[tuple(slice(n) for n in shape)] = np.arange(math.prod(shape)).reshape(shape)
+    split = [x for n, b in zip(padded, block, strict=True) for x in (n // b, b)]
+    axes = range(2 * len(block))
+    order = cells.reshape(split).transpose(*axes[::2], *axes[1::2]).reshape(-1)
+    full = len(order) == math.prod(shape)
+    return BlockOrder(order, math.prod(block), math.prod(shape), full)
 
 
 # --------------------------------------------------------------------------- hashing, sampling

@@ -13,17 +13,14 @@ Differs: a side that `regions` does not divide has shorter, perhaps fewer, regio
 import math
 from collections.abc import Sequence
 
-import jax.numpy as jnp
-import numpy as np
-
 from attnjax.core import masks
 from attnjax.core.blocks import select
+from attnjax.core.blocks.order import grid_blocks
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.scan.convolution import depthwise
 from attnjax.op import Draw, Limit, Op, Sizes, by_sizes, grid, square_grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
-from attnjax.ops.sparse_select.vmoba import partition
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
@@ -46,18 +43,18 @@ def bi_level_routing_attention(
     (B, T, N, _), (S, _, D) = q.shape, v.shape[1:]
     if not T == S == math.prod(shape):
         raise ValueError(f"shape: {tuple(shape)}; expected T = {T} and S = {S} cells")
-    block = [-(-n // regions) for n in shape]
-    order, size = partition(shape, block), math.prod(block)
-    real = order < T
-    cells = lambda x: x[:, np.minimum(order, T - 1)]
-    count = real.reshape(-1, size).sum(1)[:, None, None]
-    means = lambda x: select.mean_pool(jnp.where(real[:, None, None], x, 0), size) * (size / count)
-    queries, keys = cells(q), cells(k)
-    affinity = select.over_group(select.dot_scores(means(queries), means(keys)), 1)
-    chosen = select.top_k(affinity, top_k, block_q=size, block_k=size)
-    inside = masks.everything if real.all() else masks.prefix(T)
-    out = attend(queries, keys, cells(v), blocks=chosen, mask=inside, k_positions=order, impl=impl)
-    out = out[:, np.argsort(order, kind="stable")[:T]]
+    cells = grid_blocks(shape, [-(-n // regions) for n in shape])
+    affinity = select.over_group(select.dot_scores(cells.means(q), cells.means(k)), 1)
+    out = attend(
+        cells.take(q),
+        cells.take(k),
+        cells.take(v),
+        blocks=select.top_k(affinity, top_k, block_q=cells.size, block_k=cells.size),
+        mask=cells.seen(masks.everything, T),
+        k_positions=cells.order,
+        impl=impl,
+    )
+    out = cells.restored(out)
     if kernel is None:
         return out
     image = repeat_heads(v, q).reshape(B, *shape, N * D)

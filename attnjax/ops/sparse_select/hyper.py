@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import masks, mods
-from attnjax.core.blocks.order import bucket_order, gray_codes, sample_keys, take_tokens
-from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core.blocks.order import BlockOrder, bucket_order, gray_codes, sample_keys
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.normalizers import State
-from attnjax.core.numerics import repeat_heads, wide
+from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend_state, join_states
 from attnjax.op import Limit, Op, Sizes, by_sizes, uniform
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -65,18 +64,22 @@ def blocks_and_samples(
     order = bucket_order(buckets)
     at, log_weight = sample_keys(draws, density, length)
     block = jnp.take_along_axis(jnp.argsort(order, axis=1) // block_size, at, axis=1)
-    seen = mask_of_tokens(mask, T, S)
 
-    def state(tokens: Array, number: Array, size: int, *weigh: mods.Mod) -> State:
-        chosen = Selection(number[..., None], own[..., None] >= 0, 1, size)
-        keys, values = (take_tokens(x, tokens) for x in (k, v))
-        places = repeat_heads(tokens, q)
+    def state(keys: BlockOrder, number: Array, *weigh: mods.Mod) -> State:
         return attend_state(
-            q, keys, values, blocks=chosen, mods=weigh, mask=seen, k_positions=places, impl=impl
+            q,
+            keys.take(k),
+            keys.take(v),
+            blocks=Selection(number[..., None], own[..., None] >= 0, 1, keys.size),
+            mods=weigh,
+            mask=keys.seen(mask, T),
+            k_positions=keys.positions(q.shape[2]),
+            impl=impl,
         )
 
     weigh = mods.mod(_weigh, query=own, key=(block, log_weight))
-    return state(order, own, block_size), state(at, own * block_size // length, m, weigh)
+    near, drawn = BlockOrder(order, block_size, S, full=True), BlockOrder(at, m, S, full=True)
+    return state(near, own), state(drawn, own * block_size // length, weigh)
 
 
 def _weigh(score: Array, own: Array, block: Array, log_weight: Array) -> Array:

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 
 from attnjax.core import features, masks
 from attnjax.core.blocks import select
-from attnjax.core.blocks.order import clusters, take_tokens
-from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core.blocks.order import BlockOrder, clusters
 from attnjax.core.numerics import finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Draw, Limit, Op, by_sizes
@@ -49,14 +48,21 @@ def routing_attention(
     q, k, dtype = features.standardize(wide(q)), features.standardize(wide(k)), q.dtype
     k, v = (repeat_heads(x, q) for x in (k, wide(v)))
     liking = (jnp.moveaxis(likes(x, centroids), 1, 3) for x in (q, k))
-    rows, columns = (clusters(scores, window) for scores in liking)
-    own = select.own_block(B, centroids.shape[1], N, block_q=window, block_k=window)
-    q, k, v = (take_tokens(x, at) for x, at in ((q, rows), (k, columns), (v, columns)))
-    seen = mask_of_tokens(mask, T, S)
-    out = attend(q, k, v, blocks=own, mask=seen, q_positions=rows, k_positions=columns, impl=impl)
-    at = jnp.arange(B)[:, None, None], rows, jnp.arange(N)
-    sums = lambda x: jnp.zeros((B, T, N, x.shape[-1]), out.dtype).at[at].add(x)
-    return (sums(out) / jnp.maximum(sums(jnp.ones_like(out[..., :1])), 1.0)).astype(dtype)
+    rows, columns = (
+        BlockOrder(clusters(scores, window), window, n, full=True)
+        for scores, n in zip(liking, (T, S), strict=True)
+    )
+    out = attend(
+        rows.take(q),
+        columns.take(k),
+        columns.take(v),
+        blocks=select.own_block(B, centroids.shape[1], N, block_q=window, block_k=window),
+        mask=columns.seen(mask, T),
+        q_positions=rows.order,
+        k_positions=columns.order,
+        impl=impl,
+    )
+    return rows.restored(out).astype(dtype)
 
 
 def likes(x: Q, centroids: Centroids) -> Float[Array, "B T N c"]:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax.numpy as jnp
-import numpy as np
 
 from attnjax.core import masks
 from attnjax.core.blocks import select
+from attnjax.core.blocks.order import grid_blocks
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, Sizes, by_sizes, grid
@@ -50,35 +50,26 @@ def vmoba(
     T = q.shape[1]
     if not T == k.shape[1] == math.prod(shape):
         raise ValueError(f"shape: {tuple(shape)}; expected T = {T} and S = {k.shape[1]} cells")
-    order, size = partition(shape, block), math.prod(block)
-    real = order < T
-    keys, values = (x[:, np.minimum(order, T - 1)] for x in (k, v))
-    means = select.mean_pool(jnp.where(real[:, None, None], keys, 0), size)
-    means = means * (size / real.reshape(-1, size).sum(1))[:, None, None]
-    scores = select.dot_scores(q, means) * q.shape[-1] ** -0.5
+    cells = grid_blocks(shape, block)
+    scores = select.dot_scores(q, cells.means(k)) * q.shape[-1] ** -0.5
     mass = jnp.exp(scores - scores.max((1, 3), keepdims=True))
-    chosen = choose(jnp.maximum(mass, jnp.finfo(mass.dtype).tiny), block_k=size)
+    chosen = choose(jnp.maximum(mass, jnp.finfo(mass.dtype).tiny), block_k=cells.size)
     chosen = replace(chosen, valid=chosen.valid.at[..., 0].set(True))
-    inside = masks.everything if real.all() else masks.prefix(T)
-    return attend(q, keys, values, blocks=chosen, mask=inside, k_positions=order, impl=impl)
+    return attend(
+        q,
+        cells.take(k),
+        cells.take(v),
+        blocks=chosen,
+        mask=cells.seen(masks.everything, T),
+        k_positions=cells.order,
+        impl=impl,
+    )
 
 
 def vmoba_block(layer: int, shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
     """The block of a layer: slabs of frames, windows through all frames, cuboids, and again."""
     frames, rows, columns = shape
     return ((block[0], rows, columns), (frames, *block[1:]), tuple(block))[layer % 3]
-
-
-def partition(shape: Sequence[int], block: Sequence[int]) -> np.ndarray:
-    """Numbers of a row-major grid's cells, block behind block, each filled up with prod(shape)."""
-    if len(block) != len(shape) or min(block) < 1:
-        raise ValueError(f"block: {tuple(block)}; expected {len(shape)} positive lengths")
-    padded = [-(-n // b) * b for n, b in zip(shape, block, strict=True)]
-    cells = np.full(padded, math.prod(shape), np.int32)
-    cells[tuple(slice(n) for n in shape)] = np.arange(math.prod(shape)).reshape(shape)
-    split = [x for n, b in zip(padded, block, strict=True) for x in (n // b, b)]
-    axes = range(2 * len(block))
-    return cells.reshape(split).transpose(*axes[::2], *axes[1::2]).reshape(-1)
 
 
 def _video(z: Sizes) -> tuple[int, int, int]:

@@ -9,7 +9,6 @@ import pytest
 from attnjax.core.blocks import select
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.ops.sparse_select import vmoba, vmoba_block
-from attnjax.ops.sparse_select.vmoba import partition
 from tests.helpers import draw, near
 from tests.ops.plain import blend, blocks_of_cells, reach, weights
 
@@ -32,18 +31,6 @@ def vmoba_oracle(q, k, v, shape, block, choose):
         for i, at in pairs | {(i, liked[i][0]) for i in range(T)}:
             seen[b, n, i, found[at]] = True
     return blend(weights(q, k, seen), v)
-
-
-def test_a_partition_is_a_permutation_filled_up():
-    order = partition((3, 4, 5), (2, 3, 2))
-    inside = order[order < 60]
-    assert len(order) == 2 * 2 * 3 * 12 and sorted(inside) == list(range(60))
-    tokens = np.arange(60) ** 2
-    assert (tokens[inside][np.argsort(inside)] == tokens).all()
-    places = np.array(np.unravel_index(inside, (3, 4, 5))) // np.array([[2], [3], [2]])
-    block = np.arange(len(order))[order < 60] // 12
-    assert len(set(map(tuple, places.T))) == len(set(block)) == 12
-    assert len({(*place, b) for *place, b in zip(*places, block, strict=True)}) == 12
 
 
 def test_the_blocks_of_layers_go_round():
