@@ -66,12 +66,12 @@ def by_segments(
     if state is None:
         zeros = lambda *shape: jnp.zeros(shape, tokens[1].dtype)
         state = State(zeros(B, N, H, D), zeros(B, N, H))
-    state, past = scan_chunks(over_segment, state, tokens, size)
+    last, past = scan_chunks(over_segment, state, tokens, size)
     rows = lambda x: cut(x, size).reshape(-1, size, *x.shape[2:])
     local = attend(rows(code(q)), rows(code(k)), rows(v), mask=masks.causal)
     local = wide(local.reshape(B, -1, N, D)[:, :T])
     gate = jax.nn.sigmoid(wide(beta))[:, None]
-    return (gate * past + (1 - gate) * local).astype(v.dtype), state
+    return (gate * past + (1 - gate) * local).astype(v.dtype), last
 
 
 def recall(state: State, x: Array) -> Array:
