@@ -12,10 +12,10 @@ EXTRAS := $(if $(GPU),cuda)
 ifeq ($(GPU),)
 export JAX_PLATFORMS ?= cpu
 endif
-check laws: export JAX_PLATFORMS = cpu
+check kernels laws: export JAX_PLATFORMS = cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint types check laws quick papers clean
+.PHONY: demo test lint types check kernels laws quick papers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.attention_sinks --quick
@@ -37,6 +37,12 @@ check: $(VENV)/.installed-dev
 LAWS ?= due
 laws: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu" --laws=$(LAWS) --write-ledger tests/laws
+
+# Every test of the kernels in Triton's interpreter, and a note of what passed; `make test` runs them
+# all where the note is of other sources, else a sample.
+kernels: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m "not gpu and (interpreter or not interpreter)" tests/kernels
+	$(BIN)/python -m tests.kernels.stamp
 
 # Every experiment at its smallest, as CI runs them.
 quick: $(VENV)/.installed

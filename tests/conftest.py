@@ -16,12 +16,41 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import contextlib  # noqa: E402
+import ctypes  # noqa: E402
+import gc  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 pytest_plugins = ["tests.laws.plugin"]
+
+
+def _resident():
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+_STEP = 700 * 2**20
+_kept = [_resident()]
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Programs are dropped when they have grown by _STEP: JAX keeps all, 37 MB a test on average.
+
+    Not after every test, for tests of one file share programs.
+    """
+    yield
+    if _resident() > _kept[0] + _STEP:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # no glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _kept[0] = _resident()
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def test_a_wheel_runs_where_there_is_no_checkout(wheel, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import attnjax, attnjax.kernels.bench"
     )
-    code += "; from attnjax.catalogue import PAPERS; print(len(PAPERS), attnjax.__file__)"
+    code += "; from attnjax.catalogue import papers; print(len(papers()), attnjax.__file__)"
     told = run(sys.executable, "-c", code, cwd=wheel.parent)
     assert told.split() == ["405", str(tmp_path / "attnjax" / "__init__.py")]
     experiment = (sys.executable, "-m", "attnjax.experiments.attention_sinks", "--help")

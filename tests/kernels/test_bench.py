@@ -17,6 +17,7 @@ import pytest
 from attnjax import lab
 from attnjax.kernels import bench, forms, rivals
 from attnjax.kernels.forms import BOTH, BWD, FWD, MASKS, Sizes
+from tests.helpers import sample
 
 CASES = bench.cases(bench.Config())
 SMALL = Sizes(1, 256, 256, 1, 1, 16)
@@ -145,16 +146,16 @@ def test_sections_have_the_sizes_that_they_are_known_for():
     assert {key.split(" |")[0] for key in quick} == set(bench.SECTIONS)
 
 
-RUN = [
-    ("verify", "document H=64", BOTH), ("dense", "causal", FWD), ("normalizers", "sigmoid", FWD),
-    ("mods", "forget", FWD), ("masks", "sinks 4, window 1024", FWD), ("selected", "nsa of 64", FWD),
-    ("decode", "keys", FWD), ("linear", "delta", BOTH),
-]  # fmt: skip
+RUN = {  # section -> one of its cases
+    "verify": ("document H=64", BOTH), "dense": ("causal", FWD), "normalizers": ("sigmoid", FWD),
+    "mods": ("forget", FWD), "masks": ("sinks 4, window 1024", FWD), "selected": ("nsa of 64", FWD),
+    "decode": ("keys", FWD), "linear": ("delta", BOTH),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("which", RUN, ids=lambda which: which[0])
-def test_a_case_of_each_section_is_right_in_the_interpreter(which):
-    case = tiny(find(*which))
+@pytest.mark.parametrize("section", sample(["dense", "decode"], RUN))
+def test_a_case_of_each_section_is_right_in_the_interpreter(section):
+    case = tiny(find(section, *RUN[section]))
     run = forms.ours(case.form, case.z, case.mode, forms.kernel(case.form, True))
     run.load(3)
     got = forms.verify(case.form, case.z, run)

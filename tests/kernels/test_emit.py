@@ -16,6 +16,7 @@ from jax import lax
 from attnjax.core import masks, mods, normalizers
 from attnjax.kernels.emit import _SPECIAL, _TEMPLATES, HELPERS, NotElementwise, emit
 from attnjax.kernels.launch import launch, programs, usage
+from tests.helpers import sample
 
 F, I, B = "float32", "int32", "bool"
 
@@ -318,6 +319,7 @@ def _bounded(tree, leaves):
 _dyadic = st.lists(st.integers(-12, 12), min_size=44, max_size=44)
 
 
+@pytest.mark.interpreter
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(_functions, min_size=6, max_size=6), _dyadic)
 def test_random_functions(tmp_path_factory, trees, numbers):
@@ -401,10 +403,12 @@ NORMALIZERS = [
     normalizers.softplus(3, 0.5), normalizers.clipped_softmax(-0.1, 1.1), normalizers.entmax(1.5),
     normalizers.entmax(1.3), normalizers.sparsemax,
 ]  # fmt: skip
+NORMALIZERS = {n.name: n for n in NORMALIZERS}
 
 
-@pytest.mark.parametrize("n", NORMALIZERS, ids=lambda n: n.name)
-def test_normalizers(tmp_path, n):
+@pytest.mark.parametrize("name", sample(["softmax_sink", "softpick"], NORMALIZERS))
+def test_normalizers(tmp_path, name):
+    n = NORMALIZERS[name]
     stats, params = ((F,) if n.stages else (), (F,) * len(n.params))
     functions = []
     weigh = [n.numerator, *([n.denominator] if n.denominator else [])]

@@ -14,6 +14,8 @@ from attnjax import linear_attend, normalizers
 from attnjax.core.recurrence.linear import State
 from attnjax.core.recurrence.triton import Triton
 from attnjax.kernels import launch
+from tests import helpers
+from tests.helpers import sample
 
 KERNELS = Triton(chunk=16, interpret=True)
 DECAYS = ["none", "token", "channel"]
@@ -62,20 +64,13 @@ def truth(args, loss=loss):
         return {name: np.asarray(x) for name, x in got.items()}
 
 
-def close(got, want, tolerance=1e-5):
-    assert got.keys() == want.keys()
-    for name, x in want.items():
-        y = np.asarray(got[name], np.float64)
-        assert y.shape == x.shape and np.isfinite(y).all(), name
-        error, scale = np.abs(y - x).max(), max(1.0, np.abs(x).max())
-        assert error <= tolerance * scale, (name, error, scale)
-
+close = functools.partial(helpers.close, tolerance=1e-5)
 
 # ------------------------------------------------------------------------------------ equality
 
 
-@pytest.mark.parametrize("delta", [False, True], ids=["sums", "delta"])
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("delta", sample([True], [False]))
+@pytest.mark.parametrize("decay", sample(["token"], DECAYS))
 def test_results_and_all_gradients_are_those_of_the_recurrence(decay, delta):
     args = inputs(T=37, decay=decay, delta=delta)
     close(pulled(args, Triton(chunk=32, interpret=True), jnp.float32), truth(args))
@@ -88,13 +83,15 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("decay, delta", [("token", False), ("channel", True)])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_any_shape(shape, decay, delta):
-    args = inputs(**shape, decay=decay, delta=delta, seed=1)
+@pytest.mark.parametrize("shape", sample(["one token"], SHAPES))
+@pytest.mark.parametrize("gates", sample([("channel", True)], [("token", False)]))
+def test_any_shape(shape, gates):
+    decay, delta = gates
+    args = inputs(**SHAPES[shape], decay=decay, delta=delta, seed=1)
     close(pulled(args, KERNELS, jnp.float32), truth(args))
 
 
+@pytest.mark.interpreter
 def test_the_mass_is_one_more_value():
     args = inputs(T=19, decay="token")
     args["q"], args["k"] = np.abs(args["q"]), np.abs(args["k"])
@@ -154,6 +151,7 @@ def errs_at_most_twice_as_much(args, dtype, impl):
     assert {n: x.dtype for n, x in grads.items()} == {n: x.dtype for n, x in mixed.items()}
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("decay, dtype", [("token", jnp.float16), ("channel", jnp.bfloat16)])
 def test_half_precision_errs_at_most_twice_as_much_as_the_formula_in_it(decay, dtype):
     args = inputs(T=20, N=1, H=16, D=8, decay=decay, delta=True, seed=2)
@@ -171,7 +169,7 @@ def test_on_a_gpu_half_precision_errs_at_most_twice_as_much(decay, width):
     errs_at_most_twice_as_much(args, jnp.bfloat16, Triton())
 
 
-@pytest.mark.parametrize("decay", ["token", "channel"])
+@pytest.mark.parametrize("decay", sample(["token"], ["channel"]))
 def test_strong_decays_neither_overflow_nor_lose_what_they_keep(decay):
     args = inputs(T=32, N=1, decay=decay, delta=True, seed=3)
     pick = np.random.default_rng(0).random(args["log_decay"].shape)
@@ -181,7 +179,7 @@ def test_strong_decays_neither_overflow_nor_lose_what_they_keep(decay):
     close(pulled(args, Triton(chunk=32, interpret=True), jnp.float32), truth(args))
 
 
-@pytest.mark.parametrize("where", ["q", "k", "v", "log_decay", "beta"])
+@pytest.mark.parametrize("where", sample(["k"], ["q", "v", "log_decay", "beta"]))
 def test_a_nan_reaches_the_queries_that_read_after_it_and_no_other(where):
     args = inputs(B=2, T=20, N=1, decay="token", delta=True)
     args = {name: jnp.asarray(x, jnp.float32) for name, x in args.items()}
@@ -201,6 +199,7 @@ def test_a_nan_reaches_the_queries_that_read_after_it_and_no_other(where):
     assert np.isfinite(grads["start"]).all()
 
 
+@pytest.mark.interpreter
 def test_an_infinite_value_leaves_earlier_tokens_alone():
     """Without the delta rule it is the kernels that read it."""
     args = {n: np.float32(x) for n, x in inputs(T=20, decay="channel").items()}
@@ -224,6 +223,7 @@ def test_results_are_bit_equal_from_run_to_run():
 # ------------------------------------------------------------------------------ transformations
 
 
+@pytest.mark.interpreter
 def test_vmap_folds_the_mapped_axis_into_the_batch():
     args = inputs(B=2, T=3, decay="token", delta=True)
     args["q"] = np.stack([args["q"], 2 * args["q"], -args["q"]], axis=1)
@@ -244,6 +244,7 @@ def test_vmap_folds_the_mapped_axis_into_the_batch():
     assert any(p.name == "scores" and p.grid == (3 * 2 * 2,) for p in seen)
 
 
+@pytest.mark.interpreter
 def test_a_vmap_of_a_vmap():
     args = {n: jnp.asarray(x, jnp.float32) for n, x in inputs(T=3, decay="token").items()}
     q = jnp.stack([args["q"], 2 * args["q"]])
@@ -260,7 +261,7 @@ def test_a_vmap_of_a_vmap():
     np.testing.assert_allclose(got, both("recurrent"), atol=1e-5)
 
 
-@pytest.mark.parametrize("decay", ["head", "channel"])
+@pytest.mark.parametrize("decay", sample(["head"], ["channel"]))
 def test_inside_shard_map(decay, fresh_programs):
     """Sequences over two devices; what is replicated gets the gradient of both."""
     args = inputs(B=2, T=3, decay="channel", delta=decay == "head")
@@ -337,6 +338,7 @@ def compiles(capability, programs):
         assert used.shared <= limit, (program.name, used.shared)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     "capability, width, decay, delta",
     [(80, 64, "token", True), (90, 128, "channel", True)],

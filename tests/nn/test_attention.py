@@ -10,13 +10,10 @@ from flax import linen, nnx
 
 from attnjax import attend, masks
 from attnjax.nn import Attention, HeadGate, as_attention_fn
+from tests.helpers import draw
 
 close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
 causal = functools.partial(attend, mask=masks.causal)
-
-
-def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
 
 
 def oracle(x, module, allowed):
@@ -40,14 +37,14 @@ def test_attention_is_projections_around_the_function(kv_heads, head_width):
     module = Attention(
         12, 4, kv_heads=kv_heads, head_width=head_width, attend=causal, rngs=nnx.Rngs(0)
     )
-    x = normal(2, 7, 12)
+    x = draw(2, 7, 12)
     close(module(x), oracle(x, module, lambda t, s: s <= t)[1])
 
 
 def test_a_gate_scales_each_head_and_a_closed_one_writes_nothing():
     gate = HeadGate(12, 4, bias=0.5, rngs=nnx.Rngs(1))
     module = Attention(12, 4, attend=causal, gate=gate, rngs=nnx.Rngs(0))
-    x = normal(2, 7, 12)
+    x = draw(2, 7, 12)
     heads, _ = oracle(x, module, lambda t, s: s <= t)
     logits = np.asarray(x, np.float64) @ np.asarray(gate.linear.kernel[...]) + 0.5
     gated = heads / (1 + np.exp(-logits))[..., None]
@@ -58,7 +55,7 @@ def test_a_gate_scales_each_head_and_a_closed_one_writes_nothing():
 
 def test_cross_attention_takes_keys_from_the_context():
     module = Attention(12, 4, attend=attend, rngs=nnx.Rngs(0))
-    x, context = normal(2, 3, 12), normal(2, 7, 12, seed=1)
+    x, context = draw(2, 3, 12), draw(2, 7, 12, seed=1)
     q, k, v = module.project(x, context)
     assert k.shape == (2, 7, 4, 3)
     close(module(x, context), module.o(attend(q, k, v)))
@@ -78,7 +75,7 @@ class Tempered(nnx.Module):
 
 def test_an_op_that_is_a_module_is_trained_with_the_rest():
     module = Attention(12, 4, attend=Tempered(), rngs=nnx.Rngs(0))
-    x = normal(2, 7, 12)
+    x = draw(2, 7, 12)
     gradient = nnx.grad(lambda m: (m(x) ** 2).sum())(module)
     assert abs(float(gradient["attend"]["temperature"][...])) > 1e-4
     close(module(x), oracle(x, module, lambda t, s: s <= t)[1])
@@ -120,7 +117,7 @@ def nnx_twins(**options):
 def test_nnx_softmax_equals_flax(mask):
     flax_own, ours = nnx_twins()
     mask = None if MASKS[mask] is None else jnp.asarray(MASKS[mask])
-    x = normal(2, 7, 12)
+    x = draw(2, 7, 12)
     close(ours(x, mask=mask), flax_own(x, mask=mask))
 
 
@@ -129,14 +126,14 @@ def test_linen_softmax_equals_flax(mask):
     flax_own = linen.MultiHeadDotProductAttention(4)
     ours = linen.MultiHeadDotProductAttention(4, attention_fn=as_attention_fn(attend))
     mask = None if MASKS[mask] is None else jnp.asarray(MASKS[mask])
-    x = normal(2, 7, 12)
+    x = draw(2, 7, 12)
     params = flax_own.init(jax.random.key(0), x)
     close(ours.apply(params, x, mask=mask), flax_own.apply(params, x, mask=mask))
 
 
 def test_nnx_causal_joins_a_padding_mask_and_grouped_heads():
     flax_own, ours = nnx_twins(num_kv_heads=2)
-    x, padding = normal(2, 7, 12), jnp.asarray(MASKS["padding"])
+    x, padding = draw(2, 7, 12), jnp.asarray(MASKS["padding"])
     both = jnp.asarray(MASKS["padding"] & MASKS["causal"])
     close(ours(x, mask=padding, is_causal=True), flax_own(x, mask=both))
     close(ours(x, is_causal=True), flax_own(x, is_causal=True))
@@ -144,7 +141,7 @@ def test_nnx_causal_joins_a_padding_mask_and_grouped_heads():
 
 def test_a_window_op_inside_both_modules():
     window = functools.partial(attend, mask=masks.window(2, 1))
-    x = normal(2, 7, 12)
+    x = draw(2, 7, 12)
     i = np.arange(7)
     allowed = (i[None] >= i[:, None] - 2) & (i[None] <= i[:, None] + 1)
     allowed = jnp.asarray(allowed[None, None])
@@ -161,7 +158,7 @@ def test_a_window_op_inside_both_modules():
 
 def test_sown_weights_equal_flax():
     flax_own, ours = nnx_twins()
-    x, mask = normal(2, 7, 12), jnp.asarray(MASKS["heads"])
+    x, mask = draw(2, 7, 12), jnp.asarray(MASKS["heads"])
     sown = []
     for module in (flax_own, ours):
         call = lambda m: m(x, mask=mask, sow_weights=True)
@@ -183,7 +180,7 @@ def test_decoding_with_the_cache_of_nnx_equals_the_whole():
     make = lambda fn: nnx.MultiHeadAttention(
         4, 12, rngs=nnx.Rngs(0), attention_fn=as_attention_fn(fn)
     )
-    x = normal(2, 5, 12)
+    x = draw(2, 5, 12)
     whole = make(causal)(x, decode=False)
     module = make(attend)
     module.init_cache((2, 5, 12))
@@ -196,7 +193,7 @@ def test_dropout_is_refused_and_not_ignored():
         4, 12, dropout_rate=0.1, decode=False, rngs=nnx.Rngs(0),
         attention_fn=as_attention_fn(attend),
     )  # fmt: skip
-    x = normal(2, 7, 12)
+    x = draw(2, 7, 12)
     with pytest.raises(ValueError, match="dropout_rate: got 0.1 with deterministic=False"):
         module(x, deterministic=False)
     assert module(x, deterministic=True).shape == (2, 7, 12)
@@ -204,7 +201,7 @@ def test_dropout_is_refused_and_not_ignored():
 
 def test_other_things_flax_may_pass():
     fn = as_attention_fn(attend)
-    q = normal(2, 7, 4, 3)
+    q = draw(2, 7, 4, 3)
     assert fn(q, q, q, dtype=jnp.bfloat16).dtype == jnp.bfloat16
     close(fn(q, q, q, precision=jax.lax.Precision.HIGHEST), attend(q, q, q))
     with pytest.raises(ValueError, match=r"query: got shape \(7, 4, 3\), expected \(B, T, N, H\)"):

@@ -13,6 +13,7 @@ from flax import nnx
 from attnjax import attend, lab, masks
 from attnjax.nn import Recipe, Recurrent, recipes
 from attnjax.ops import linear_recurrent as ops
+from tests.helpers import draw
 
 RECIPES = pytest.mark.parametrize("recipe", recipes.RECIPES.values(), ids=recipes.RECIPES)
 
@@ -22,16 +23,12 @@ SAMPLE = ("linear_attention", "gla", "hgrn2", "delta_net", "mlstm", "regla", "ti
 TRAINED = {name: r for name, r in recipes.RECIPES.items() if ALL or name in SAMPLE}
 
 
-def normal(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
-
-
 @RECIPES
 def test_a_prompt_and_then_single_tokens_give_what_the_whole_gives(recipe):
     graph, params = nnx.split(Recurrent(12, 4, recipe, kv_heads=2, rngs=nnx.Rngs(0)))
     # the memory of titans learns chunk by chunk, so its segments end where a chunk does
     cuts = (0, 16, 19) if recipe is recipes.titans else (0, 4, 5, 6, 7)
-    x = normal(2, cuts[-1], 12)
+    x = draw(2, cuts[-1], 12)
 
     @jax.jit
     def both(params, x):
@@ -53,7 +50,7 @@ def test_a_language_model_learns_with_it(recipe):
     """A few steps on one batch, by all parameters of the layer."""
     shape = lab.Shape(width=8, depth=1, heads=2, length=12)
     graph, params = nnx.split(lab.TinyLM(shape, recipe, vocab=8, rngs=nnx.Rngs(0)))
-    tokens = jax.random.randint(jax.random.key(0), (4, 13), 0, 8)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 8, (4, 13)))
 
     @jax.jit
     def loss_and_slope(params):
@@ -82,7 +79,7 @@ def test_a_layer_is_its_op_between_its_projections():
     layer = Recurrent(12, 4, Recipe(ops.linear_attention, conv=1), rngs=nnx.Rngs(0))
     for kernel in layer.convs:
         kernel[...] = jnp.ones_like(kernel[...])
-    x = normal(2, 7, 12)
+    x = draw(2, 7, 12)
     heads = ops.linear_attention(layer.q(x), layer.k(x), layer.v(x))
     normed = heads / jnp.sqrt(jnp.square(heads).mean(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(layer(x), layer.o(normed), rtol=1e-5, atol=1e-5)
@@ -100,7 +97,7 @@ def test_gates_read_the_input_and_begin_at_their_bias():
     layer(jnp.zeros((2, 7, 12)))
     np.testing.assert_allclose(seen["beta"], 0.5, rtol=1e-6)
     np.testing.assert_allclose(seen["log_decay"], np.log(1 / (1 + np.exp(-4.0))), rtol=1e-4)
-    layer(normal(2, 7, 12))
+    layer(draw(2, 7, 12))
     assert seen["beta"].shape == seen["log_decay"].shape == (2, 7, 4)
     assert float(jnp.std(seen["beta"])) > 0.01
 

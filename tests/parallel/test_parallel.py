@@ -1,6 +1,7 @@
 """Strategies inside `jax.shard_map` over 8 virtual devices: what the law of devices cannot see."""
 
 import functools
+import itertools
 import re
 from dataclasses import replace
 
@@ -33,6 +34,8 @@ from attnjax.parallel.model import costs, traffic
 from attnjax.parallel.ring import Hops, hops_of
 from attnjax.parallel.tokens import Shared
 from attnjax.parallel.wire import sent
+from tests import helpers
+from tests.helpers import close, draw, qkv
 
 pytestmark = pytest.mark.usefixtures("fresh_programs_everywhere")
 
@@ -55,8 +58,8 @@ P = PartitionSpec
 
 
 def drawn(seed=0, dtype=jnp.float64):
-    keys = iter(jax.random.split(jax.random.key(seed), 12))
-    draw = lambda *shape: jax.random.normal(next(keys), shape).astype(dtype)
+    seeds = itertools.count(12 * seed)
+    draw = lambda *shape: helpers.draw(*shape, seed=next(seeds), dtype=dtype)
     q, k, v = draw(B, T, N, H), draw(B, T, K, H), draw(B, T, K, D)
     return {
         "q": q, "k": k, "v": v,
@@ -105,15 +108,6 @@ def both(fn):
     """Value and gradients along a fixed cotangent."""
     run = lambda x: (lambda out, pull: (out, pull(jnp.sin(3 * out))[0]))(*jax.vjp(fn, x))
     return jax.jit(run)
-
-
-def close(got, want, tolerance=1e-10):
-    def one(a, b):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(b).all()
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, np.abs(b).max()))
-
-    jax.tree.map(one, got, want)
 
 
 def places(mesh, strategy):
@@ -293,9 +287,7 @@ def test_engines_run_on_the_batches_of_many_devices():
 
 
 def test_states_of_later_devices_reach_no_earlier_one():
-    q, k, v = (
-        jax.random.normal(key, (1, 32, 2, 4)) for key in jax.random.split(jax.random.key(1), 3)
-    )
+    q, k, v = qkv(1, 32, 2, 4, seed=1)
     beta, split = jax.nn.sigmoid(k[..., 0]), P(None, "sp")
     alone = Mesh(np.array(jax.devices()[:1]), ("sp",), axis_types=(AxisType.Auto,))
     fn = lambda *x: linear_attend(*x[:3], beta=x[3], impl=LASP2("sp"))
@@ -308,9 +300,7 @@ def test_states_of_later_devices_reach_no_earlier_one():
 
 
 def test_padding_of_linear_attention_writes_nothing_whatever_it_holds():
-    q, k, v = (
-        jax.random.normal(key, (1, 16, 2, 4)) for key in jax.random.split(jax.random.key(0), 3)
-    )
+    q, k, v = qkv(1, 16, 2, 4)
     log_decay, beta = -jax.nn.softplus(q[..., 0]), jax.nn.sigmoid(k[..., 0])
     want = linear_attend(*(x[:, :13] for x in (q, k, v)), log_decay=log_decay[:, :13],
                          beta=beta[:, :13], return_state=True)  # fmt: skip
@@ -542,7 +532,7 @@ def test_sending_surrounds_the_tiles_where_it_is_asynchronous():
 @pytest.mark.parametrize("kind", ["contiguous", "zigzag", "striped"])
 def test_running_sums_are_those_of_the_text(kind):
     with jax.enable_x64():
-        x = jax.random.normal(jax.random.key(0), (3, T, 2), jnp.float64)
+        x = draw(3, T, 2)
         for mesh, strategy in (
             (LINE, Ring("sp", kind)),
             (SQUARE, USP("ring", "head", kind)),
@@ -560,7 +550,7 @@ def test_running_sums_are_those_of_the_text(kind):
 def test_selected_blocks_of_all_keys_serve_the_queries_here():
     with jax.enable_x64():
         given = drawn(seed=7)
-        scores = jax.random.normal(jax.random.key(1), (B, T // 2, N, T // 4))
+        scores = draw(B, T // 2, N, T // 4, seed=1)
         sizes = {"block_q": 2, "block_k": 4}
         chosen = top_k(scores, 3, **sizes)
 
@@ -580,7 +570,7 @@ def test_selected_blocks_of_all_keys_serve_the_queries_here():
 @pytest.mark.parametrize("sizes", [(27, 27), (1, 1), (5, 40), (40, 5)])
 def test_any_lengths_are_padded_to_whole_shares(sizes):
     with jax.enable_x64():
-        q, k = (jax.random.normal(jax.random.key(n), (B, n, N, H), jnp.float64) for n in sizes)
+        q, k = (draw(B, n, N, H, seed=n) for n in sizes)
         v, run = jnp.sin(k), functools.partial(attend, mask=masks.causal_to_end)
         for strategy in (Ring("sp", "zigzag"), AllGather("sp", "striped")):
             spread = jax.jit(functools.partial(run, impl=On(LINE, strategy)))

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from attnjax.probes import (
     sink_scores,
     sparsity,
 )
+from tests import helpers
 from tests.helpers import draw, draws, near
 
 
@@ -35,10 +35,7 @@ def causal_maps(*shape, seed=0):
 
 @pytest.mark.parametrize("normalizer", [normalizers.softmax, normalizers.softpick()])
 def test_a_map_is_what_the_op_weighs_values_with(normalizer):
-    q, k, v = (
-        jax.random.normal(jax.random.key(i), shape, jnp.float32)
-        for i, shape in enumerate([(2, 7, 4, 8), (2, 9, 2, 8), (2, 9, 2, 3)])
-    )
+    q, k, v = helpers.qkv(2, 7, 4, 8, S=9, K=2, D=3)
     mask = masks.window(3, 2)
     op = functools.partial(attend, mask=mask, normalizer=normalizer)
     maps = np.asarray(attention_map(op, q, k))

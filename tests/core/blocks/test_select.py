@@ -26,22 +26,20 @@ from attnjax.core.blocks.block_maps import block_mass, block_peak
 from attnjax.core.pairwise import blockwise
 from attnjax.core.pairwise.cudnn import CuDNN
 from attnjax.probes import best_selection, selection_recall
+from tests import helpers
+from tests.helpers import close, draw, value_and_pull
 
 B, T, S, N, K, H, D = 2, 13, 11, 4, 2, 8, 6
 
 
-def draw(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
 def qkv(seed=0):
-    return draw(seed, B, T, N, H), draw(seed + 1, B, S, K, H), draw(seed + 2, B, S, K, D)
+    return helpers.qkv(B, T, N, H, S=S, K=K, D=D, seed=seed)
 
 
 def some_blocks(X, block_q, block_k, count, seed=7):
     """`count` random blocks for each query block, one of them invalid for the first query block."""
     U, n = -(-T // block_q), -(-S // block_k)
-    chosen = select.top_k(draw(seed, B, U, X, n), count, block_q=block_q, block_k=block_k)
+    chosen = select.top_k(draw(B, U, X, n, seed=seed), count, block_q=block_q, block_k=block_k)
     return replace(chosen, valid=chosen.valid.at[:, 0, :, 0].set(False))
 
 
@@ -54,20 +52,6 @@ def as_array(selection):
         row = (b, i // selection.block_q, n * X // N)
         seen[b, n, i, j] = any(valid[row] & (indices[row] == j // selection.block_k))
     return seen
-
-
-def value_and_gradients(f):
-    """A function of the same arguments, jitted."""
-    both = lambda *x: (lambda out, pull: (out, *pull(jnp.sin(3 * out))))(*jax.vjp(f, *x))
-    return jax.jit(both)
-
-
-def close(got, want, tolerance=1e-10):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * (1 + abs(b).max())),
-        got,
-        want,
-    )
 
 
 # ------------------------------------------------------------------------ attend(..., blocks=)
@@ -113,7 +97,7 @@ def operands():
         "query": (B, T, N), "key": (B, S, K), "head": (N,), "pair": (1, N, T, S),
         "table": (N, 5), "query_table": (B, T, N, 5), "key_table": (B, S, K, 5),
     }  # fmt: skip
-    return {name: draw(20 + i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    return {name: draw(*shape, seed=20 + i) for i, (name, shape) in enumerate(shapes.items())}
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
@@ -134,8 +118,8 @@ def test_a_selection_is_attend_under_the_mask_of_the_selected_blocks(name, impl)
         def selected(q, k, v, x):
             return attend(q, k, v, blocks=chosen, mods=made(x), mask=mask, impl=impl, **usual)
 
-        want = value_and_gradients(by_mask)(*args)
-        close(value_and_gradients(selected)(*args), want)
+        want = value_and_pull(by_mask)(*args)
+        close(value_and_pull(selected)(*args), want)
         everything = attend(*args[:3], mods=made(args[3]), mask=mask, **usual)
         assert not np.allclose(want[0], everything, atol=1e-3)
 
@@ -152,8 +136,8 @@ def test_all_blocks_selected_is_attend(impl):
 @pytest.mark.parametrize("impl", ["dense", Blockwise(4)], ids=["dense", "tiles"])
 def test_tokens_in_an_order_of_each_head_keep_their_positions(impl):
     """Queries and keys shuffled by head, all blocks selected: causal attention, shuffled."""
-    q, k, v = draw(0, B, T, N, H), draw(1, B, T, K, H), draw(2, B, T, K, D)
-    order = select.bucket_order(jax.random.randint(jax.random.key(5), (B, T, K), 0, 3))
+    q, k, v = draw(B, T, N, H, seed=0), draw(B, T, K, H, seed=1), draw(B, T, K, D, seed=2)
+    order = select.bucket_order(jnp.asarray(np.random.default_rng(5).integers(0, 3, (B, T, K))))
     places = {"q_positions": order, "k_positions": order}
     chosen = jax.tree.map(lambda x: jnp.repeat(x, K, 2), select.every_block(B, T, T, block_k=5))
     shuffled = (select.take_tokens(x, order) for x in (q, k, v))
@@ -187,15 +171,15 @@ def test_a_nan_reaches_exactly_the_rows_that_see_it():
 def test_large_and_small_tiles_share_the_work(monkeypatch):
     """Popular blocks fill large tiles and the rest small ones; none is lost or done twice."""
     monkeypatch.setattr(pairs, "_LARGE", 64)  # 16 queries of one head with blocks of 4 keys
-    q, k, v = (draw(i, 1, 40, 2, 4) for i in range(3))
+    q, k, v = (draw(1, 40, 2, 4, seed=i) for i in range(3))
     popular = jnp.array([9.0, 0, 0, 0, 0, 0, 0, 0, 0, 9.0])
-    chosen = select.top_k(draw(5, 1, 40, 2, 10) + popular, 3, block_k=4)
+    chosen = select.top_k(draw(1, 40, 2, 10, seed=5) + popular, 3, block_k=4)
     seen = []
     plan = pairs.tile_lists_of_selection
     monkeypatch.setattr(
         blockwise, "tile_lists_of_selection", lambda *x: seen.append(plan(*x)) or seen[-1]
     )
-    run = lambda impl: value_and_gradients(
+    run = lambda impl: value_and_pull(
         lambda q, k, v: attend(q, k, v, blocks=chosen, mask=masks.causal, impl=impl)
     )(q, k, v)
     close(run("blockwise"), run("dense"), 1e-5)
@@ -243,7 +227,7 @@ def scores_formed(chosen, length, backward):
         jax.debug.callback(lambda: seen.append(score.shape))
         return score
 
-    x = draw(0, 1, length, 1, 4)
+    x = draw(1, length, 1, 4, seed=0)
     f = lambda q: attend(
         q, x, x, blocks=chosen, mods=(mods.mod(counted),), impl=Blockwise(16)
     ).sum()
@@ -256,7 +240,7 @@ def scores_formed(chosen, length, backward):
 def test_work_is_that_of_the_blocks_selected(backward):
     """Not that of all blocks, and not that of the static size: entries not valid cost nothing."""
     length, block = 256, 16
-    scores = draw(1, 1, length, 1, length // block)
+    scores = draw(1, length, 1, length // block, seed=1)
     full = select.top_k(scores, length // block, block_k=block)
     passes = 2 if backward else 1
     for count in (1, 4, 16):
@@ -337,7 +321,7 @@ def test_under_jit_an_index_out_of_range_selects_nothing(impl):
 
 
 def test_constructors_refuse_what_cannot_be():
-    scores = draw(0, B, T, N, 5)
+    scores = draw(B, T, N, 5, seed=0)
     for k in (0, 6, -1, True, 2.0):
         with pytest.raises(ValueError, match="expected an integer from 1 to the 5 blocks"):
             select.top_k(scores, k, block_k=4)
@@ -349,11 +333,11 @@ def test_constructors_refuse_what_cannot_be():
     with pytest.raises(ValueError, match="most is 0"):
         select.threshold(scores, 0.5, most=0, block_k=4)
     with pytest.raises(ValueError, match="size is 14, expected an integer from 1 to T = 13"):
-        select.clusters(draw(0, B, N, 3, T), 14)
+        select.clusters(draw(B, N, 3, T, seed=0), 14)
     with pytest.raises(ValueError, match="a multiple of 3"):
         select.over_group(scores, 3)
     with pytest.raises(ValueError, match="a multiple of order's X = 3"):
-        select.take_tokens(draw(0, B, T, N, H), jnp.zeros((B, T, 3), int))
+        select.take_tokens(draw(B, T, N, H, seed=0), jnp.zeros((B, T, 3), int))
 
 
 # ------------------------------------------------------------------------------------ choosing
@@ -371,7 +355,7 @@ def test_top_k_takes_the_largest_and_never_minus_infinity():
 
 
 def test_top_p_is_the_smallest_set_that_reaches_the_share():
-    mass = jax.nn.softmax(2 * draw(3, B, 5, 2, 7))
+    mass = jax.nn.softmax(2 * draw(B, 5, 2, 7, seed=3))
     for at, chosen in sets(select.top_p(mass, 0.8, block_k=4)).items():
         row = np.asarray(mass[at])
         assert row[list(chosen)].sum() >= 0.8 - 1e-6
@@ -384,7 +368,7 @@ def test_top_p_is_the_smallest_set_that_reaches_the_share():
 
 
 def test_top_p_of_head_spends_the_share_of_the_whole_head():
-    mass = jax.nn.softmax(3 * draw(4, B, 5, 2, 7)) * jnp.arange(1.0, 6.0)[:, None, None]
+    mass = jax.nn.softmax(3 * draw(B, 5, 2, 7, seed=4)) * jnp.arange(1.0, 6.0)[:, None, None]
     chosen = sets(select.top_p_of_head(mass, 0.7, block_k=4))
     for b, x in np.ndindex(B, 2):
         head = np.asarray(mass[b, :, x])
@@ -398,7 +382,7 @@ def test_top_p_of_head_spends_the_share_of_the_whole_head():
 
 
 def test_threshold_keeps_what_reaches_it():
-    scores = draw(5, B, 3, 1, 6)
+    scores = draw(B, 3, 1, 6, seed=5)
     for at, chosen in sets(select.threshold(scores, 0.3, block_k=4)).items():
         assert chosen == {j for j in range(6) if scores[at][j] >= 0.3}
 
@@ -422,16 +406,16 @@ def test_scores_of_blocks():
 
 
 def test_clusters_and_buckets_are_tokens_in_another_order():
-    scores = draw(6, B, N, 3, T)
+    scores = draw(B, N, 3, T, seed=6)
     members = np.asarray(select.clusters(scores, 4))
     for b, x, c in np.ndindex(B, N, 3):
         best = np.sort(np.argsort(-np.asarray(scores[b, x, c]))[:4])
         assert np.array_equal(members[b, 4 * c : 4 * c + 4, x], best)
-    codes = jax.random.randint(jax.random.key(1), (B, T, K), 0, 3)
+    codes = jnp.asarray(np.random.default_rng(1).integers(0, 3, (B, T, K)))
     order = select.bucket_order(codes)
     sorted_codes = np.take_along_axis(np.asarray(codes), np.asarray(order), 1)
     assert (np.diff(sorted_codes, axis=1) >= 0).all()
-    x = draw(2, B, T, N, H)
+    x = draw(B, T, N, H, seed=2)
     taken = select.take_tokens(x, order)
     assert np.array_equal(taken[1, 4, 3], x[1, order[1, 4, 1], 3])
 
@@ -458,7 +442,7 @@ def test_states_of_parts_join_to_the_whole(normalizer):
     whole = lambda q, k, v: attend(q, k, v, normalizer=normalizer, impl="dense")
     with jax.enable_x64():
         args = [x.astype(jnp.float64) for x in qkv()]
-        close(value_and_gradients(joined)(*args), value_and_gradients(whole)(*args))
+        close(value_and_pull(joined)(*args), value_and_pull(whole)(*args))
 
 
 def test_states_of_selected_blocks_join_too():
@@ -496,14 +480,14 @@ def grouped(s, allowed, q_pos, k_pos):
 @pytest.mark.parametrize("impl", ["dense", Blockwise(4, 2), Blockwise(5, 7)], ids=str)
 def test_a_mod_may_look_at_a_group_of_keys(impl):
     """Against loops; the last group is not whole, and a mask takes keys out of groups."""
-    q, k, v = draw(0, B, T, N, H), draw(1, B, T, K, H), draw(2, B, T, K, D)
+    q, k, v = draw(B, T, N, H, seed=0), draw(B, T, K, H, seed=1), draw(B, T, K, D, seed=2)
     keep = np.random.default_rng(1).random((T, T)) < 0.8
     mask = masks.causal & masks.array(keep)
     mod = mods.mod(grouped, positions=True, group=3)
     run = lambda q, k, v: attend(q, k, v, mods=(mod,), mask=mask, impl=impl)
     with jax.enable_x64():
         wide = [x.astype(jnp.float64) for x in (q, k, v)]
-        out, *grads = value_and_gradients(run)(*wide)
+        out, *grads = value_and_pull(run)(*wide)
         q, k, v = map(np.asarray, wide)
         for b, n, i in ((0, 0, 12), (1, 3, 7), (1, 1, 4)):
             weight = np.zeros(T)
@@ -515,7 +499,7 @@ def test_a_mod_may_look_at_a_group_of_keys(impl):
                 close(out[b, i, n], weight / weight.sum() @ v[b, :, n // 2])
         if impl != "dense":
             dense = lambda q, k, v: attend(q, k, v, mods=(mod,), mask=mask, impl="dense")
-            close([out, *grads], list(value_and_gradients(dense)(*wide)))
+            close([out, *grads], list(value_and_pull(dense)(*wide)))
 
 
 def test_a_group_must_fit_the_selected_blocks():
@@ -557,5 +541,5 @@ def test_no_selection_recalls_more_than_the_oracle():
     by_block = lambda x: jnp.stack([x[:, u * 3 : u * 3 + 3].sum(1) for u in range(5)])
     best = by_block(recall(best_selection(q, k, 2, mask=masks.causal, **sizes)))
     for seed in range(4):
-        chosen = select.top_k(draw(seed, B, 5, N, 3), 2, **sizes)
+        chosen = select.top_k(draw(B, 5, N, 3, seed=seed), 2, **sizes)
         assert (by_block(recall(chosen)) <= best + 1e-5).all()

@@ -13,6 +13,7 @@ from attnjax import Blockwise, attend, masks, normalizers
 from attnjax.core.normalizers import State, lowest, merge
 from attnjax.core.normalizers import weights as dense_weights
 from attnjax.core.pairwise.operands import Shape
+from tests.helpers import qkv
 
 
 def np_softmax(s):
@@ -166,8 +167,7 @@ def normalizer_laid(normalizer):
 def test_gradients_reach_the_parameters():
     """Sink logits, a bias per head: against finite differences, blockwise."""
     with jax.enable_x64():
-        key = jax.random.split(jax.random.key(0), 3)
-        q, k, v = (jax.random.normal(x, (2, 5, 3, 4), jnp.float64) for x in key)
+        q, k, v = qkv(2, 5, 3, 4)
         for make, at in (
             (n.softmax_sink, [0.3, -1.0, 2.0]),
             (n.sigmoid, [0.1, -0.5, 1.0]),

@@ -23,21 +23,17 @@ from attnjax import (
 )
 from attnjax.core.numerics import project
 from attnjax.core.pairwise.cudnn import CuDNN
+from tests import helpers
+from tests.helpers import draw, draws
 
 B, T, S, N, K, H, D = 2, 9, 11, 4, 2, 8, 6
 
 
-def draw(*shapes, seed=0, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
-    return [jax.random.normal(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)]
-
-
 def qkv(T=T, S=S, seed=0, D=D):
-    return draw((B, T, N, H), (B, S, K, H), (B, S, K, D), seed=seed)
+    return helpers.qkv(B, T, N, H, S=S, K=K, D=D, seed=seed)
 
 
-def close(got, want, tolerance=2e-6):
-    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+close = functools.partial(helpers.near, tolerance=2e-6)
 
 
 # ----------------------------------------------------------------------------------- mods
@@ -138,7 +134,7 @@ def test_tables_follow_explicit_positions(name, impl):
 def test_permuted_tokens_with_their_positions_give_the_permuted_result_and_gradient():
     """Everything that depends on position at once: mask, tables, relative values, alibi."""
     q, k, v = qkv(T=T, S=T)
-    (table, values), order = draw((N, 5), (5, D), seed=4), np.random.default_rng(1).permutation(T)
+    (table, values), order = draws((N, 5), (5, D), seed=4), np.random.default_rng(1).permutation(T)
     terms = (mods.alibi(mods.alibi_slopes(N)), mods.relative_bias(table))
     mask = masks.causal & masks.window(5)
 
@@ -158,7 +154,7 @@ def test_permuted_tokens_with_their_positions_give_the_permuted_result_and_gradi
         close(got, want[:, order])
         for g, w in zip(grads[:3], want_grads[:3], strict=True):
             close(g, w[:, order])
-        close(grads[3], want_grads[3], 1e-5)
+        close(grads[3], want_grads[3], tolerance=1e-5)
 
 
 def test_t5_buckets_are_those_of_the_paper():
@@ -176,11 +172,17 @@ def test_t5_buckets_are_those_of_the_paper():
 
 def test_mods_apply_in_order():
     q, k, v = qkv()
-    cap, bias = mods.soft_cap(0.5), mods.pair_bias(5.0 * draw((N, T, S))[0])
+    cap, bias = mods.soft_cap(0.5), mods.pair_bias(5.0 * draw(N, T, S))
     s = np_scores(q, k)
     b = np.float64(bias.operands[0])
-    close(attend(q, k, v, mods=(cap, bias)), np_attend(0.5 * np.tanh(s / 0.5) + b, v), 1e-5)
-    close(attend(q, k, v, mods=(bias, cap)), np_attend(0.5 * np.tanh((s + b) / 0.5), v), 1e-5)
+    close(
+        attend(q, k, v, mods=(cap, bias)), np_attend(0.5 * np.tanh(s / 0.5) + b, v), tolerance=1e-5
+    )
+    close(
+        attend(q, k, v, mods=(bias, cap)),
+        np_attend(0.5 * np.tanh((s + b) / 0.5), v),
+        tolerance=1e-5,
+    )
 
 
 # ------------------------------------------------------------------- all together, at random
@@ -194,7 +196,7 @@ def test_any_composition_runs_the_same_on_dense_and_blockwise(data):
         T, S = data.draw(st.integers(1, 13)), data.draw(st.integers(1, 13))
         K, G, D = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2)), 3
         N, f64 = K * G, jnp.float64
-        q, k, v, table, bias, head = draw(
+        q, k, v, table, bias, head = draws(
             (2, T, N, 4), (2, S, K, 4), (2, S, K, D), (N, 5), (1, N, 1, S), (N,), dtype=f64
         )
         pool = [
@@ -304,9 +306,9 @@ def operands_with_a_nan():
     rows[1, 2, 4] = True  # query 4 of head 2
     keys[1, 2:, 3:] = True  # key 3 of key head 1, to queries that see it
     every[:, :, 4] = True
-    per_query, per_key, shared = draw((B, T, N), (B, S, K), (T,), seed=5)
-    q_table, k_table = draw((B, T, N, 5), (B, S, K, 5), seed=6)
-    q_rows, k_rows, w = draw((B, T, N, 3), (B, S, K, 3), (N, 3), seed=7)
+    per_query, per_key, shared = draws((B, T, N), (B, S, K), (T,), seed=5)
+    q_table, k_table = draws((B, T, N, 5), (B, S, K, 5), seed=6)
+    q_rows, k_rows, w = draws((B, T, N, 3), (B, S, K, 3), (N, 3), seed=7)
     times = lambda score, x: score * x
     return {
         "query": (lambda x: mods.mod(times, query=x), per_query, (1, 4, 2), rows),
@@ -351,7 +353,7 @@ def test_a_nan_in_an_operand_reaches_exactly_the_rows_that_see_it(name, impl):
 
 
 def test_a_nan_of_a_projected_row_stays_its_own():
-    x, w = draw((3, 4), (4, 2))
+    x, w = draws((3, 4), (4, 2))
     bad = x.at[1, 2].set(jnp.inf)
     out, pull = jax.vjp(project, bad, w)
     assert np.isnan(out[1]).all() and np.array_equal(out[::2], project(x, w)[::2])
@@ -365,7 +367,7 @@ def test_a_nan_of_a_projected_row_stays_its_own():
 
 def jax_nn_cases():
     q, k, v = qkv(D=H)
-    bias, mask = draw((1, N, T, S))[0], np.random.default_rng(0).random((B, 1, T, S)) < 0.7
+    bias, mask = draw(1, N, T, S), np.random.default_rng(0).random((B, 1, T, S)) < 0.7
     mask[..., 0] = True  # jax.nn gives rows without keys the mean of v, attnjax gives zeros
     lengths = jnp.array([S, 6], jnp.int32)
     return {
@@ -390,7 +392,7 @@ def test_dot_product_attention_is_a_drop_in_for_jax_nn(case, impl):
     got = dot_product_attention(*args, **options, implementation=impl)
     assert got.dtype == want.dtype and got.shape == want.shape
     tolerance = 2e-2 if case == "half" else 2e-6
-    close(got.astype(jnp.float32), want.astype(jnp.float32), tolerance)
+    close(got.astype(jnp.float32), want.astype(jnp.float32), tolerance=tolerance)
 
 
 def test_dot_product_attention_gives_zeros_for_rows_beyond_the_query_lengths():
@@ -416,7 +418,7 @@ def test_dot_product_attention_gives_zeros_for_rows_beyond_the_query_lengths():
 def test_the_translation_to_cudnn_keeps_the_meaning(mask):
     """Through jax.nn's "xla": the arguments are the same, only the executor is not cuDNN's."""
     q, k, v = qkv(D=H)
-    (bias,) = draw((1, N, T, S))
+    bias = draw(1, N, T, S)
     for terms in ((), (mods.pair_bias(bias),)):
         want = attend(q, k, v, mods=terms, mask=mask, scale=0.4, impl="dense")
         close(attend(q, k, v, mods=terms, mask=mask, scale=0.4, impl=CuDNN(inner="xla")), want)

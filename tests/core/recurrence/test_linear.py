@@ -8,6 +8,7 @@ import pytest
 from attnjax import Chunked, explain, linear_attend, normalizers
 from attnjax.core.recurrence.chunked import inverse
 from attnjax.core.recurrence.linear import State
+from tests.helpers import close
 
 B, T, N, K, H, D = 2, 11, 4, 2, 8, 5
 
@@ -57,12 +58,6 @@ def truth(q, k, v, log_decay=None, beta=None, block=1, memory=None):
             last = S - 1 if block is None else min(t // block * block + block, S) - 1
             out[b, t, n] = q[b, t, n] @ seen[last]
     return out, states
-
-
-def close(got, want, tolerance=1e-10):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert np.isfinite(got).all()
-    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(1.0, np.abs(want).max()))
 
 
 # ---------------------------------------------------------------------------------- the forms

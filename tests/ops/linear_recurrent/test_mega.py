@@ -11,7 +11,6 @@ from attnjax.core import normalizers
 from attnjax.ops.linear_recurrent import (
     mega,
 )
-from attnjax.ops.linear_recurrent.mega import laplace
 from tests.helpers import near
 from tests.laws.cases import BY_NAME
 from tests.ops.linear_recurrent.test_damped_ema import damped_ema_convolution_oracle
@@ -47,4 +46,4 @@ def test_mega_with_softmax_averages_where_scores_are_equal():
     out = lambda o: jax.nn.silu((jax.nn.silu(1.0) * o) @ w.u)
     near(mega(x, w, normalizer=normalizers.softmax), out(mean))
     seen = jnp.arange(1, x.shape[1] + 1)[:, None]
-    near(mega(x, w), out(laplace.numerator(jnp.zeros(()), None, (), ()) * mean * seen))
+    near(mega(x, w), out(normalizers.laplace.numerator(jnp.zeros(()), None, (), ()) * mean * seen))
