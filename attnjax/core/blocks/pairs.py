@@ -13,7 +13,7 @@ was selected: sizes are static, and the work is that of the blocks selected.
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def one_by_one(fn: Callable) -> Callable:
     return functools.partial(lax.map, fn)
 
 
-def _axes(request: Request) -> Request:
+def _batch_axes(request: Request) -> Request:
     """For each array where its batch axis is, or -1; its heads follow."""
     none = jax.tree.map(lambda _: -1, request)
     at: dict[str, Any] = {name: 0 for name in ("q", "k", "v", "q_poison", "k_poison")}
@@ -78,6 +78,18 @@ def _axes(request: Request) -> Request:
     )
 
 
+def _split_axis(x: Array, axis: int, size: int) -> Array:
+    """The axis as `size` parts of neighbors, which lead."""
+    shape = (*x.shape[:axis], size, x.shape[axis] // size, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+
+def _join_axis(x: Array, axis: int) -> Array:
+    """Undoes `_split_axis`."""
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
+
+
 def _along(
     fn: Callable[[Request, Array], Any],
     request: Request,
@@ -86,30 +98,24 @@ def _along(
     mapped: Callable,
     part: Any,
 ) -> Any:
-    """fn(call of i, i) for i < size along the batch axes (level 0) or the heads (level 1)."""
+    """fn(request of i, i) for i < size along the batch axes (level 0) or the heads (level 1).
+
+    `part` is the shape of such a request.  Arrays that have one entry for all are not mapped over.
+    """
     if size == 1:
         return fn(replace(request, shape=part), jnp.zeros((), jnp.int32))
-    leaves, tree = jax.tree.flatten(request)
-    axes = [a + level if a >= 0 else -1 for a in jax.tree.leaves(_axes(request))]
-    split = [a >= 0 and x.shape[a] > 1 for x, a in zip(leaves, axes, strict=True)]
+    axes = jax.tree.map(lambda a: a + level if a >= 0 else -1, _batch_axes(request))
+    varies = jax.tree.map(lambda x, a: a >= 0 and x.shape[a] > 1, request, axes)
+    split = lambda x, a, varies: _split_axis(x, a, size) if varies else None
+    each = jax.tree.map(split, request, axes, varies)
 
-    def leading(x: Array, axis: int) -> Array:
-        shape = (*x.shape[:axis], size, x.shape[axis] // size, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x.reshape(shape), axis, 0)
-
-    each = [leading(x, a) for x, a, s in zip(leaves, axes, split, strict=True) if s]
-
-    def one(args: tuple[Array, list[Array]]) -> Any:
-        i, given = args
-        rest = iter(given)
-        here = [next(rest) if s else x for x, s in zip(leaves, split, strict=True)]
-        return fn(replace(jax.tree.unflatten(tree, here), shape=part), i)
+    def one(args: tuple[Array, Request]) -> Any:
+        i, own = args
+        combined = jax.tree.map(lambda x, varies, own: own if varies else x, request, varies, own)
+        return fn(replace(combined, shape=part), i)
 
     out = mapped(one)((jnp.arange(size), each))
-    merge = lambda x: jnp.moveaxis(x, 0, level).reshape(
-        *x.shape[1 : 1 + level], size * x.shape[1 + level], *x.shape[2 + level :]
-    )
-    return jax.tree.map(merge, out)
+    return jax.tree.map(lambda x: _join_axis(x, level), out)
 
 
 # ------------------------------------------------------------------------------ of one head
@@ -131,14 +137,25 @@ _LARGE = 1 << 17
 _SMALLER = 4
 
 
+class Pairs(NamedTuple):
+    """The chosen pairs (query block, key block) of one head, by key block, then query block.
+
+    key and query (U M,) are the blocks of each pair, those that do not count at the end; key block
+    j has the pairs starts[j] .. ends[j] - 1.
+    """
+
+    key: Array
+    query: Array
+    starts: Array
+    ends: Array
+
+
 def tile_lists_of_selection(request: Request, rows: int | None) -> tuple[TileList, ...]:
     """The tiles of one head: `rows` queries each, or large and small ones if None."""
     blocks, z = request.blocks, request.shape
     (U, M), block_q, block_k = blocks.indices.shape[2:], blocks.block_q, blocks.block_k
     columns = -(-z.S // block_k)
-    key, query = _sorted_pairs(blocks.indices[0, 0], blocks.valid[0, 0], columns)
-    ends = jnp.searchsorted(key, jnp.arange(columns), side="right").astype(jnp.int32)
-    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]])
+    pairs = _sorted_pairs(blocks.indices[0, 0], blocks.valid[0, 0], columns)
     fill = -(-U * M // columns)  # query blocks that an average key block has
     if rows is not None:
         sizes = [max(1, rows // block_q)]
@@ -146,41 +163,40 @@ def tile_lists_of_selection(request: Request, rows: int | None) -> tuple[TileLis
         large = max(1, _LARGE // (z.N * block_q * block_k))
         sizes = [large, max(1, min(large, fill) // _SMALLER)]
         sizes = sizes if sizes[1] < large <= U * M else sizes[1:]
-    schedules = []
+    schedules: list[TileList] = []
     for size in sizes:
         last = size == sizes[-1]
-        count = -(-(ends - starts) // size) if last else (ends - starts) // size
+        length = pairs.ends - pairs.starts
+        count = -(-length // size) if last else length // size
         bound = min(U * M // size + (columns if last else 0), columns * -(-U // size))
-        schedules += _tiles(request, key, query, starts, ends, count, size, bound)
-        starts = starts + count * size
+        schedules += _tile_lists(request, pairs, count, size, bound)
+        pairs = pairs._replace(starts=pairs.starts + count * size)
     return tuple(schedules)
 
 
-def _sorted_pairs(indices: Array, valid: Array, columns: int) -> tuple[Array, Array]:
-    """(key block, query block) of all pairs by key block, then query block; invalid ones last."""
+def _sorted_pairs(indices: Array, valid: Array, columns: int) -> Pairs:
+    """The pairs of one head's selection (U,M), for so many key blocks."""
     U = indices.shape[0]
     query = jnp.broadcast_to(jnp.arange(U, dtype=jnp.int32)[:, None], indices.shape)
     key = jnp.where(valid, indices, columns).astype(jnp.int32)
     if (columns + 1) * U < 2**31:  # one number for both sorts three times as fast
         code = jnp.sort((key * U + query).reshape(-1))
-        return code // U, code % U
-    return tuple(lax.sort((key.reshape(-1), query.reshape(-1)), num_keys=2))  # type: ignore
+        key, query = code // U, code % U
+    else:
+        key, query = lax.sort((key.reshape(-1), query.reshape(-1)), num_keys=2)
+    ends = jnp.searchsorted(key, jnp.arange(columns), side="right").astype(jnp.int32)
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]])
+    return Pairs(key, query, starts, ends)
 
 
-def _tiles(request, key, query, starts, ends, count, size, bound) -> Iterator[TileList]:
-    """`count` tiles of `size` query blocks for each key block, from `starts` on in the pairs."""
-    blocks, z = request.blocks, request.shape
-    block_q, block_k, columns = blocks.block_q, blocks.block_k, len(ends)
-    tile_ends = jnp.cumsum(count)
+def _tile_lists(
+    request: Request, pairs: Pairs, count: Array, size: int, bound: int
+) -> Iterator[TileList]:
+    """For key block j count[j] tiles of `size` query blocks, at most `bound` in all; FULL first."""
+    block_k = request.blocks.block_k
+    rows, column, is_tile = _rows_of_tiles(request, pairs, count, size, bound)
+    kind = jnp.where(is_tile, _kinds(request, rows, column), EMPTY)
     number = jnp.arange(bound)
-    column = jnp.minimum(jnp.searchsorted(tile_ends, number, side="right"), columns - 1)
-    within = number - (tile_ends - count)[column]
-    place = (starts[column] + within * size)[:, None] + jnp.arange(size)  # (tiles, size)
-    there = place < ends[column][:, None]
-    beyond = -(-z.T // block_q) + jnp.arange(size)  # rows that are none, each another
-    block = jnp.where(there, query[jnp.minimum(place, len(query) - 1)], beyond)
-    rows = (block[:, :, None] * block_q + jnp.arange(block_q)).reshape(bound, -1).astype(jnp.int32)
-    kind = jnp.where(number < tile_ends[-1], _kinds(request, rows, column), EMPTY)
     for one in (FULL, PARTIAL):  # a loop each: which of them a tile needs is no question there
         order = jnp.argsort(kind != one, stable=True)
         entries = jnp.stack([number, column[order], kind[order]], axis=1).astype(jnp.int32)
@@ -190,24 +206,46 @@ def _tiles(request, key, query, starts, ends, count, size, bound) -> Iterator[Ti
         )  # fmt: skip
 
 
+def _rows_of_tiles(
+    request: Request, pairs: Pairs, count: Array, size: int, bound: int
+) -> tuple[Array, Array, Array]:
+    """Queries (bound, size * block_q) and key block of each tile, and whether there is such a tile.
+
+    Queries from T on are none.
+    """
+    z, block_q = request.shape, request.blocks.block_q
+    tile_ends = jnp.cumsum(count)  # tiles up to each key block
+    number = jnp.arange(bound)
+    column = jnp.searchsorted(tile_ends, number, side="right")
+    column = jnp.minimum(column, len(count) - 1)
+    offset = number - (tile_ends - count)[column]  # among the tiles of its key block
+    slot = (pairs.starts[column] + offset * size)[:, None] + jnp.arange(size)  # in the pairs
+    is_real = slot < pairs.ends[column][:, None]
+    no_row = -(-z.T // block_q) + jnp.arange(size)  # blocks beyond the last, each another
+    block = jnp.where(is_real, pairs.query[jnp.minimum(slot, len(pairs.query) - 1)], no_row)
+    rows = block[:, :, None] * block_q + jnp.arange(block_q)
+    return rows.reshape(bound, -1).astype(jnp.int32), column, number < tile_ends[-1]
+
+
 def _kinds(request: Request, rows: Array, column: Array) -> Array:
     """EMPTY, PARTIAL or FULL of each tile; FULL only where no row and no key is padding."""
     z, block_k = request.shape, request.blocks.block_k
-    real = rows < z.T
+    is_real = rows < z.T
     first = column * block_k
-    last = jnp.minimum(first + block_k, z.S) - 1
-    whole = real.all(1) & (first + block_k <= z.S)
+    whole = is_real.all(1) & (first + block_k <= z.S)
     if isinstance(mask := request.mask, Everything):
         return jnp.where(whole, FULL, PARTIAL)
-    at = jnp.minimum(rows, z.T - 1) if request.q_positions is None else (
-        request.q_positions.at[rows].get(mode="clip")
-    )  # fmt: skip
-    q_lo, q_hi = jnp.where(real, at, 2**31 - 1).min(1), jnp.where(real, at, -1).max(1)
-    k_lo, k_hi = first, last
+    if request.q_positions is None:
+        positions = jnp.minimum(rows, z.T - 1)
+    else:
+        positions = request.q_positions.at[rows].get(mode="clip")
+    q_lo = jnp.where(is_real, positions, 2**31 - 1).min(1)
+    q_hi = jnp.where(is_real, positions, -1).max(1)
+    k_lo, k_hi = first, jnp.minimum(first + block_k, z.S) - 1
     if request.k_positions is not None:
-        keys = first[:, None] + jnp.arange(block_k)
-        of = request.k_positions.at[jnp.minimum(keys, z.S - 1)].get(mode="clip")
-        k_lo, k_hi = of.min(1), of.max(1)
+        keys = jnp.minimum(first[:, None] + jnp.arange(block_k), z.S - 1)
+        positions = request.k_positions.at[keys].get(mode="clip")
+        k_lo, k_hi = positions.min(1), positions.max(1)
 
     def verdict(*ends: Array) -> Array:
         kind = jnp.asarray(mask.classify(*(x.astype(jnp.int32)[None, None] for x in ends)))
