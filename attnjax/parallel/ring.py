@@ -13,8 +13,9 @@ Papers: Liu et al., "Ring Attention", 2023, arXiv:2310.01889; Brandon et al., "S
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,8 @@ from attnjax.parallel.wire import with_poison, without_poison
 from attnjax.typing import Array
 
 PAPERS = (53,)
+
+Carry = TypeVar("Carry")
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,33 @@ class _Walk:
         pairs = [(i, (i + by) % P) for i in range(P)]
         return jax.tree.map(lambda x: lax.ppermute(x, self.axis, pairs), tree) if by % P else tree
 
+    def scan(
+        self,
+        visit: Callable[[Carry, "_Keys", Array], Carry],
+        carry: Carry,
+        own: "_Keys",
+        hops: range,
+        by: int,
+    ) -> Carry:
+        """visit(carry, keys, whose) at each of the hops, of keys that move `by` places a hop.
+
+        `own` are the keys of this device.
+        """
+        index = lax.axis_index(self.axis)
+        whose = lambda hop: (index - by * hop) % self.tokens.parts
+        *before, last = hops
+
+        def visit_and_send(carried: tuple[Carry, _Keys], hop: Array) -> Any:
+            carry, keys = carried
+            following = self.shift(keys, by)  # on its way while the tiles are computed
+            return (visit(carry, keys, whose(hop)), following), None
+
+        keys = self.shift(own, by * hops.start)
+        if before:
+            numbers = jnp.asarray(before, jnp.int32)
+            (carry, keys), _ = lax.scan(visit_and_send, (carry, keys), numbers)
+        return visit(carry, keys, whose(last))
+
 
 class _Keys(NamedTuple):
     """What walks: keys and values in the caller's dtype, key operands, positions if need be."""
@@ -188,7 +218,7 @@ def walk(request: Request, tokens: Shared, inner: Blockwise) -> State:
     z, P = request.shape, tokens.parts
     mask = without_padding(request, tokens)
     q_positions = request.q_positions
-    followed = q_positions is None and request.k_positions is None
+    known_positions = q_positions is None and request.k_positions is None
     if q_positions is None:
         q_positions = tokens.positions_of(lax.axis_index(tokens.axes), z.T)
     group = group_of(request.mods)
@@ -197,7 +227,7 @@ def walk(request: Request, tokens: Shared, inner: Blockwise) -> State:
     block_q, block_k = choose_blocks(masks.everything, run, None, None, group)
     block_q = min(inner.block_q or block_q, z.T)
     block_k = whole_groups(min(inner.block_k or block_k, z.S), group)
-    hops = hops_of(mask, tokens, z.T, z.S, followed)
+    hops = hops_of(mask, tokens, z.T, z.S, known_positions)
     static = _Walk(tokens, hops, block_q, block_k)
     request = replace(request.scaled(), mask=mask, q_positions=q_positions)
     request = _padded(request, P, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
@@ -221,7 +251,7 @@ def _padded(request: Request, P: int, T: int, S: int) -> Request:
     return along_tokens(request, lambda x, axis: stretch(x, axis, T), on_k)
 
 
-def _rides_with_keys(kind: str) -> bool:
+def _is_per_key(kind: str) -> bool:
     return kind.startswith("key")
 
 
@@ -238,33 +268,38 @@ def _columns(kind: str, x: Array) -> int | None:
     return token_axes(kind, x)[1] if kind == "pair" else None
 
 
+def _columns_of(kind: str, x: Array, source: Array, S: int) -> Array:
+    """The columns of an operand for the keys of one device; all of it, where it has none."""
+    axis = _columns(kind, x)
+    return x if axis is None else lax.dynamic_slice_in_dim(x, source * S, S, axis)
+
+
 def _packed(x: Inputs, rest: Request) -> _Keys:
     return _Keys(
         with_poison(x.k, rest.k_poison).astype(rest.dtype),
         x.v.astype(rest.dtype),
-        _each(rest, lambda kind, a: a if _rides_with_keys(kind) else None, x.operands),
+        _each(rest, lambda kind, a: a if _is_per_key(kind) else None, x.operands),
         rest.k_positions,
     )
 
 
-def _part(static: _Walk, x: Inputs, rest: Request, keys: _Keys, source: Array) -> KeyShard:
+def _key_shard(static: _Walk, x: Inputs, rest: Request, keys: _Keys, source: Array) -> KeyShard:
     """The queries here with the keys of device `source`."""
     z = rest.shape
     dtype, S = x.q.dtype, keys.k.shape[2]
     k, k_poison = without_poison(keys.k.astype(dtype), z.N)
 
     def operand(kind: str, own: Array, walked: Array | None) -> Array:
-        axis = _columns(kind, own)
-        if axis is not None:
-            own = lax.dynamic_slice_in_dim(own, source * S, S, axis)
-        return own if walked is None else walked
+        return _columns_of(kind, own, source, S) if walked is None else walked
 
     positions = keys.positions
     if positions is None:
         positions = static.tokens.positions_of(source, z.S)
         positions = stretch(positions, 0, S)
-    at = None if rest.q_positions is None else rest.q_positions[: z.T]
-    schedule = tile_list(rest.mask, z, static.block_q, static.block_k, at, positions[: z.S])
+    q_positions = None if rest.q_positions is None else rest.q_positions[: z.T]
+    schedule = tile_list(
+        rest.mask, z, static.block_q, static.block_k, q_positions, positions[: z.S]
+    )
     x = x._replace(
         k=k,
         v=keys.v.astype(dtype),
@@ -274,112 +309,101 @@ def _part(static: _Walk, x: Inputs, rest: Request, keys: _Keys, source: Array) -
     return KeyShard(x, rest, (schedule,))
 
 
-def _over(static: _Walk, x: Inputs, rest: Request) -> tile_scan.KeyFold:
+def _over_keys(static: _Walk, x: Inputs, rest: Request) -> tile_scan.KeyFold:
     """All keys, hop by hop."""
     own = _packed(x, rest)
-    index = lax.axis_index(static.axis)
 
-    def fold(visit, carry):
-        carry = pvary_like(carry, (x, rest, index))
-
-        def along(carry: Any, keys: _Keys, first: int, last: int, by: int) -> Any:
-            """Visits at hops first .. last, keys moving `by` places from one to the next."""
-
-            def hop(carried, h):
-                carry, keys = carried
-                following = static.shift(keys, by)  # on its way while the tiles are computed
-                part = _part(static, x, rest, keys, (index - by * h) % static.tokens.parts)
-                return (visit(part, carry), following), None
-
-            hops = jnp.arange(first, last, dtype=jnp.int32)
-            if first < last:
-                (carry, keys), _ = lax.scan(hop, (carry, keys), hops)
-            part = _part(static, x, rest, keys, (index - by * last) % static.tokens.parts)
-            return visit(part, carry)
-
-        carry = along(carry, own, 0, static.hops.ahead, 1)
+    def fold(visit: Callable[[KeyShard, Any], Any], carry: Any) -> Any:
+        carry = pvary_like(carry, (x, rest, lax.axis_index(static.axis)))
+        visit_keys = lambda carry, keys, whose: visit(
+            _key_shard(static, x, rest, keys, whose), carry
+        )
+        carry = static.scan(visit_keys, carry, own, range(static.hops.ahead + 1), 1)
         if static.hops.behind:
-            carry = along(carry, static.shift(own, -1), 1, static.hops.behind, -1)
+            carry = static.scan(visit_keys, carry, own, range(1, static.hops.behind + 1), -1)
         return carry
 
     return fold
 
 
-def _over_back(static: _Walk, x: Inputs, rest: Request) -> tile_scan.KeyFold:
+def _over_keys_and_gradients(static: _Walk, x: Inputs, rest: Request) -> tile_scan.KeyFold:
     """All keys, hop by hop, with their gradients one hop behind."""
     own = _packed(x, rest)
     index = lax.axis_index(static.axis)
 
-    def of_keys(grads: Grads) -> Any:
-        walked = lambda kind, d: d if _rides_with_keys(kind) else None
-        return grads.kT, grads.vT, _each(rest, walked, grads.operands)
+    def fold(visit: Callable[[KeyShard, Grads], Grads], grads: Grads) -> Grads:
+        visit_keys = functools.partial(_visit_with_gradients, static, x, rest, visit)
 
-    def at_hop(visit, carry, keys: _Keys, source: Array):
-        """The gradients kept here, and those of the keys at hand."""
-        part = _part(static, x, rest, keys, source)
-        S = keys.k.shape[2]
-
-        def start(kind: str, d: Array) -> Array:
-            if _rides_with_keys(kind):
-                return jnp.zeros_like(d)
-            axis = _columns(kind, d)
-            return d if axis is None else lax.dynamic_slice_in_dim(d, source * S, S, axis)
-
-        def end(kind: str, d: Array, new: Array) -> Array:
-            if _rides_with_keys(kind):
-                return d
-            axis = _columns(kind, d)
-            if axis is None:
-                return new
-            return lax.dynamic_update_slice_in_dim(d, new, source * S, axis)
-
-        zeros = jax.tree.map(jnp.zeros_like, (carry.kT, carry.vT))
-        before = carry._replace(
-            kT=zeros[0], vT=zeros[1], operands=_each(rest, start, carry.operands)
-        )
-        before = pvary_like(before, (x, rest, index))
-        after = visit(part, before)
-        kept = after._replace(
-            kT=carry.kT, vT=carry.vT, operands=_each(rest, end, carry.operands, after.operands)
-        )
-        return kept, of_keys(after)
-
-    def fold(visit, grads: Grads) -> Grads:
-        add = functools.partial(jax.tree.map, jnp.add)
-        grads = pvary_like(grads, (x, rest, index))
-
-        def along(grads: Grads, keys: _Keys, walking: Any, first: int, last: int, by: int):
-            def hop(carried, h):
-                grads, keys, walking = carried
-                following = static.shift(keys, by)
-                arrived = static.shift(walking, by)
-                source = (index - by * h) % static.tokens.parts
-                grads, more = at_hop(visit, grads, keys, source)
-                return (grads, following, add(arrived, more)), None
-
-            hops = jnp.arange(first, last, dtype=jnp.int32)
-            if first < last:
-                (grads, keys, walking), _ = lax.scan(hop, (grads, keys, walking), hops)
+        def visit_and_add(by: int, carry: Any, keys: _Keys, whose: Array) -> Any:
+            grads, walking = carry
             arrived = static.shift(walking, by)
-            source = (index - by * last) % static.tokens.parts
-            grads, more = at_hop(visit, grads, keys, source)
-            return grads, static.shift(add(arrived, more), -by * last)
+            grads, more = visit_keys(grads, keys, whose)
+            return grads, _add(arrived, more)
 
-        nothing = of_keys(grads)  # zeros
-        grads, home = at_hop(visit, grads, own, index)
+        def walk_there_and_back(by: int, hops: int, grads: Grads, walking: Any) -> Any:
+            hop = functools.partial(visit_and_add, by)
+            grads, walking = static.scan(hop, (grads, walking), own, range(1, hops + 1), by)
+            return grads, static.shift(walking, -by * hops)
+
+        grads = pvary_like(grads, (x, rest, index))
+        nothing = _of_keys(rest, grads)  # zeros
+        grads, home = visit_keys(grads, own, index)
         if static.hops.ahead:
-            keys = static.shift(own, 1)
-            grads, home = along(grads, keys, home, 1, static.hops.ahead, 1)
+            grads, home = walk_there_and_back(1, static.hops.ahead, grads, home)
         if static.hops.behind:
-            keys = static.shift(own, -1)
-            grads, more = along(grads, keys, nothing, 1, static.hops.behind, -1)
-            home = add(home, more)
-        ours = lambda kind, d, came: came if _rides_with_keys(kind) else d
-        return grads._replace(
-            kT=home[0], vT=home[1], operands=_each(rest, ours, grads.operands, home[2])
-        )
+            grads, more = walk_there_and_back(-1, static.hops.behind, grads, nothing)
+            home = _add(home, more)
+        kT, vT, operands = home
+        ours = lambda kind, d, came: came if _is_per_key(kind) else d
+        return grads._replace(kT=kT, vT=vT, operands=_each(rest, ours, grads.operands, operands))
 
     return fold
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _of_keys(rest: Request, grads: Grads) -> tuple[Array, Array, Any]:
+    """The gradients that walk behind their keys."""
+    walking = lambda kind, d: d if _is_per_key(kind) else None
+    return grads.kT, grads.vT, _each(rest, walking, grads.operands)
+
+
+def _visit_with_gradients(
+    static: _Walk,
+    x: Inputs,
+    rest: Request,
+    visit: Callable[[KeyShard, Grads], Grads],
+    grads: Grads,
+    keys: _Keys,
+    source: Array,
+) -> tuple[Grads, Any]:
+    """The gradients kept here, after the keys of device `source`, and those of these keys."""
+    S = keys.k.shape[2]
+
+    def start(kind: str, d: Array) -> Array:
+        return jnp.zeros_like(d) if _is_per_key(kind) else _columns_of(kind, d, source, S)
+
+    def end(kind: str, d: Array, new: Array) -> Array:
+        if _is_per_key(kind):
+            return d
+        axis = _columns(kind, d)
+        if axis is None:
+            return new
+        return lax.dynamic_update_slice_in_dim(d, new, source * S, axis)
+
+    before = grads._replace(
+        kT=jnp.zeros_like(grads.kT),
+        vT=jnp.zeros_like(grads.vT),
+        operands=_each(rest, start, grads.operands),
+    )
+    before = pvary_like(before, (x, rest, lax.axis_index(static.axis)))
+    after = visit(_key_shard(static, x, rest, keys, source), before)
+    kept = after._replace(
+        kT=grads.kT, vT=grads.vT, operands=_each(rest, end, grads.operands, after.operands)
+    )
+    return kept, _of_keys(rest, after)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -388,14 +412,14 @@ def _ring(static: _Walk, x: Inputs, rest: Request) -> State:
 
 
 def _ring_fwd(static: _Walk, x: Inputs, rest: Request):
-    state, saved = tile_scan.forward(x, rest, _over(static, x, rest))
+    state, saved = tile_scan.forward(x, rest, _over_keys(static, x, rest))
     return state, (x, rest, saved)
 
 
 def _ring_bwd(static: _Walk, residuals, cotangents: State):
     x, rest, saved = residuals
-    over, back = _over(static, x, rest), _over_back(static, x, rest)
-    return tile_scan.backward(x, rest, saved, cotangents, over, back), None
+    fold, fold_back = _over_keys(static, x, rest), _over_keys_and_gradients(static, x, rest)
+    return tile_scan.backward(x, rest, saved, cotangents, fold, fold_back), None
 
 
 _ring.defvjp(_ring_fwd, _ring_bwd)
