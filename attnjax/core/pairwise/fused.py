@@ -150,11 +150,11 @@ def _mask_function(request: Request) -> tuple[Function, tuple[Array, ...]] | str
     return Function(function.fn, places, True), tuple(x.array for x in function.operands)
 
 
-class _Given(NamedTuple):
+class _Inputs(NamedTuple):
     """All arrays of one attention; gradients reach those of `x` that are floating-point."""
 
     x: Arrays
-    q_poison: Array  # (B,T,N,1), see `Call`
+    q_poison: Array  # (B,T,N,1), see `Request`
     k_poison: Array
     back_rows: Lists
     back_columns: Lists
@@ -162,7 +162,7 @@ class _Given(NamedTuple):
 
 def _run(impl: Triton, request: Request, finish: Callable[..., Any] | None) -> dict[str, Any]:
     """out (B,T,N,D), m and sums (B,N,T)."""
-    z, (q_at, k_at) = request.shape, _positions(request)
+    z, (q_positions, k_positions) = request.shape, _positions(request)
     of_each = tilings(request.dtype, z.H, z.D, launch.capability())
     tiling, of_rows, of_columns = (_fitted(impl, t, request) for t in of_each)
     mask_function = _mask_function(request)
@@ -183,15 +183,15 @@ def _run(impl: Triton, request: Request, finish: Callable[..., Any] | None) -> d
     x = Arrays(
         narrow(request.q), narrow(request.k), narrow(request.v), jnp.reshape(scale, (1,)),
         sum((m.operands for m in request.mods), ()), mask_operands, request.normalizer.params,
-        None if request.q_positions is None else q_at,
-        None if request.k_positions is None else k_at,
+        None if request.q_positions is None else q_positions,
+        None if request.k_positions is None else k_positions,
         rows, back_columns,
     )  # fmt: skip
     poison = tokens(request.q_poison), request.k_poison.transpose(0, 3, 1, 2)
     if request.k_poison.shape[1] != z.K:  # laid out for query heads
         poison = poison[0], poison[1][:, :, :: z.N // z.K]
-    given = _Given(x, *poison, back_rows, back_columns)
-    return _attend(plan, pvary_like(given, given))
+    inputs = _Inputs(x, *poison, back_rows, back_columns)
+    return _attend(plan, pvary_like(inputs, inputs))
 
 
 def _fitted(impl: Triton, t: Tiling, request: Request) -> Tiling:
@@ -226,11 +226,11 @@ def _lists(request: Request, t: Tiling) -> tuple[Lists, Lists]:
         cut = z.S % bk or z.T % bq or bk % size[1] or bq % size[0]
         whole = isinstance(request.mask, masks.Everything) and not cut
         kind = lists.FULL if whole else lists.PARTIAL
-        given = blocks.indices, blocks.valid
+        chosen = blocks.indices, blocks.valid
         columns = -(-z.S // bk)
         return (
-            lists.of_selection(*given, bk, size[1], kind),
-            lists.of_selected(*given, columns, bq, size[0], kind),
+            lists.of_selection(*chosen, bk, size[1], kind),
+            lists.of_selected(*chosen, columns, bq, size[0], kind),
         )
     at = request.q_positions, request.k_positions
     kinds = masks.tile_kinds_of_each(request.mask, z.T, z.S, *size, *at)
@@ -240,13 +240,13 @@ def _lists(request: Request, t: Tiling) -> tuple[Lists, Lists]:
 
 # ------------------------------------------------------------------------- forward and backward
 #
-# What a kernel gives is told to vary over the mesh axes of its arguments at once (`varying`): what
+# What a kernel gives is cast to vary over the mesh axes of its arguments (`pvary_like`): what
 # shard_map takes for the same on all devices it would save for the backward pass from one.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, given: _Given) -> dict[str, Any]:
-    return _forward(plan, given)[0]
+def _attend(plan: Plan, inputs: _Inputs) -> dict[str, Any]:
+    return _forward(plan, inputs)[0]
 
 
 def _statistics(plan: Plan, x: Arrays) -> tuple[Rows, tuple[Array, Rows, Rows] | None]:
@@ -269,73 +269,101 @@ def _stage_finish(plan: Plan, number: int, last: tuple[Array, Rows, Rows], param
     return tuple(jnp.broadcast_to(s, m.shape)[..., 0] for s in stats)
 
 
-def _forward(plan: Plan, given: _Given) -> tuple[dict[str, Any], Any]:
+def _forward(plan: Plan, inputs: _Inputs) -> tuple[dict[str, Any], Any]:
     # A bad query or key is NaN in the scores of exactly the pairs that see it, and zero elsewhere.
     poisoned = lambda x, bad: x + bad.astype(x.dtype)
-    x = given.x._replace(
-        q=poisoned(given.x.q, given.q_poison), k=poisoned(given.x.k, given.k_poison)
+    x = inputs.x._replace(
+        q=poisoned(inputs.x.q, inputs.q_poison), k=poisoned(inputs.x.k, inputs.k_poison)
     )
     stats, last = _statistics(plan, x)
     got = pvary_like(triton.forward(plan, x, stats), x)
     result = {"out": got["out"], "m": got["m_out"], "sums": got["sums_out"]}
-    return result, (given, stats, last, result)
+    return result, (inputs, stats, last, result)
 
 
 def _backward(plan: Plan, residuals: Any, cotangents: dict[str, Any]) -> tuple[Any]:
-    given, stats, last, result = residuals
-    x, n = given.x._replace(of_rows=given.back_rows, of_columns=given.back_columns), plan.normalizer
-    g, out = cotangents["out"], result["out"].astype(jnp.float32)
-    m = reference(result["m"])
-    d_params = jax.tree.map(jnp.zeros_like, x.params)
-    # Results are values * r with r a function of the sums: r, and the cotangent of the denominator.
-    bad = 0.0 * jnp.einsum("BTND->BNT", out)  # NaN for rows that saw one
-    r, dL = jnp.ones_like(m) + bad, bad
-    if plan.finish is None:
-        if n.denominator is not None:
-            dL = cotangents["sums"][0] + bad
-    elif n.denominator is not None:
-        wide = lambda a: a[..., None]
-
-        def mass_of(sums: Rows, params: Rows) -> Array:
-            extra = 0.0 if n.extra is None else n.extra(wide(m), params)[..., :]
-            return (wide(sums[0]) + extra)[..., 0]
-
-        mass, pull = jax.vjp(mass_of, result["sums"], x.params)
-        r = divide(jnp.ones_like(mass), mass)
-        dL = -r * jnp.einsum("BTND,BTND->BNT", g.astype(jnp.float32), out)
-        d_params = pull(dL)[1]
-    c = Cotangents(g, r, dL, m, stats, ((), (), ()))
+    inputs, stats, last, result = residuals
+    x = inputs.x._replace(of_rows=inputs.back_rows, of_columns=inputs.back_columns)
+    r, dL, d_params = _division_back(plan, x, result, cotangents)
+    c = Cotangents(cotangents["out"], r, dL, reference(result["m"]), stats, ((), (), ()))
     if last is not None:
-        number = len(n.stages) - 1
-        d_stats = pvary_like(triton.statistics_back(plan, x, c), x)
-        top, sums, before = last
-        finish = lambda sums, p: _stage_finish(plan, number, (top, sums, before), p)
-        d_sums, more = jax.vjp(finish, sums, x.params)[1](d_stats)
-        d_params = jax.tree.map(jnp.add, d_params, more)
-        c = c._replace(more=((top,), before, d_sums))
+        more, from_stage = _stage_back(plan, last, x, c)
+        c = c._replace(more=more)
+        d_params = _add(d_params, from_stage)
     dq, by_row = pvary_like(triton.rows_back(plan, x, c), x)
     dk, dv, by_column = pvary_like(triton.columns_back(plan, x, c), x)
     count = len(x.params)
-    sums_of = lambda rows, p: _reduced(rows[..., None], p.shape)
-    d_params = tuple(
-        d + sums_of(rows, p) for d, rows, p in zip(d_params, by_row[:count], x.params, strict=True)
-    )
-    found = {"row": iter(by_row[count:]), "column": iter(by_column)}
-    operands, pairs = [], 0
-    places = [o for f in plan.mods for o in f.operands]
-    for place, value in zip(places, x.operands, strict=True):
-        if place.sums == "row":
-            operands.append(_reduced(next(found["row"])[..., None], value.shape))
-        elif place.sums == "column":
-            operands.append(_reduced(next(found["column"])[..., None, :], value.shape))
-        else:
-            operands.append(_of_pairs(plan, pairs, place, value, x, c))
-            pairs += 1
+    sums = zip(by_row[:count], x.params, strict=True)
+    d_params = _add(d_params, tuple(_reduced(row[..., None], p.shape) for row, p in sums))
+    d_operands = _operands_back(plan, x, c, by_row[count:], by_column)
     scaled = dq.astype(jnp.float32)
     d_scale = jnp.sum(scaled * x.q).reshape(1)
     dq, none = (scaled * x.scale).astype(dq.dtype), _NO_GRADIENT
-    d_x = Arrays(dq, dk, dv, d_scale, tuple(operands), none, d_params, none, none, none, none)
-    return (_Given(d_x, none, none, none, none),)
+    d_x = Arrays(dq, dk, dv, d_scale, d_operands, none, d_params, none, none, none, none)
+    return (_Inputs(d_x, none, none, none, none),)
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _division_back(
+    plan: Plan, x: Arrays, result: dict[str, Any], cotangents: dict[str, Any]
+) -> tuple[Array, Array, Rows]:
+    """r, where results are values * r; the cotangent of the denominator; those of the parameters.
+
+    r is one over the denominator; or one, where there is none and where sums are left as they are.
+    """
+    n, out = plan.normalizer, result["out"].astype(jnp.float32)
+    m = reference(result["m"])
+    no_params = jax.tree.map(jnp.zeros_like, x.params)
+    bad = 0.0 * jnp.einsum("BTND->BNT", out)  # NaN for rows that saw one
+    one = jnp.ones_like(m) + bad
+    if n.denominator is None:
+        return one, bad, no_params
+    if plan.finish is None:
+        return one, cotangents["sums"][0] + bad, no_params
+
+    def denominator_of(sums: Rows, params: Rows) -> Array:
+        extra = 0.0 if n.extra is None else n.extra(m[..., None], params)
+        return (sums[0][..., None] + extra)[..., 0]
+
+    denominator, pull = jax.vjp(denominator_of, result["sums"], x.params)
+    r = divide(jnp.ones_like(denominator), denominator)
+    g = cotangents["out"].astype(jnp.float32)
+    dL = -r * jnp.einsum("BTND,BTND->BNT", g, out)
+    return r, dL, _add(no_params, pull(dL)[1])
+
+
+def _stage_back(
+    plan: Plan, last: tuple[Array, Rows, Rows], x: Arrays, c: Cotangents
+) -> tuple[tuple[Rows, Rows, Rows], Rows]:
+    """What the terms of the last stage need of each row, and cotangents of the parameters."""
+    m, sums, before = last
+    d_stats = pvary_like(triton.statistics_back(plan, x, c), x)
+    number = len(plan.normalizer.stages) - 1
+    finish = lambda sums, params: _stage_finish(plan, number, (m, sums, before), params)
+    d_sums, d_params = jax.vjp(finish, sums, x.params)[1](d_stats)
+    return ((m,), before, d_sums), d_params
+
+
+def _operands_back(
+    plan: Plan, x: Arrays, c: Cotangents, by_row: Rows, by_column: Rows
+) -> tuple[Array, ...]:
+    """Cotangents of the mods' operands, of which kernels have summed those of rows and columns."""
+    places = [place for function in plan.mods for place in function.operands]
+    seen = {"row": 0, "column": 0, "pair": 0}  # operands of each kind so far
+    grads = []
+    for place, value in zip(places, x.operands, strict=True):
+        number = seen[place.sums]
+        seen[place.sums] += 1
+        if place.sums == "row":
+            grads.append(_reduced(by_row[number][..., None], value.shape))
+        elif place.sums == "column":
+            grads.append(_reduced(by_column[number][..., None, :], value.shape))
+        else:
+            grads.append(_pair_back(plan, number, place, value, x, c))
+    return tuple(grads)
 
 
 _NO_GRADIENT: Any = None
@@ -347,31 +375,35 @@ def _reduced(x: Array, shape: tuple[int, ...]) -> Array:
     return jnp.sum(x, axis=axes, keepdims=True) if axes else x
 
 
-def _of_pairs(
+def _pair_back(
     plan: Plan, number: int, place: Operand, value: Array, x: Arrays, c: Cotangents
 ) -> Array:
-    """The cotangent of an operand of pairs, or of a table of distances."""
-    lead, at = (value.shape[0], value.shape[1]), (x.q_positions, x.k_positions)
+    """The cotangent of operand `number` of pairs: an array, or a table of distances."""
+    lead, positions = (value.shape[0], value.shape[1]), (x.q_positions, x.k_positions)
     if place.kind == "plain":
         return pvary_like(triton.pair_back(plan, number, lead, x, c), x)
-    if place.kind == "table" and at == (None, None):
-        tile = pvary_like(triton.table_back(plan, number, lead, x, c), x)
-        diagonals, size = tile.shape[2:4]
-        first = 1 - -(-x.q.shape[1] // size)
-
-        def of_diagonal(table: Array, d: Array) -> Array:
-            square = Tile(span(0, size, None), span(d * size, size, None))
-            return relative.look_up("table", table, square)
-
-        read = lambda table: jax.vmap(of_diagonal, (None, 0), 2)(
-            table, first + jnp.arange(diagonals)
-        )
+    if place.kind == "table" and positions == (None, None):
+        d_scores = pvary_like(triton.table_back(plan, number, lead, x, c), x)
+        read = functools.partial(_read_by_diagonals, d_scores.shape[2:4], x.q.shape[1])
     else:
-        tile = pvary_like(triton.pair_back(plan, number, lead, x, c), x)
-        whole_of = lambda n, p: span(0, n, None if p is None else p[0, 0])
-        whole = Tile(whole_of(tile.shape[2], at[0]), whole_of(tile.shape[3], at[1]))
+        d_scores = pvary_like(triton.pair_back(plan, number, lead, x, c), x)
+        first = lambda p: None if p is None else p[0, 0]
+        T, S = d_scores.shape[2:4]
+        whole = Tile(span(0, T, first(positions[0])), span(0, S, first(positions[1])))
         read = lambda table: relative.look_up(place.kind, table, whole)
-    return jax.linear_transpose(read, value)(tile)[0]
+    return jax.linear_transpose(read, value)(d_scores)[0]
+
+
+def _read_by_diagonals(shape: tuple[int, int], T: int, table: Array) -> Array:
+    """A table's scores in a square tile of each of so many diagonals of tiles."""
+    diagonals, size = shape
+
+    def of_diagonal(table: Array, d: Array) -> Array:
+        square = Tile(span(0, size, None), span(d * size, size, None))
+        return relative.look_up("table", table, square)
+
+    lowest = 1 - -(-T // size)
+    return jax.vmap(of_diagonal, (None, 0), 2)(table, lowest + jnp.arange(diagonals))
 
 
 _attend.defvjp(_forward, _backward)
