@@ -1,8 +1,7 @@
 """Packed documents: equal segment ids attend."""
 
-import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +35,11 @@ class Document(Mask):
     def classify(self, q_lo, q_hi, k_lo, k_hi):
         xp = numpy_of(self, q_lo, q_hi, k_lo, k_hi)
         q_ids, k_ids = _labels(self.q_ids, self.k_ids)
-        q, q_least, q_most, q_alike = _spans(q_ids, q_lo, q_hi, xp)
-        k, k_least, k_most, k_alike = _spans(k_ids, k_lo, k_hi, xp)
-        some = (q_least <= q_most) & (k_least <= k_most) & (q_least <= k_most) & (k_least <= q_most)
-        return verdict(some, q_alike & k_alike & (q == k) & (q >= 0))
+        q = _bounds(q_ids, q_lo, q_hi, xp)
+        k = _bounds(k_ids, k_lo, k_hi, xp)
+        overlap = (q.least <= k.most) & (k.least <= q.most)
+        some = (q.least <= q.most) & (k.least <= k.most) & overlap
+        return verdict(some, q.alike & k.alike & (q.first == k.first) & (q.first >= 0))
 
     def as_function(self, q_positions, k_positions, heads):
         q = read_at(jnp.asarray(self.q_ids, jnp.int32), q_positions, heads)
@@ -69,45 +69,62 @@ def document(q_ids: Any, k_ids: Any = None) -> Mask:
 # ---------------------------------------------------------------- segment ids over intervals
 
 
+class _Bounds(NamedTuple):
+    """Of the labels at an interval of positions; least > most where all are -1."""
+
+    first: Any  # the label of the first position
+    least: Any  # of all labels but -1: no label is below this,
+    most: Any  # and none is above this
+    alike: Any  # whether all labels are equal
+
+
 def _find(ordered: Any, x: Any, xp: Any) -> tuple[Any, Any]:
     """Where each x stands first in a sorted array, and whether it does."""
-    place = xp.minimum(xp.searchsorted(ordered, x), ordered.shape[0] - 1)
-    return place, ordered[place] == x
+    index = xp.minimum(xp.searchsorted(ordered, x), ordered.shape[0] - 1)
+    return index, ordered[index] == x
 
 
 def _labels(q_ids: Any, k_ids: Any) -> tuple[Any, Any]:
-    """Renames ids that both sides have to the place of their first query, all others to -1.
+    """Renames ids that both sides have to the index of their first query, all others to -1.
 
     Contiguous ids become sorted ones, and every id between two others is found on both sides; so
     two intervals share an id iff their ranges of ids overlap.
     """
     xp = numpy_of(q_ids, k_ids)
 
-    def row(q_ids, k_ids):
+    def label_row(q_ids, k_ids):
         order = xp.argsort(q_ids, stable=True)
 
         def rename(ids):
-            place, found = _find(q_ids[order], ids, xp)
-            return xp.where(found & (ids >= 0), order[place], -1).astype(np.int32)
+            index, is_there = _find(q_ids[order], ids, xp)
+            return xp.where(is_there & (ids >= 0), order[index], -1).astype(np.int32)
 
         q, k = rename(q_ids), rename(k_ids)
-        return xp.where(_find(xp.sort(k), q, xp)[1], q, np.int32(-1)), k
+        _, on_both_sides = _find(xp.sort(k), q, xp)
+        return xp.where(on_both_sides, q, np.int32(-1)), k
 
-    return xp.vectorize(row, signature="(t),(s)->(t),(s)")(q_ids, k_ids)
+    return xp.vectorize(label_row, signature="(t),(s)->(t),(s)")(q_ids, k_ids)
 
 
-def _spans(labels: Any, lo: Any, hi: Any, xp: Any) -> tuple[Any, Any, Any, Any]:
-    """Of positions lo .. hi: label of the first, bounds on all but -1, and whether all are alike.
+def _bounds(labels: Any, lo: Any, hi: Any, xp: Any) -> _Bounds:
+    """Of positions lo .. hi.
 
     The bounds are the least label from lo on and the most up to hi, which are those of the interval
     if labels are sorted, and wider ones if not.
     """
-    at, own = functools.partial(lookup, xp=xp), numpy_of(labels)
+    own = numpy_of(labels)
     mirrored = own.where(labels < 0, -FAR, -labels)[..., ::-1]
-    least, most = -_running_max(mirrored)[..., ::-1], _running_max(labels)
-    change = own.pad(labels[..., 1:] != labels[..., :-1], [(0, 0)] * (labels.ndim - 1) + [(1, 0)])
-    run = own.cumsum(change, axis=-1, dtype=np.int32)
-    return at(labels, lo), at(least, lo), at(most, hi), at(run, lo) == at(run, hi)
+    least_from_here = -_running_max(mirrored)[..., ::-1]
+    most_up_to_here = _running_max(labels)
+    before_first = [(0, 0)] * (labels.ndim - 1) + [(1, 0)]
+    change = own.pad(labels[..., 1:] != labels[..., :-1], before_first)
+    run = own.cumsum(change, axis=-1, dtype=np.int32)  # neighbors with one label share a number
+    return _Bounds(
+        first=lookup(labels, lo, xp),
+        least=lookup(least_from_here, lo, xp),
+        most=lookup(most_up_to_here, hi, xp),
+        alike=lookup(run, lo, xp) == lookup(run, hi, xp),
+    )
 
 
 def _running_max(x: Any) -> Any:
