@@ -118,7 +118,7 @@ def _chunk(memory: Array, q: Array, tokens: Tokens, block: int) -> tuple[Array, 
     at = c if c is None or block == 1 else c.at(_ALL, _ALL, end)
     seen = end[:, None] >= np.arange(q.shape[2])
     out = _products("BNts,BNsD->BNtD", _scores(q, k, at, c, seen, block), v)
-    before = q if at is None else _faded(q, at.total)
+    before = q if at is None else _decayed(q, at.total)
     out = out + read(before, memory) + (spoiled + jnp.cumsum(bad, axis=2)[:, :, end])
     return _written(memory, k, v, c) + _total(bad), out.swapaxes(1, 2)
 
@@ -144,7 +144,7 @@ def _written(memory: Array, k: Array, v: Array, c: _Sums | None) -> Array:
         return memory + _products("BNsH,BNsD->BNHD", k, v)
     last = c.at(_ALL, _ALL, slice(-1, None))
     kept = jnp.exp(last.total[:, :, 0, :, None]) * memory
-    return kept + _products("BNsH,BNsD->BNHD", _faded(k, last.between(c)), v)
+    return kept + _products("BNsH,BNsD->BNHD", _decayed(k, last.between(c)), v)
 
 
 def _corrected(memory: Array, k: Array, v: Array, c: _Sums | None, beta: Array | None) -> Array:
@@ -153,7 +153,7 @@ def _corrected(memory: Array, k: Array, v: Array, c: _Sums | None, beta: Array |
         return v
     before = np.tri(k.shape[2], k=-1, dtype=bool)
     erased = beta * _scores(k, k, c, c, before, 1)
-    wanted = beta * (v - read(k if c is None else _faded(k, c.total), memory))
+    wanted = beta * (v - read(k if c is None else _decayed(k, c.total), memory))
     return _products("BNts,BNsD->BNtD", inverse(erased), wanted)
 
 
@@ -193,7 +193,7 @@ def _sums(log_decay: Array | None) -> _Sums | None:
     return _Sums(jnp.cumsum(whole, axis=2), jnp.cumsum(log_decay - whole, axis=2))
 
 
-def _faded(x: Array, log_decay: Array) -> Array:
+def _decayed(x: Array, log_decay: Array) -> Array:
     return x * jnp.exp(log_decay)
 
 
@@ -205,28 +205,43 @@ def _scores(
     q: Array, k: Array, at: _Sums | None, c: _Sums | None, seen: np.ndarray, block: int
 ) -> Array:
     """sum_h q_ih exp(at_ih - c_jh) k_jh where seen, else 0: (B,N,t,H), (B,N,s,H) -> (B,N,t,s)."""
-    if at is None or c is None or c.rest.shape[-1] == 1:
-        s = _products("BNtH,BNsH->BNts", q, k)
-        if at is None or c is None:
-            return jnp.where(seen, s, 0.0)
+    if at is None or c is None:
+        return jnp.where(seen, _products("BNtH,BNsH->BNts", q, k), 0.0)
+    if c.rest.shape[-1] == 1:
         row = _Sums(*(x.swapaxes(2, 3) for x in c))
-        return s * jnp.exp(jnp.where(seen, at.between(row), -jnp.inf))
+        decay = jnp.exp(jnp.where(seen, at.between(row), -jnp.inf))
+        return _products("BNtH,BNsH->BNts", q, k) * decay
     half, odd = divmod(q.shape[2], 2)
     if odd or half < _LEAF or half % block:
-        gap = at.at(_ALL, _ALL, _ALL, None).between(c.at(_ALL, _ALL, None))
-        faded = jnp.exp(jnp.where(seen[..., None], gap, -jnp.inf))
-        return _products("BNtH,BNsH,BNtsH->BNts", q, k, faded)
-    # The decays of a channel do not factor out of q.k safely, but over a point between key and
-    # query they do: late queries and early keys through the middle, each half by itself.
+        return _channel_scores_directly(q, k, at, c, seen)
+    return _channel_scores_by_halves(q, k, at, c, seen, block)
+
+
+def _channel_scores_directly(q: Array, k: Array, at: _Sums, c: _Sums, seen: np.ndarray) -> Array:
+    """Every pair by itself: t s H exponentials."""
+    gap = at.at(_ALL, _ALL, _ALL, None).between(c.at(_ALL, _ALL, None))
+    decay = jnp.exp(jnp.where(seen[..., None], gap, -jnp.inf))
+    return _products("BNtH,BNsH,BNtsH->BNts", q, k, decay)
+
+
+def _channel_scores_by_halves(
+    q: Array, k: Array, at: _Sums, c: _Sums, seen: np.ndarray, block: int
+) -> Array:
+    """Late queries and early keys in one product, each half by itself.
+
+    The decays of a channel do not factor out of q.k safely, but over a point between key and query
+    they do: exp(at_i - c_j) = exp(at_i - c_middle) exp(c_middle - c_j), both at most one.
+    """
+    half = q.shape[2] // 2
     early, late = (_ALL, _ALL, slice(half)), (_ALL, _ALL, slice(half, None))
     halves = lambda tree: jax.tree.map(lambda x: jnp.concatenate([x[early], x[late]]), tree)
     own = _scores(halves(q), halves(k), halves(at), halves(c), seen[:half, :half], block)
     own = own.reshape(2, *q.shape[:2], half, half)
     middle = c.at(_ALL, _ALL, slice(half - 1, half))
-    later = _faded(q[late], at.at(*late).between(middle))
-    sooner = _faded(k[early], middle.between(c.at(*early)))
-    cross = jnp.where(seen[half:, :half], _products("BNtH,BNsH->BNts", later, sooner), 0.0)
-    return _assembled(own, cross)
+    from_middle = _decayed(q[late], at.at(*late).between(middle))
+    to_middle = _decayed(k[early], middle.between(c.at(*early)))
+    cross = _products("BNtH,BNsH->BNts", from_middle, to_middle)
+    return _assembled(own, jnp.where(seen[half:, :half], cross, 0.0))
 
 
 def _assembled(own: Array, cross: Array) -> Array:
