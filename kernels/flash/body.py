@@ -128,17 +128,17 @@ def no_sums(empty):
 
 
 @triton.jit
-def add_terms(sums, new, fade):
-    return (sums[0] * fade + tl.sum(new[1], 1)[:, None],)
+def add_terms(sums, new, rescaled):
+    return (sums[0] * rescaled + tl.sum(new[1], 1)[:, None],)
 
 
 @triton.jit
-def merge_sums(a, b, fade_a, fade_b):
-    return (a[0] * fade_a + b[0] * fade_b,)
+def merge_sums(a, b, rescaled_a, rescaled_b):
+    return (a[0] * rescaled_a + b[0] * rescaled_b,)
 
 
 @triton.jit
-def keep(ok, new):
+def zero_masked(ok, new):
     return (tl.where(ok, new[0], 0.0), tl.where(ok, new[1], 0.0))
 
 
@@ -261,23 +261,23 @@ def forward_tile(column, qt, k, v, sc, xs, ms, p, stats, k_pos, b, n, kh, t, tq,
         end = tl.minimum(column // COLS * COLS + COLS, S)
         ok = allowed(at, ms) & (seen[None, :] < end)
     new = m
-    fade = tl.full((BM, 1), 1.0, tl.float32)
+    rescaled = tl.full((BM, 1), 1.0, tl.float32)
     if PEAKED:
         top = peak(s)
         if MASKED:
             top = tl.where(ok, top, LOWEST)
         new = tl.maximum(m, tl.max(top, 1)[:, None])
-        fade = rescale(m, new)
+        rescaled = rescale(m, new)
     here = tl.where(new <= LOWEST, 0.0, new)
     if MASKED:
         s = tl.where(ok, s, here)
     ts = terms(s, here, stats, p)
     if MASKED:
-        ts = keep(ok, ts)
-    sums = add_terms(sums, ts, fade)
+        ts = zero_masked(ok, ts)
+    sums = add_terms(sums, ts, rescaled)
     if WEIGHS:
         vt = read(v, b, j[:, None], kh, V_EACH, K, D, DP)
-        acc = tl.dot(ts[0].to(vt.dtype), vt, acc * fade, input_precision=PRECISION)
+        acc = tl.dot(ts[0].to(vt.dtype), vt, acc * rescaled, input_precision=PRECISION)
     return new, sums, acc
 
 

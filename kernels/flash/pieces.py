@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,103 +45,147 @@ class Function:
     positions: bool
 
 
+# What Triton functions are made of.  `at` is the pair that a function is asked about: at[0] batch,
+# at[1] head, at[2] and at[3] query and key (rows and columns), at[4] and at[5] their positions.
+
+
+def _define(name: str, arguments: str, lines: Sequence[str], result: str | None) -> str:
+    """A function of these lines, which returns the result if there is one."""
+    last = [] if result is None else [f"return {result}"]
+    body = "".join(f"    {line}\n" for line in [*lines, *last] or ["pass"])
+    return f"@triton.jit\ndef {name}({arguments}):\n{body}\n"
+
+
+def _tuple_of(items: Sequence[str]) -> str:
+    return f"({', '.join(items)}{',' if items else ''})"
+
+
+def _store_all(name: str, count: int) -> str:
+    """A function that stores so many values, each at a pointer of its own."""
+    stores = [f"tl.store(pointers[{i}] + where, values[{i}], mask=inside)" for i in range(count)]
+    return _define(name, "pointers, values, where, inside", stores, None)
+
+
+_TYPES = {FLOAT: "tl.float32", INT: "tl.int32", "bool": "tl.int1"}
+
+
 def _load(x: Operand, pointer: str) -> str:
+    """The expression that loads an operand's element for the pair `at`."""
     *lead, rows, columns = x.shape if x.kind != "table" else (*x.shape[:2], 1, x.shape[2])
-    strides = (lead[1] * rows * columns, rows * columns, columns)
     wide = ".to(tl.int64)" if math.prod(x.shape) >= 2**31 else ""
-    by = lambda place, stride: f" + at[{place}]{wide} * {stride}"
-    where = [by(0, strides[0])] if lead[0] > 1 else []
-    where += [by(1, strides[1])] if lead[1] > 1 else []
+    steps = [f"at[0]{wide} * {lead[1] * rows * columns}"] if lead[0] > 1 else []
+    steps += [f"at[1]{wide} * {rows * columns}"] if lead[1] > 1 else []
     if x.kind == "plain":
-        where += [by(2, columns)] if rows > 1 else []
-        where += [by(3, 1)] if columns > 1 else []
+        steps += [f"at[2]{wide} * {columns}"] if rows > 1 else []
+        steps += [f"at[3]{wide} * 1"] if columns > 1 else []
     elif x.kind == "cells":
-        q, k = x.cell
-        row = f"tl.minimum(tl.maximum(at[4] // {q}, 0), {rows - 1})"
-        column = f"tl.minimum(tl.maximum(at[5] // {k}, 0), {columns - 1})"
-        where += [f" + {row}{wide} * {columns} + {column}"]
+        row = _clip(f"at[4] // {x.cell[0]}", "0", rows - 1)
+        column = _clip(f"at[5] // {x.cell[1]}", "0", columns - 1)
+        steps += [f"{row}{wide} * {columns}", column]
     else:
         radius = (columns - 1) // 2
-        if x.kind != "table":
-            where += [by(2 if x.kind == "query_table" else 3, columns)]
-        where += [f" + {radius} + tl.minimum(tl.maximum(at[5] - at[4], -{radius}), {radius})"]
-    kind = {FLOAT: "tl.float32", INT: "tl.int32", "bool": "tl.int1"}[x.dtype]
-    return f"tl.load({pointer}{''.join(where)}).to({kind})"
+        row = {"query_table": "at[2]", "key_table": "at[3]"}.get(x.kind)
+        steps += [] if row is None else [f"{row}{wide} * {columns}"]
+        steps += [f"{radius}", _clip("at[5] - at[4]", f"-{radius}", radius)]
+    return f"tl.load({' + '.join([pointer, *steps])}).to({_TYPES[x.dtype]})"
 
 
-def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
-    return f"@triton.jit\ndef {name}({arguments}):\n    " + "\n    ".join(lines) + "\n\n"
-
-
-def _tuple(items: Sequence[str]) -> str:
-    return f"({', '.join(items)}{',' if items else ''})"
+def _clip(x: str, low: str, high: int) -> str:
+    return f"tl.minimum(tl.maximum({x}, {low}), {high})"
 
 
 # ------------------------------------------------------------------------ scores and the mask
 
 
-def _called(mod: Function, number: int, first: int) -> tuple[list[str], str]:
-    """Lines that load a mod's operands, and the arguments that follow the score."""
-    names = [f"x{first + i}" for i in range(len(mod.operands))]
-    lines = [
-        f"{name} = {_load(x, f'xs[{first + i}]')}"
-        for i, (name, x) in enumerate(zip(names, mod.operands, strict=True))
+class _Call(NamedTuple):
+    """How a generated function calls an emitted one: lines before the call, and its arguments."""
+
+    loads: list[str]
+    arguments: list[str]  # positions, operands
+
+
+def _call(function: Function, pointers: str, first: int = 0) -> _Call:
+    """Operands are those of `pointers` from number `first` on."""
+    names = [f"x{first + i}" for i in range(len(function.operands))]
+    loads = [
+        f"{name} = {_load(x, f'{pointers}[{first + i}]')}"
+        for i, (name, x) in enumerate(zip(names, function.operands, strict=True))
     ]
-    given = (["at[4]", "at[5]"] if mod.positions else []) + names
-    return lines, ", ".join([f"s{number}", *given])
+    positions = ["at[4]", "at[5]"] if function.positions else []
+    return _Call(loads, [*positions, *names])
+
+
+def _calls(mods: Sequence[Function]) -> list[_Call]:
+    calls, first = [], 0
+    for mod in mods:
+        calls.append(_call(mod, "xs", first))
+        first += len(mod.operands)
+    return calls
 
 
 def score(mods: Sequence[Function]) -> str:
-    """`score`, of mods in order."""
-    text, lines, first = "", ["s0 = s"], 0
-    for i, mod in enumerate(mods):
+    """`score`, of mods in order:
+
+    def score(s, at, xs):
+        x0 = tl.load(xs[0] + ...)
+        s = mod0(s, x0)
+        ...
+        return s
+    """
+    text, lines = "", []
+    for i, (mod, call) in enumerate(zip(mods, _calls(mods), strict=True)):
         dtypes = [INT, INT] * mod.positions + [x.dtype for x in mod.operands]
         text += emit(f"mod{i}", mod.fn, FLOAT, *dtypes) + "\n\n"
-        loads, arguments = _called(mod, i, first)
-        lines += [*loads, f"s{i + 1} = mod{i}({arguments})"]
-        first += len(mod.operands)
-    return text + _function("score", "s, at, xs", [*lines, f"return s{len(mods)}"])
+        lines += [*call.loads, f"s = mod{i}({', '.join(['s', *call.arguments])})"]
+    return text + _define("score", "s, at, xs", lines, "s")
 
 
 def score_back(mods: Sequence[Function]) -> str:
-    """`score_back`: the mods again, then their derivatives in reverse."""
-    text, lines, back = "", ["s0 = s"], []
-    first, found = 0, {"row": [], "column": [], "pair": []}
-    for i, mod in enumerate(mods):
-        places = [INT, INT] * mod.positions
-        skip = len(places)
+    """`score_back`: the mods again, then their derivatives in reverse:
 
-        def pull(s: Any, *rest: Any, fn: Any = mod.fn, skip: int = skip) -> tuple[Any, ...]:
-            fixed, xs, d = rest[:skip], rest[skip:-1], rest[-1]
-            return jax.vjp(lambda s, *xs: fn(s, *fixed, *xs), s, *xs)[1](d)
-
-        dtypes = [x.dtype for x in mod.operands]
-        text += emit(f"mod{i}_back", pull, FLOAT, *places, *dtypes, FLOAT) + "\n\n"
-        loads, arguments = _called(mod, i, first)
-        lines += loads
-        if i + 1 < len(mods):
-            lines.append(f"s{i + 1} = mod{i}({arguments})")
-        after = "d" if i + 1 == len(mods) else f"r{i + 1}[0]"
-        back.append(f"r{i} = mod{i}_back({arguments}, {after})")
+    def score_back(s, d, at, xs):
+        s0 = s
+        x0 = tl.load(xs[0] + ...)
+        s1 = mod0(s0, x0)
+        r1 = mod1_back(s1, d)              cotangents of the score, and of each operand
+        r0 = mod0_back(s0, x0, r1[0])
+        return r0[0], (), (r0[1],), ()     those of operands by how a kernel sums them
+    """
+    text, forward, back = "", ["s0 = s"], []
+    sums: dict[str, list[str]] = {"row": [], "column": [], "pair": []}
+    for i, (mod, call) in enumerate(zip(mods, _calls(mods), strict=True)):
+        text += _emit_derivative(f"mod{i}_back", mod) + "\n\n"
+        last = i + 1 == len(mods)
+        arguments = ", ".join([f"s{i}", *call.arguments])
+        forward += call.loads
+        forward += [] if last else [f"s{i + 1} = mod{i}({arguments})"]
+        back.append(f"r{i} = mod{i}_back({arguments}, {'d' if last else f'r{i + 1}[0]'})")
         for number, x in enumerate(mod.operands):
-            found[x.sums].append(f"r{i}[{number + 1}]")
-        first += len(mod.operands)
-    result = "r0[0]" if mods else "d"
-    sums = ", ".join(_tuple(found[kind]) for kind in ("row", "column", "pair"))
-    return text + _function(
-        "score_back", "s, d, at, xs", [*lines, *back[::-1], f"return {result}, {sums}"]
-    )
+            sums[x.sums].append(f"r{i}[{number + 1}]")
+    cotangent = "r0[0]" if mods else "d"
+    result = ", ".join([cotangent, *map(_tuple_of, sums.values())])
+    return text + _define("score_back", "s, d, at, xs", [*forward, *back[::-1]], result)
+
+
+def _emit_derivative(name: str, mod: Function) -> str:
+    """(score, [positions,] *operands, cotangent) -> cotangents of the score and the operands."""
+    positions = [INT, INT] * mod.positions
+    count = len(positions)
+
+    def pull(s: Any, *rest: Any) -> tuple[Any, ...]:
+        fixed, operands, d = rest[:count], rest[count:-1], rest[-1]
+        return jax.vjp(lambda s, *xs: mod.fn(s, *fixed, *xs), s, *operands)[1](d)
+
+    return emit(name, pull, FLOAT, *positions, *(x.dtype for x in mod.operands), FLOAT)
 
 
 def allowed(mask: Function | None) -> str:
-    """`allowed`, of positions and of what rides with them."""
+    """`allowed`, of positions and the mask's operands."""
     if mask is None:
-        return _function("allowed", "at, ms", ["return at[2] + at[3] >= 0"])
-    dtypes = [x.dtype for x in mask.operands]
-    text = emit("mask", mask.fn, INT, INT, *dtypes) + "\n\n"
-    loads = [f"x{i} = {_load(x, f'ms[{i}]')}" for i, x in enumerate(mask.operands)]
-    arguments = ", ".join(["at[4]", "at[5]", *(f"x{i}" for i in range(len(loads)))])
-    return text + _function("allowed", "at, ms", [*loads, f"return mask({arguments})"])
+        return _define("allowed", "at, ms", [], "at[2] + at[3] >= 0")
+    text = emit("mask", mask.fn, INT, INT, *(x.dtype for x in mask.operands)) + "\n\n"
+    call = _call(replace(mask, positions=True), "ms")
+    return text + _define("allowed", "at, ms", call.loads, f"mask({', '.join(call.arguments)})")
 
 
 # ------------------------------------------------------------------------------ the normalizer
@@ -150,7 +194,7 @@ def allowed(mask: Function | None) -> str:
 def params(shapes: Sequence[tuple[int, ...]]) -> str:
     """`params`, from arrays (B|1,N|1,1,1)."""
     loads = [_load(Operand("plain", shape), f"ps[{i}]") for i, shape in enumerate(shapes)]
-    return _function("params", "b, n, ps", ["at = (b, n)", f"return {_tuple(loads)}"])
+    return _define("params", "b, n, ps", ["at = (b, n)"], _tuple_of(loads))
 
 
 def reference(n: Any, peak: Any, rescale: Any, count: int, floored: bool) -> str:
@@ -158,80 +202,85 @@ def reference(n: Any, peak: Any, rescale: Any, count: int, floored: bool) -> str
     text = "" if peak is None else emit("peak", peak, FLOAT) + "\n\n"
     text += emit("rescale", rescale, FLOAT, FLOAT) + "\n\n"
     if not floored or n.floor is None:
-        return text + _function("start", "p, empty", ["return empty"])
+        return text + _define("start", "p, empty", [], "empty")
     text += emit("floor", n.floor, (FLOAT,) * count) + "\n\n"
-    return text + _function("start", "p, empty", ["return tl.maximum(empty, floor(p))"])
+    return text + _define("start", "p, empty", [], "tl.maximum(empty, floor(p))")
+
+
+def _sum_of_row(x: str, shape: str) -> str:
+    return f"tl.sum(tl.broadcast_to({x}, {shape}), 1)[:, None]"
 
 
 def terms(fn: Callable[..., Sequence[Any]], stats: int, count: int, weighs: bool) -> str:
-    """`terms` and the sums of them."""
+    """`terms` and the sums of them; with `weighs`, the first weighs values and is not summed."""
     rows = (FLOAT,) * stats, (FLOAT,) * count
     number = len(jax.eval_shape(fn, *scalars(FLOAT, FLOAT, *rows)))
-    text = emit("terms", fn, FLOAT, FLOAT, *rows) + "\n\n"
-    summed = range(1 if weighs else 0, number)
-    each = lambda spell: _tuple([spell(i, term) for i, term in enumerate(summed)])
-    add = lambda i, term: (
-        f"sums[{i}] * fade + tl.sum(tl.broadcast_to(new[{term}], (BM, BN)), 1)[:, None]"
-    )  # noqa: E501
-    merge = lambda i, term: f"a[{i}] * fade_a + b[{i}] * fade_b"
-    text += _function("no_sums", "empty", [f"return {each(lambda i, term: 'empty')}"])
-    text += _function("add_terms", "sums, new, fade", [f"return {each(add)}"])
-    text += _function("merge_sums", "a, b, fade_a, fade_b", [f"return {each(merge)}"])
-    kept = _tuple([f"tl.where(ok, new[{i}], 0.0)" for i in range(number)])
-    text += _function("keep", "ok, new", [f"return {kept}"])
-    stores = [
-        f"tl.store(pointers[{i}] + where, values[{i}], mask=inside)" for i in range(len(summed))
-    ]  # noqa: E501
-    return text + _function("store_rows", "pointers, values, where, inside", stores or ["pass"])
+    summed = list(enumerate(range(1 if weighs else 0, number)))
+    zeros = ["empty" for _ in summed]
+    added = [
+        f"sums[{i}] * rescaled + {_sum_of_row(f'new[{term}]', '(BM, BN)')}" for i, term in summed
+    ]
+    merged = [f"a[{i}] * rescaled_a + b[{i}] * rescaled_b" for i, _ in summed]
+    masked = [f"tl.where(ok, new[{i}], 0.0)" for i in range(number)]
+    return (
+        emit("terms", fn, FLOAT, FLOAT, *rows)
+        + "\n\n"
+        + _define("no_sums", "empty", [], _tuple_of(zeros))
+        + _define("add_terms", "sums, new, rescaled", [], _tuple_of(added))
+        + _define("merge_sums", "a, b, rescaled_a, rescaled_b", [], _tuple_of(merged))
+        + _define("zero_masked", "ok, new", [], _tuple_of(masked))
+        + _store_all("store_rows", len(summed))
+    )
 
 
 def finish(fn: Callable[..., Any] | None, sums: int, count: int) -> str:
     """`finish`; None leaves the weighted values as they are."""
     if fn is None:
-        return _function("finish", "values, sums, m, p", ["return values"])
+        return _define("finish", "values, sums, m, p", [], "values")
     return emit("finish", fn, FLOAT, (FLOAT,) * sums, FLOAT, (FLOAT,) * count) + "\n\n"
 
 
 def rows(name: str, count: int) -> str:
     """`load_rows` or `load_more`."""
-    loads = _tuple([f"tl.load(pointers[{i}] + where)" for i in range(count)])
-    return _function(name, "pointers, where", [f"return {loads}"])
+    loads = [f"tl.load(pointers[{i}] + where)" for i in range(count)]
+    return _define(name, "pointers, where", [], _tuple_of(loads))
 
 
 def terms_back(fn: Callable[..., Any], stats: int, more: int, count: int) -> str:
     """`terms_back` of fn(s, m, stats, params, more, df, dL) -> (weight, ds, (cotangents...))."""
     tuples = (FLOAT,) * stats, (FLOAT,) * count, (FLOAT,) * more
-    flat = lambda *given: (lambda w, ds, rest: (w, ds, *rest))(*fn(*given))
+
+    def flat(*arguments: Any) -> tuple[Any, ...]:
+        weight, ds, cotangents = fn(*arguments)
+        return weight, ds, *cotangents
+
     text = emit("terms_back_flat", flat, FLOAT, FLOAT, *tuples, FLOAT, FLOAT) + "\n\n"
     number = len(jax.eval_shape(flat, *scalars(FLOAT, FLOAT, *tuples, FLOAT, FLOAT))) - 2
-    rest = _tuple([f"all[{i + 2}]" for i in range(number)])
-    return text + _function(
-        "terms_back", "s, m, stats, p, more, df, dL",
-        ["all = terms_back_flat(s, m, stats, p, more, df, dL)", f"return all[0], all[1], {rest}"],
-    )  # fmt: skip
+    cotangents = _tuple_of([f"all[{i + 2}]" for i in range(number)])
+    arguments = "s, m, stats, p, more, df, dL"
+    lines = [f"all = terms_back_flat({arguments})"]
+    return text + _define("terms_back", arguments, lines, f"all[0], all[1], {cotangents}")
 
 
 def gradients(by_terms: int, by_score: int, shape: str) -> str:
     """The sums over the second axis of tiles, whose shape this names."""
     names = [f"by_terms[{i}]" for i in range(by_terms)]
     names += [f"by_score[{i}]" for i in range(by_score)]
-    add = lambda i, x: (
+    added = [
         f"sums[{i}] + tl.sum(tl.where(ok, tl.broadcast_to({x}, {shape}), 0.0), 1)[:, None]"
-    )
-    stores = [
-        f"tl.store(pointers[{i}] + where, values[{i}], mask=inside)" for i in range(len(names))
-    ]  # noqa: E501
-    added = _tuple([add(i, x) for i, x in enumerate(names)])
-    text = _function("no_gradients", "empty", [f"return {_tuple(['empty'] * len(names))}"])
-    text += _function("add_gradients", "sums, by_terms, by_score, ok", [f"return {added}"])
-    return text + _function(
-        "store_gradients", "pointers, values, where, inside", stores or ["pass"]
+        for i, x in enumerate(names)
+    ]
+    zeros = ["empty" for _ in names]
+    return (
+        _define("no_gradients", "empty", [], _tuple_of(zeros))
+        + _define("add_gradients", "sums, by_terms, by_score, ok", [], _tuple_of(added))
+        + _store_all("store_gradients", len(names))
     )
 
 
 def pair(number: int) -> str:
     """`pair_gradient`: which of the operands of pairs."""
-    return _function("pair_gradient", "by_pair", [f"return by_pair[{number}]"])
+    return _define("pair_gradient", "by_pair", [], f"by_pair[{number}]")
 
 
 def letters(**values: Any) -> str:
