@@ -167,12 +167,12 @@ class Way:
 
     @property
     def split(self) -> PartitionSpec:
-        return PartitionSpec() if self.alone else PartitionSpec(None, self.impl.tokens.axes)
+        return PartitionSpec() if self.alone else PartitionSpec(None, self.impl.sharding.axes)
 
     def places(self, T: int) -> np.ndarray:
         """The position of each token of each part of the layout, (parts, T/parts)."""
         parts = self.mesh.size // self.heads
-        kind = "contiguous" if self.alone else self.impl.tokens.layout
+        kind = "contiguous" if self.alone else self.impl.sharding.layout
         return order(kind, parts, T).reshape(parts, -1)
 
     def attend(self, pattern: str, mask: masks.Mask) -> Callable[..., jax.Array]:

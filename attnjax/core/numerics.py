@@ -26,15 +26,15 @@ def divide(values: Array, total: Array) -> Array:
     return jnp.where(total == 0.0, 0.0, values / safe)
 
 
-def divide_stably(values: Array, mass: Array) -> Array:
-    """values / mass; zero, without gradient, where the mass is almost too small for a number.
+def divide_stably(values: Array, denominator: Array) -> Array:
+    """values / denominator; zero, without gradient, where that is almost too small for a number.
 
     The derivative of x / y has 1 / y^2, which may overflow: x and y are first divided by y, held.
     """
-    info = jnp.finfo(mass.dtype)
-    mass = jnp.where(jnp.abs(mass) < info.tiny / info.eps, 0.0, mass)
-    scale = lax.stop_gradient(divide(jnp.ones_like(mass), mass))
-    return divide(values * scale, mass * scale)
+    info = jnp.finfo(denominator.dtype)
+    denominator = jnp.where(jnp.abs(denominator) < info.tiny / info.eps, 0.0, denominator)
+    scale = lax.stop_gradient(divide(jnp.ones_like(denominator), denominator))
+    return divide(values * scale, denominator * scale)
 
 
 def wide(x: Array) -> Array:

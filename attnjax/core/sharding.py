@@ -72,7 +72,7 @@ LOCAL = Local()
 
 def sharding_of(impl: Any) -> SequenceSharding:
     """Where an implementation has the tokens."""
-    return getattr(impl, "tokens", LOCAL)
+    return getattr(impl, "sharding", LOCAL)
 
 
 def cumsum(x: Array, impl: Any = None, *, axis: int = 1) -> Array:

@@ -16,7 +16,7 @@ from attnjax.core.normalizers import State
 from attnjax.core.pairwise.attend import choose, choose_state
 from attnjax.core.pairwise.request import Request, along_tokens
 from attnjax.parallel.layouts import Layout, check_layout
-from attnjax.parallel.tokens import Lengths, Shared, without_padding
+from attnjax.parallel.tokens import LayoutSharding, Lengths, without_padding
 from attnjax.parallel.wire import sent, with_poison, without_poison
 from attnjax.typing import Array
 
@@ -45,8 +45,8 @@ class AllGather:
         check_layout("AllGather", self.layout)
 
     @property
-    def tokens(self) -> Shared:
-        return Shared("AllGather", (self.axis,), self.layout, self.lengths)
+    def sharding(self) -> LayoutSharding:
+        return LayoutSharding("AllGather", (self.axis,), self.layout, self.lengths)
 
     def supported(self, request: Request) -> str | None:
         if self.layout == "given":
@@ -68,14 +68,14 @@ class AllGather:
         return choose_state("attend_state", self.inner, inside).state(inside)
 
     def _gathered(self, request: Request) -> Request:
-        z, tokens = request.shape, self.tokens
-        _, S = tokens.lengths(z.T, z.S)
+        z, sharding = request.shape, self.sharding
+        _, S = sharding.lengths(z.T, z.S)
         if self.layout == "given":  # padding may stand anywhere
-            S = z.S * tokens.size
+            S = z.S * sharding.size
 
         def arrange(x: Array, axis: int) -> Array:
             if self.layout != "given":
-                x = tokens.in_text_order(x, axis)
+                x = sharding.in_text_order(x, axis)
             return lax.slice_in_dim(x, 0, S, axis=axis)
 
         def gather(x: Array, axis: int) -> Array:
@@ -92,12 +92,12 @@ class AllGather:
         k, k_poison = without_poison(narrow(with_poison(request.k, request.k_poison)), z.N)
         q_positions = request.q_positions
         if q_positions is None:
-            q_positions = tokens.positions(z.T)
+            q_positions = sharding.positions(z.T)
         return replace(
             inside,
             k=k,
             v=narrow(request.v),
-            mask=without_padding(request, tokens),
+            mask=without_padding(request, sharding),
             q_positions=q_positions,
             k_poison=k_poison,
             shape=replace(z, S=S),

@@ -23,7 +23,7 @@ from attnjax.core.recurrence.chunked import Chunked
 from attnjax.core.recurrence.steps import RecurrenceRequest, read
 from attnjax.core.sharding import pvary_like
 from attnjax.parallel.layouts import Layout, check_layout, inverse, run_starts, runs
-from attnjax.parallel.tokens import Lengths, Shared
+from attnjax.parallel.tokens import LayoutSharding, Lengths
 from attnjax.typing import Array
 
 PAPERS = (349,)
@@ -50,13 +50,13 @@ class LASP2:
         check_layout("LASP2", self.layout)
 
     @property
-    def tokens(self) -> Shared:
-        return Shared("LASP2", (self.axis,), self.layout, self.lengths)
+    def sharding(self) -> LayoutSharding:
+        return LayoutSharding("LASP2", (self.axis,), self.layout, self.lengths)
 
     def supported(self, request: RecurrenceRequest) -> str | None:
         if self.layout not in ("contiguous", "zigzag"):
             return f"layout {self.layout!r}: a device needs few runs of tokens, not one by one"
-        S, count = request.k.shape[1], runs(self.layout, self.tokens.size, request.k.shape[1])
+        S, count = request.k.shape[1], runs(self.layout, self.sharding.size, request.k.shape[1])
         if S % count or request.q.shape[1] % count:
             return (
                 f"zigzag needs even numbers of tokens here, not T = {request.q.shape[1]}, S = {S}"
@@ -69,44 +69,44 @@ class LASP2:
 
     def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
         """What the queries here read, (B,T,N,D), and the state after all tokens."""
-        tokens, chunked = self.tokens, Chunked(self.chunk)
+        sharding, chunked = self.sharding, Chunked(self.chunk)
         request = self._without_padding(request)
         B, S = request.k.shape[:2]
-        count = runs(self.layout, tokens.size, S)
-        starts = run_starts(self.layout, tokens.size, S)
+        count = runs(self.layout, sharding.size, S)
+        starts = run_starts(self.layout, sharding.size, S)
         alone = _by_run(request, count)
-        written, transition = _alone(alone, chunked)
-        place = _Place(self.axis, tuple(int(x) for x in np.argsort(starts.reshape(-1))), count)
+        from_zero, transition = _alone(alone, chunked)
+        order = _RunOrder(self.axis, tuple(int(x) for x in np.argsort(starts.reshape(-1))), count)
         own = lambda x: x.reshape(count, B, *x.shape[1:])
-        memory, written, transition = pvary_like(
-            (request.memory, written, transition), (request, lax.axis_index(self.axis))
+        memory, from_zero, transition = pvary_like(
+            (request.memory, from_zero, transition), (request, lax.axis_index(self.axis))
         )
-        summary = memory, own(written), own(transition)
+        summary = memory, own(from_zero), own(transition)
         if request.block is None:
-            last = _after_all(place, *summary)
+            last = _after_all(order, *summary)
             nothing = replace(
                 request, k=request.k[:, :0], v=request.v[:, :0], log_decay=None, beta=None
             )
             return chunked.run(replace(nothing, memory=last))
-        before: Array = _before_each(place, *summary)
+        before: Array = _before_each(order, *summary)
         out, after = chunked.run(
             replace(alone, memory=before.reshape(count * B, *before.shape[2:]))
         )
-        return _in_a_row(out, count), self._last(place, own(after))
+        return _in_a_row(out, count), self._last(order, own(after))
 
-    def _last(self, place: "_Place", after: Array) -> Array:
+    def _last(self, order: "_RunOrder", after: Array) -> Array:
         """The state after the last of all runs, from the device that has it; (runs,B,N,H,D)."""
-        device, run = divmod(place.rank[-1], place.count)
+        device, run = divmod(order.rank[-1], order.count)
         here = lax.axis_index(self.axis) == device
         return lax.psum(jnp.where(here, after[run], 0.0), self.axis)
 
     def _without_padding(self, request: RecurrenceRequest) -> RecurrenceRequest:
-        """Tokens beyond the last one write nothing and fade nothing."""
+        """Tokens beyond the last one write nothing and decay nothing."""
         S = request.k.shape[1]
-        _, true = self.tokens.lengths(request.q.shape[1], S)
-        if true == S * self.tokens.size:
+        _, true = self.sharding.lengths(request.q.shape[1], S)
+        if true == S * self.sharding.size:
             return request
-        real = (self.tokens.positions(S) < true)[:, None, None]
+        real = (self.sharding.positions(S) < true)[:, None, None]
         k, v, log_decay, beta = jax.tree.map(lambda x: jnp.where(real, x, 0), request.tokens)
         return replace(request, k=k, v=v, log_decay=log_decay, beta=beta)
 
@@ -130,22 +130,24 @@ def _in_a_row(x: Array, count: int) -> Array:
 
 
 def _alone(request: RecurrenceRequest, chunked: Chunked) -> tuple[Array, Array]:
-    """What the tokens write from nothing (B,N,H,D), and what they do to a state before them.
+    """The state after the tokens from zero (B,N,H,D), and what they do to a state before them.
 
     The latter is (B,N,1,1) or (B,N,H,1), a factor, or (B,N,H,H), a matrix: under the delta rule.
     """
     nothing = pvary_like(jnp.zeros_like(request.memory), request.memory)
     if request.beta is None:
-        written = chunked.written(replace(request, memory=nothing))
+        from_zero = chunked.state_after(replace(request, memory=nothing))
         if request.log_decay is None:
-            return written, jnp.ones((*nothing.shape[:2], 1, 1), nothing.dtype)
-        faded = jnp.exp(request.laid_out(request.log_decay).sum(axis=2))
-        return written, faded[..., None]
+            return from_zero, jnp.ones((*nothing.shape[:2], 1, 1), nothing.dtype)
+        decayed = jnp.exp(request.transposed(request.log_decay).sum(axis=2))
+        return from_zero, decayed[..., None]
     # a state is a matrix with one column a value: the identity goes along, with values of zero
     H, D = nothing.shape[2:]
     eye = jnp.broadcast_to(jnp.eye(H, dtype=nothing.dtype), (*nothing.shape[:2], H, H))
     v = jnp.pad(request.v, [(0, 0)] * 3 + [(0, H)])
-    both = chunked.written(replace(request, v=v, memory=jnp.concatenate([nothing, eye], axis=-1)))
+    both = chunked.state_after(
+        replace(request, v=v, memory=jnp.concatenate([nothing, eye], axis=-1))
+    )
     return both[..., :D], both[..., D:]
 
 
@@ -153,7 +155,7 @@ def _alone(request: RecurrenceRequest, chunked: Chunked) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _RunOrder:
     """Which runs of tokens, device by device, come first in the text, and how many are here."""
 
     axis: str
@@ -167,24 +169,24 @@ def _apply(transition: Array, state: Array) -> Array:
     return read(transition, state)
 
 
-def _gathered(place: _Place, x: Array) -> Array:
+def _gathered(order: _RunOrder, x: Array) -> Array:
     """(count,B,...) of each device -> (P count,B,...) of all, in the order of the text."""
-    every = lax.all_gather(x, place.axis)
-    return every.reshape(-1, *x.shape[1:])[np.array(place.rank)]
+    every = lax.all_gather(x, order.axis)
+    return every.reshape(-1, *x.shape[1:])[np.array(order.rank)]
 
 
-def _mine(place: _Place, every: Array) -> Array:
+def _mine(order: _RunOrder, every: Array) -> Array:
     """The entries of this device's runs."""
-    back = inverse(np.array(place.rank)).reshape(-1, place.count)
-    return every[jnp.asarray(back)[lax.axis_index(place.axis)]]
+    back = inverse(np.array(order.rank)).reshape(-1, order.count)
+    return every[jnp.asarray(back)[lax.axis_index(order.axis)]]
 
 
-def _states(place: _Place, first: Array, written: Array, transition: Array):
+def _states(order: _RunOrder, first: Array, from_zero: Array, transition: Array):
     """The states before each of all runs (P runs,B,N,H,D), the last one, and all transitions."""
-    D, factor = written.shape[-1], transition.shape[-2:]
+    D, factor = from_zero.shape[-1], transition.shape[-2:]
     flat = lambda x: x.reshape(*x.shape[:3], -1)  # one array, one collective
-    packed = _gathered(place, jnp.concatenate([flat(written), flat(transition)], axis=-1))
-    size = written.shape[-2] * D
+    packed = _gathered(order, jnp.concatenate([flat(from_zero), flat(transition)], axis=-1))
+    size = from_zero.shape[-2] * D
     every = packed[..., :size].reshape(*packed.shape[:3], -1, D)
     moves = packed[..., size:].reshape(*packed.shape[:3], *factor)
 
@@ -195,7 +197,7 @@ def _states(place: _Place, first: Array, written: Array, transition: Array):
     return before, last, moves
 
 
-def _gradients(place: _Place, before: Array, moves: Array, d_before: Array, d_last: Array):
+def _gradients(order: _RunOrder, before: Array, moves: Array, d_before: Array, d_last: Array):
     """Gradients of `_states`' arguments, from those of all states, alike on all devices."""
 
     def step(d_after: Array, run: tuple[Array, Array, Array]):
@@ -210,47 +212,49 @@ def _gradients(place: _Place, before: Array, moves: Array, d_before: Array, d_la
             d_move = read(d_after, jnp.swapaxes(state, -1, -2))
         return d_own + kept, (d_after, d_move)
 
-    d_first, (d_written, d_moves) = lax.scan(step, d_last, (d_before, moves, before), reverse=True)
+    d_first, (d_from_zero, d_moves) = lax.scan(
+        step, d_last, (d_before, moves, before), reverse=True
+    )
     # every device has all of d_first: one hands it on, as what is replicated is summed over devices
-    one = lax.axis_index(place.axis) == 0
-    return jnp.where(one, d_first, 0.0), _mine(place, d_written), _mine(place, d_moves)
+    one = lax.axis_index(order.axis) == 0
+    return jnp.where(one, d_first, 0.0), _mine(order, d_from_zero), _mine(order, d_moves)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _before_each(place: _Place, first: Array, written: Array, transition: Array) -> Array:
+def _before_each(order: _RunOrder, first: Array, from_zero: Array, transition: Array) -> Array:
     """The state before each run here, (runs,B,N,H,D)."""
-    return _mine(place, _states(place, first, written, transition)[0])
+    return _mine(order, _states(order, first, from_zero, transition)[0])
 
 
-def _before_each_fwd(place: _Place, first: Array, written: Array, transition: Array):
-    before, _, moves = _states(place, first, written, transition)
-    return _mine(place, before), (before, moves)
+def _before_each_fwd(order: _RunOrder, first: Array, from_zero: Array, transition: Array):
+    before, _, moves = _states(order, first, from_zero, transition)
+    return _mine(order, before), (before, moves)
 
 
-def _before_each_bwd(place: _Place, residuals, d: Array):
+def _before_each_bwd(order: _RunOrder, residuals, d: Array):
     before, moves = residuals
-    d_before = _gathered(place, d)
-    return _gradients(place, before, moves, d_before, jnp.zeros_like(d_before[0]))
+    d_before = _gathered(order, d)
+    return _gradients(order, before, moves, d_before, jnp.zeros_like(d_before[0]))
 
 
 _before_each.defvjp(_before_each_fwd, _before_each_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _after_all(place: _Place, first: Array, written: Array, transition: Array) -> Array:
+def _after_all(order: _RunOrder, first: Array, from_zero: Array, transition: Array) -> Array:
     """The state after all tokens, (B,N,H,D), on every device."""
-    return _states(place, first, written, transition)[1]
+    return _states(order, first, from_zero, transition)[1]
 
 
-def _after_all_fwd(place: _Place, first: Array, written: Array, transition: Array):
-    before, last, moves = _states(place, first, written, transition)
+def _after_all_fwd(order: _RunOrder, first: Array, from_zero: Array, transition: Array):
+    before, last, moves = _states(order, first, from_zero, transition)
     return last, (before, moves)
 
 
-def _after_all_bwd(place: _Place, residuals, d: Array):
+def _after_all_bwd(order: _RunOrder, residuals, d: Array):
     before, moves = residuals
-    d_last = lax.all_gather(d, place.axis).sum(axis=0)  # of the queries of all devices
-    return _gradients(place, before, moves, jnp.zeros_like(before), d_last)
+    d_last = lax.all_gather(d, order.axis).sum(axis=0)  # of the queries of all devices
+    return _gradients(order, before, moves, jnp.zeros_like(before), d_last)
 
 
 _after_all.defvjp(_after_all_fwd, _after_all_bwd)

@@ -54,14 +54,14 @@ class On:
             raise TypeError(
                 f"On: strategy is {self.strategy!r}, expected a value such as Ring('sp')"
             )
-        for axis in self.strategy.tokens.axes:
+        for axis in self.strategy.sharding.axes:
             if axis not in self.mesh.shape:
                 there = ", ".join(map(repr, self.mesh.axis_names))
                 raise ValueError(
                     f"{type(self.strategy).__name__}: axis is {axis!r}, expected one of the "
                     f"mesh's, {there}"
                 )
-        if self.strategy.tokens.layout == "given":
+        if self.strategy.sharding.layout == "given":
             raise ValueError("On: layout is 'given', expected one that On can make itself")
 
     def supported(self, request: Any) -> str | None:
@@ -87,22 +87,22 @@ class On:
 
     def _order(self, length: int) -> np.ndarray | None:
         """The order of the tokens on the devices; None: that of the text."""
-        tokens = self.strategy.tokens
-        outer = tokens.axes[: len(tokens.axes) - tokens.within]
-        at = order(tokens.layout, self._devices(outer), length)
-        return None if tokens.layout == "contiguous" else at
+        sharding = self.strategy.sharding
+        outer = sharding.axes[: len(sharding.axes) - sharding.within]
+        at = order(sharding.layout, self._devices(outer), length)
+        return None if sharding.layout == "contiguous" else at
 
     def _mapped(self, fn: Callable, specs: Any, out: Any) -> Callable:
         auto = (AxisType.Auto,) * len(self.mesh.axis_names)
         mesh = Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=auto)
-        names = set(self.strategy.tokens.axes)  # other axes, of batches or heads, stay XLA's
+        names = set(self.strategy.sharding.axes)  # other axes, of batches or heads, stay XLA's
         mapped = jax.shard_map(
             fn, mesh=mesh, in_specs=specs, out_specs=out, axis_names=names, check_vma=False
         )
         return jax.jit(mapped)  # eagerly it takes no mesh with other axes
 
     def _run(self, request: Request, method: str) -> Any:
-        z, axes = request.shape, self.strategy.tokens.axes
+        z, axes = request.shape, self.strategy.sharding.axes
         P = self._devices(axes)
         block = 1 if request.selection is None else request.selection.block_q
         # two tokens at least: zigzag needs an even number, and an axis of one could broadcast
@@ -142,7 +142,7 @@ class On:
 
     def _specs(self, request: Request) -> Any:
         """How each array is split: along T, or along S; columns of pair operands are not."""
-        axes = self.strategy.tokens.axes
+        axes = self.strategy.sharding.axes
 
         def along(axis: int | None) -> PartitionSpec:
             return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, axes)
@@ -169,7 +169,7 @@ class On:
 
     def _run_linear(self, request: steps.RecurrenceRequest) -> tuple[Array, Array]:
         T, S = request.q.shape[1], request.k.shape[1]
-        axes = self.strategy.tokens.axes
+        axes = self.strategy.sharding.axes
         step = 2 * self._devices(axes) * (request.block or 1)
         strategy: Any = replace(self.strategy, lengths=(T, S))
         rows, columns = self._order(_rounded(T, step)), self._order(_rounded(S, step))

@@ -36,7 +36,7 @@ from attnjax.core.pairwise.tile_list import choose_blocks, tile_list, whole_grou
 from attnjax.core.pairwise.tile_scan import Grads, Inputs, KeyShard
 from attnjax.core.sharding import pvary_like
 from attnjax.parallel.layouts import Layout, check_layout, run_starts, runs
-from attnjax.parallel.tokens import Lengths, Shared, without_padding
+from attnjax.parallel.tokens import LayoutSharding, Lengths, without_padding
 from attnjax.parallel.wire import with_poison, without_poison
 from attnjax.typing import Array
 
@@ -71,11 +71,11 @@ class Ring:
             raise TypeError(f"Ring: inner is {self.inner!r}, expected None or a Blockwise")
 
     @property
-    def tokens(self) -> Shared:
-        return Shared("Ring", (self.axis,), self.layout, self.lengths)
+    def sharding(self) -> LayoutSharding:
+        return LayoutSharding("Ring", (self.axis,), self.layout, self.lengths)
 
     def supported(self, request: Request) -> str | None:
-        return unsupported(request, self.tokens)
+        return unsupported(request, self.sharding)
 
     def run(self, request: Request) -> Array:
         """The weighted sum of values for the queries here, (B,N,T,D)."""
@@ -83,23 +83,23 @@ class Ring:
 
     def state(self, request: Request) -> State:
         """What all keys leave behind for each query here."""
-        return walk(request, self.tokens, self.inner or Blockwise())
+        return walk(request, self.sharding, self.inner or Blockwise())
 
 
-def unsupported(request: Request, tokens: Shared) -> str | None:
+def unsupported(request: Request, sharding: LayoutSharding) -> str | None:
     """The reason why a ring does not run the call, or None."""
     if request.selection is not None:
         return "blocks are selected from all keys: take AllGather"
     z, group = request.shape, group_of(request.mods)
-    if tokens.layout == "given":
+    if sharding.layout == "given":
         missing = [n for n in ("q_positions", "k_positions") if getattr(request, n) is None]
         if missing:
             return f"layout 'given' without {' and '.join(missing)}"
         run = 1
     else:
-        if tokens.layout == "zigzag" and (z.T % 2 or z.S % 2):
+        if sharding.layout == "zigzag" and (z.T % 2 or z.S % 2):
             return f"zigzag needs even numbers of tokens here, not T = {z.T}, S = {z.S}"
-        run = z.S // runs(tokens.layout, tokens.size, z.S)
+        run = z.S // runs(sharding.layout, sharding.size, z.S)
     if run % group:
         return f"mods look at {group} neighboring keys, and {run} of them stay together"
     return None
@@ -127,20 +127,20 @@ def outline(mask: Mask) -> Mask:
     return masks.everything if traced else mask
 
 
-def hops_of(mask: Mask, tokens: Shared, T: int, S: int, known: bool) -> Hops:
+def hops_of(mask: Mask, sharding: LayoutSharding, T: int, S: int, known: bool) -> Hops:
     """The fewest hops that bring together every pair of devices whose tokens may attend.
 
     `known`: positions are those of the layout, so that this can be told while tracing.
     """
-    P, known_mask = tokens.parts, outline(mask)
+    P, known_mask = sharding.parts, outline(mask)
     if isinstance(known_mask, masks.Everything) or not known:
         return Hops(P - 1, 0)
 
     def ends(local: int) -> tuple[np.ndarray, np.ndarray]:
-        if tokens.layout == "striped":
+        if sharding.layout == "striped":
             first = np.arange(P, dtype=np.int32)
             return first, first + np.int32(P * (local - 1))
-        starts = run_starts(tokens.layout, P, local).reshape(-1)
+        starts = run_starts(sharding.layout, P, local).reshape(-1)
         return starts, starts + np.int32(local * P // len(starts) - 1)
 
     (q_lo, q_hi), (k_lo, k_hi) = ends(T), ends(S)
@@ -161,18 +161,18 @@ def hops_of(mask: Mask, tokens: Shared, T: int, S: int, known: bool) -> Hops:
 class _Walk:
     """What is static about a walk."""
 
-    tokens: Shared
+    sharding: LayoutSharding
     hops: Hops
     block_q: int
     block_k: int
 
     @property
     def axis(self) -> str:
-        return self.tokens.axes[0]
+        return self.sharding.axes[0]
 
     def shift(self, tree: Any, by: int) -> Any:
         """What the device `by` places before sent; nothing moves by zero places."""
-        P = self.tokens.parts
+        P = self.sharding.parts
         pairs = [(i, (i + by) % P) for i in range(P)]
         return jax.tree.map(lambda x: lax.ppermute(x, self.axis, pairs), tree) if by % P else tree
 
@@ -189,7 +189,7 @@ class _Walk:
         `own` are the keys of this device.
         """
         index = lax.axis_index(self.axis)
-        whose = lambda hop: (index - by * hop) % self.tokens.parts
+        whose = lambda hop: (index - by * hop) % self.sharding.parts
         *before, last = hops
 
         def visit_and_send(carried: tuple[Carry, _Keys], hop: Array) -> Any:
@@ -213,22 +213,22 @@ class _Keys(NamedTuple):
     positions: Array | None
 
 
-def walk(request: Request, tokens: Shared, inner: Blockwise) -> State:
+def walk(request: Request, sharding: LayoutSharding, inner: Blockwise) -> State:
     """The state of all keys, for the queries of this device."""
-    z, P = request.shape, tokens.parts
-    mask = without_padding(request, tokens)
+    z, P = request.shape, sharding.parts
+    mask = without_padding(request, sharding)
     q_positions = request.q_positions
     known_positions = q_positions is None and request.k_positions is None
     if q_positions is None:
-        q_positions = tokens.positions_of(lax.axis_index(tokens.axes), z.T)
+        q_positions = sharding.positions_of(lax.axis_index(sharding.axes), z.T)
     group = group_of(request.mods)
-    count = 1 if tokens.layout in ("given", "striped") else runs(tokens.layout, P, z.S)
+    count = 1 if sharding.layout in ("given", "striped") else runs(sharding.layout, P, z.S)
     run = replace(z, T=-(-z.T // count), S=-(-z.S // count))  # tiles should not span several
     block_q, block_k = choose_blocks(masks.everything, run, None, None, group)
     block_q = min(inner.block_q or block_q, z.T)
     block_k = whole_groups(min(inner.block_k or block_k, z.S), group)
-    hops = hops_of(mask, tokens, z.T, z.S, known_positions)
-    static = _Walk(tokens, hops, block_q, block_k)
+    hops = hops_of(mask, sharding, z.T, z.S, known_positions)
+    static = _Walk(sharding, hops, block_q, block_k)
     request = replace(request.scaled(), mask=mask, q_positions=q_positions)
     request = _padded(request, P, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
     x, rest = tile_scan.split(request)
@@ -294,7 +294,7 @@ def _key_shard(static: _Walk, x: Inputs, rest: Request, keys: _Keys, source: Arr
 
     positions = keys.positions
     if positions is None:
-        positions = static.tokens.positions_of(source, z.S)
+        positions = static.sharding.positions_of(source, z.S)
         positions = stretch(positions, 0, S)
     q_positions = None if rest.q_positions is None else rest.q_positions[: z.T]
     schedule = tile_list(

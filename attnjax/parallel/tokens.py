@@ -18,7 +18,7 @@ Lengths = tuple[int, int]  # (T, S)
 
 
 @dataclass(frozen=True)
-class Shared(SequenceSharding):
+class LayoutSharding(SequenceSharding):
     """The tokens of each device along mesh axes, T/P and S/P of them, in a layout.
 
     name      of the strategy, for errors
@@ -123,14 +123,14 @@ class Shared(SequenceSharding):
         return local // int(np.gcd.reduce(np.append(ends, local)))
 
 
-def without_padding(request: Request, tokens: Shared) -> masks.Mask:
+def without_padding(request: Request, sharding: LayoutSharding) -> masks.Mask:
     """The mask of a call with tokens of this device, which forbids the padding among all."""
     z = request.shape
-    (T, S), whole = tokens.lengths(z.T, z.S), (z.T * tokens.size, z.S * tokens.size)
+    (T, S), whole = sharding.lengths(z.T, z.S), (z.T * sharding.size, z.S * sharding.size)
     if (T, S) == whole:
         return request.mask
     # positions that the caller gives under a named layout are not those of padding
-    own = lambda x: x is None or tokens.layout == "given"
+    own = lambda x: x is None or sharding.layout == "given"
     ends = (T if own(request.q_positions) else None, S if own(request.k_positions) else None)
     return Inside(request.mask, *ends)
 

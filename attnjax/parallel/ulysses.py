@@ -26,7 +26,7 @@ from attnjax.core.pairwise.operands import token_axes
 from attnjax.core.pairwise.request import OnTokens, Request, along_tokens
 from attnjax.parallel import ring
 from attnjax.parallel.layouts import Layout, check_layout
-from attnjax.parallel.tokens import Lengths, Shared, axis_size
+from attnjax.parallel.tokens import LayoutSharding, Lengths, axis_size
 from attnjax.parallel.wire import sent, with_poison, without_poison
 from attnjax.typing import Array
 
@@ -55,42 +55,42 @@ class Ulysses:
         check_layout("Ulysses", self.layout)
 
     @property
-    def tokens(self) -> Shared:
-        return Shared("Ulysses", (self.axis,), self.layout, self.lengths)
+    def sharding(self) -> LayoutSharding:
+        return LayoutSharding("Ulysses", (self.axis,), self.layout, self.lengths)
 
     def supported(self, request: Request) -> str | None:
         if self.layout == "given":
             return "layout 'given': heads see all tokens in the order of the text, take Ring"
         return unsupported(
-            request, self.tokens.size, f"Ring({self.axis!r}) or AllGather({self.axis!r})"
+            request, self.sharding.size, f"Ring({self.axis!r}) or AllGather({self.axis!r})"
         )
 
     def run(self, request: Request) -> Array:
         """The weighted sum of values for the queries here, (B,N,T,D)."""
         inside = self._exchanged(request)
         out = choose("attend", self.inner, inside).run(inside).astype(request.dtype)
-        return self._back(out, request.shape.T * self.tokens.size)
+        return self._back(out, request.shape.T * self.sharding.size)
 
     def state(self, request: Request) -> State:
         """What all keys leave behind for each query here."""
         inside = self._exchanged(request)
         state = choose_state("attend_state", self.inner, inside).state(inside)
-        return jax.tree.map(lambda x: self._back(x, request.shape.T * self.tokens.size), state)
+        return jax.tree.map(lambda x: self._back(x, request.shape.T * self.sharding.size), state)
 
     def _exchanged(self, request: Request) -> Request:
-        tokens = self.tokens
-        T, S = tokens.lengths(request.shape.T, request.shape.S)
+        sharding = self.sharding
+        T, S = sharding.lengths(request.shape.T, request.shape.S)
 
         def real(length: int) -> OnTokens:
             cut = lambda x, axis: lax.slice_in_dim(x, 0, length, axis=axis)
-            return lambda x, axis: cut(tokens.in_text_order(x, axis), axis)
+            return lambda x, axis: cut(sharding.in_text_order(x, axis), axis)
 
-        inside = along_tokens(exchanged(request, self.axis, tokens.size), real(T), real(S))
+        inside = along_tokens(exchanged(request, self.axis, sharding.size), real(T), real(S))
         return replace(inside, shape=replace(inside.shape, T=T, S=S))
 
     def _back(self, x: Array, padded: int) -> Array:
         x = jnp.pad(x, ((0, 0), (0, 0), (0, padded - x.shape[2]), (0, 0)))
-        return returned(self.tokens.in_layout_order(x, 2), self.axis)
+        return returned(self.sharding.in_layout_order(x, 2), self.axis)
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ class USP:
             raise ValueError(f"USP: both axes are {self.ring_axis!r}, expected two of the mesh's")
 
     @property
-    def tokens(self) -> Shared:
+    def sharding(self) -> LayoutSharding:
         axes = self.ring_axis, self.head_axis
-        return Shared("USP", axes, self.layout, self.lengths, within=1)
+        return LayoutSharding("USP", axes, self.layout, self.lengths, within=1)
 
     @property
-    def _ring(self) -> Shared:
-        return Shared("USP", (self.ring_axis,), self.layout, self.lengths)
+    def _ring(self) -> LayoutSharding:
+        return LayoutSharding("USP", (self.ring_axis,), self.layout, self.lengths)
 
     def supported(self, request: Request) -> str | None:
         if self.layout == "given":

@@ -99,14 +99,14 @@ def test_the_mass_is_one_more_value():
 
     def normalized(args, impl):
         args = dict(args)
-        state = State(args.pop("memory"), args.pop("mass"))
+        state = State(args.pop("memory"), args.pop("denominator"))
         out, last = linear_attend(
             **args, state=state, return_state=True, normalize=normalizers.divide, impl=impl
         )
-        value = jnp.sum(jnp.sin(out)) + jnp.sum(jnp.cos(last.memory)) + jnp.sum(last.mass**2)
-        return value, {"out": out, "last": last.memory, "last mass": last.mass}
+        value = jnp.sum(jnp.sin(out)) + jnp.sum(jnp.cos(last.memory)) + jnp.sum(last.denominator**2)
+        return value, {"out": out, "last": last.memory, "last denominator": last.denominator}
 
-    args |= {"memory": start, "mass": np.abs(start[..., 0])}
+    args |= {"memory": start, "denominator": np.abs(start[..., 0])}
     close(pulled(args, KERNELS, jnp.float32, normalized), truth(args, normalized))
 
 
@@ -288,7 +288,11 @@ def test_inside_shard_map(decay, fresh_programs):
 REASONS = {
     "float64": ({"dtype": jnp.float64}, {}, "states of dtype float64: only float32"),
     "wide": ({"H": 257}, {}, "H = 257, D = 3: only up to 256"),
-    "massed": ({"D": 256}, {"normalize": normalizers.divide}, "D = 257 with the mass: only up to"),
+    "normalized": (
+        {"D": 256},
+        {"normalize": normalizers.divide},
+        "D = 257 with the denominator: only up to",
+    ),
     "both directions": ({}, {"block": None}, "block None: only 1"),
     "blocks": ({}, {"block": 2}, "block 2: only 1"),
     "no GPU": ({}, {"impl": Triton()}, "needs a GPU, this process runs on cpu"),

@@ -32,7 +32,7 @@ from attnjax.parallel import (
 from attnjax.parallel.layouts import order
 from attnjax.parallel.model import costs, traffic
 from attnjax.parallel.ring import Hops, hops_of
-from attnjax.parallel.tokens import Shared
+from attnjax.parallel.tokens import LayoutSharding
 from attnjax.parallel.wire import sent
 from tests import helpers
 from tests.helpers import close, draw, qkv
@@ -111,7 +111,7 @@ def both(fn):
 
 
 def places(mesh, strategy):
-    tokens = strategy.tokens
+    tokens = strategy.sharding
     outer = tokens.axes[: len(tokens.axes) - tokens.within]
     return order(tokens.layout, int(np.prod([mesh.shape[a] for a in outer])), T)
 
@@ -128,7 +128,7 @@ def test_tokens_in_layout_give_what_one_device_gives(name, dtype):
     mesh, strategy = INSIDE[name]
     with jax.enable_x64(dtype == jnp.float64):
         given, at = drawn(dtype=dtype), places(mesh, strategy)
-        inside = across(lambda x: op(x, strategy), mesh, strategy.tokens, at)
+        inside = across(lambda x: op(x, strategy), mesh, strategy.sharding, at)
         tolerance = 1e-10 if dtype == jnp.float64 else 1e-5
         close(both(inside)(given), both(lambda x: op(x, "dense"))(given), tolerance)
 
@@ -142,7 +142,7 @@ def test_gradients_taken_inside_are_shares_that_add_up():
             grads = jax.grad(loss)(x, strategy)
             return {**grads, **{n: jax.lax.psum(grads[n], "sp") for n in ("table", "sink")}}
 
-        specs = tokens_first(strategy.tokens)
+        specs = tokens_first(strategy.sharding)
         run = jax.shard_map(inside, mesh=LINE, in_specs=(specs,), out_specs=specs, check_vma=False)
         close(jax.jit(run)(given), jax.jit(jax.grad(loss), static_argnums=1)(given, "dense"))
 
@@ -171,7 +171,7 @@ def test_every_mask_is_that_of_the_whole_sequence(name, mask):
 
         def run(ids):
             here = masks.causal & masks.document(ids) if mask == "traced" else chosen[mask]
-            inside = across(lambda x: op(x, strategy, here), mesh, strategy.tokens, at, False)
+            inside = across(lambda x: op(x, strategy, here), mesh, strategy.sharding, at, False)
             return both(inside)(given), both(lambda x: op(x, "dense", here))(given)
 
         close(*(jax.jit(run)(jnp.asarray(ids)) if mask == "traced" else run(ids)))
@@ -192,7 +192,7 @@ def test_every_normalizer_goes_around_the_ring(normalizer):
         given, strategy = drawn(seed=2), Ring("sp", "zigzag")
         run = lambda x, impl: op(x, impl, normalizer=NORMALIZERS[normalizer])
         at = places(LINE, strategy)
-        inside = across(lambda x: run(x, strategy), LINE, strategy.tokens, at, False)
+        inside = across(lambda x: run(x, strategy), LINE, strategy.sharding, at, False)
         close(both(inside)(given), both(lambda x: run(x, "dense"))(given), 1e-9)
 
 
@@ -229,7 +229,7 @@ def test_a_bad_key_reaches_exactly_those_who_may_see_it(name):
     given["k"] = given["k"].at[0, 20, 1, 3].set(jnp.nan)
     given["v"] = given["v"].at[1, 11, 0, 0].set(jnp.inf)
     given["q"] = given["q"].at[0, 5, 2].set(jnp.nan)
-    inside = across(lambda x: op(x, strategy), mesh, strategy.tokens, at, False)
+    inside = across(lambda x: op(x, strategy), mesh, strategy.sharding, at, False)
     got, want = jax.jit(inside)(given), op(given, "dense")
     assert np.isnan(want).any() and not np.isnan(want).all()
     assert np.array_equal(np.isnan(got), np.isnan(want))
@@ -240,7 +240,7 @@ def test_a_bad_key_reaches_exactly_those_who_may_see_it(name):
 def test_bfloat16_is_as_exact_as_on_one_device(name):
     mesh, strategy = INSIDE[name]
     given, at = drawn(seed=5, dtype=jnp.bfloat16), places(mesh, strategy)
-    inside = across(lambda x: op(x, strategy), mesh, strategy.tokens, at, False)
+    inside = across(lambda x: op(x, strategy), mesh, strategy.sharding, at, False)
     with jax.enable_x64():
         exact = both(lambda x: op(x, "dense"))(jax.tree.map(lambda a: a.astype(float), given))
     got, one = both(inside)(given), both(lambda x: op(x, "blockwise"))(given)
@@ -260,7 +260,7 @@ def test_states_are_those_of_all_keys(name):
         return jnp.swapaxes(state.values / state.sums[0], 1, 2)
 
     want = run(given, "dense")
-    got = jax.jit(across(inside, mesh, strategy.tokens, at))(given)
+    got = jax.jit(across(inside, mesh, strategy.sharding, at))(given)
     close(got, jnp.swapaxes(want.values / want.sums[0], 1, 2), 3e-6)
 
 
@@ -339,7 +339,7 @@ def _brute_hops(mask, tokens, P_, T):
     ids=str,
 )  # fmt: skip
 def test_walks_are_as_short_as_the_mask_allows(kind, mask):
-    class Eight(Shared):
+    class Eight(LayoutSharding):
         size = parts = property(lambda self: 8)
 
     tokens = Eight("Ring", ("sp",), kind)
@@ -386,7 +386,7 @@ def wired(name):
     """The op of a strategy over whole arrays, and those arrays."""
     mesh, strategy, a, cost = WIRES[name]
     mask = masks.causal & masks.window(a.window - 1) if a.mask == "window" else masks.causal
-    split = P(None, strategy.tokens.axes)
+    split = P(None, strategy.sharding.axes)
     fn = lambda q, k, v: attend(q, k, v, mask=mask, impl=strategy)
     run = jax.shard_map(fn, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
     at = NamedSharding(mesh, split)
@@ -537,7 +537,7 @@ def test_running_sums_are_those_of_the_text(kind):
             (LINE, Ring("sp", kind)),
             (SQUARE, USP("ring", "head", kind)),
         ):
-            at, split = places(mesh, strategy), P(None, strategy.tokens.axes)
+            at, split = places(mesh, strategy), P(None, strategy.sharding.axes)
             run = jax.shard_map(
                 lambda x, impl=strategy: cumsum(x, impl),
                 mesh=mesh, in_specs=split, out_specs=split,

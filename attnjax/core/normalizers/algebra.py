@@ -128,8 +128,8 @@ def reference(m: Array) -> Array:
 def merge(a: State, b: State, rescale: Rescale) -> State:
     """The state of the union of two disjoint sets of keys; associative and commutative."""
     m = jnp.maximum(a.m, b.m)
-    fade_a, fade_b = rescale(a.m, m), rescale(b.m, m)
-    join = lambda x, y: x * fade_a + y * fade_b
+    rescale_a, rescale_b = rescale(a.m, m), rescale(b.m, m)
+    join = lambda x, y: x * rescale_a + y * rescale_b
     return State(m, *jax.tree.map(join, a[1:], b[1:]))
 
 
@@ -137,10 +137,10 @@ def finish(n: "Normalizer", state: State) -> Array:
     """The weighted sum of values that a state of all keys stands for, (B,N,t,D)."""
     if n.denominator is None:
         return state.values
-    (mass,) = state.sums
+    (denominator,) = state.sums
     if n.extra is not None:
-        mass = mass + n.extra(reference(state.m), n.params)
-    return divide(state.values, mass)
+        denominator = denominator + n.extra(reference(state.m), n.params)
+    return divide(state.values, denominator)
 
 
 def log_sum(state: State) -> Array:

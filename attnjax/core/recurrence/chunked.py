@@ -65,8 +65,8 @@ class Chunked:
 
     def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
         if (block := request.block) is None:
-            memory = self.written(request)
-            q, spoiled = _cleaned(request.laid_out(request.q))
+            memory = self.state_after(request)
+            q, spoiled = _cleaned(request.transposed(request.q))
             return (read(q, memory) + spoiled).swapaxes(1, 2), memory
         # a short run is one chunk of its own length, in whole leaves; blocks are never cut
         size = min(self.chunk, -(-request.q.shape[1] // _LEAF) * _LEAF)
@@ -75,24 +75,24 @@ class Chunked:
         @jax.checkpoint
         def over_chunk(memory: Array, chunk: tuple[Array, Tokens]) -> tuple[Array, Array]:
             q, tokens = chunk
-            return _chunk(memory, request.laid_out(q), request.written(tokens), block)
+            return _chunk(memory, request.transposed(q), request.transposed_tokens(tokens), block)
 
         tokens = request.q, request.tokens
         memory, out = scan_chunks(over_chunk, request.memory, tokens, size)
         return out, memory
 
-    def written(self, request: RecurrenceRequest) -> Array:
+    def state_after(self, request: RecurrenceRequest) -> Array:
         """The state after all tokens, without what their queries read."""
         if request.beta is None:  # a sum: one product, whatever its length
-            (k, v, log_decay, _), bad = _cleaned(request.written(request.tokens))
-            return _written(request.memory, k, v, _sums(log_decay)) + _total(bad)
+            (k, v, log_decay, _), bad = _cleaned(request.transposed_tokens(request.tokens))
+            return _state_after(request.memory, k, v, _sums(log_decay)) + _total(bad)
 
         @jax.checkpoint
         def over_chunk(memory: Array, tokens: Tokens) -> tuple[Array, None]:
-            (k, v, log_decay, beta), bad = _cleaned(request.written(tokens))
+            (k, v, log_decay, beta), bad = _cleaned(request.transposed_tokens(tokens))
             c = _sums(log_decay)
             v = _corrected(memory, k, v, c, beta)
-            return _written(memory, k, v, c) + _total(bad), None
+            return _state_after(memory, k, v, c) + _total(bad), None
 
         return scan_chunks(over_chunk, request.memory, request.tokens, self.chunk)[0]
 
@@ -120,7 +120,7 @@ def _chunk(memory: Array, q: Array, tokens: Tokens, block: int) -> tuple[Array, 
     out = _products("BNts,BNsD->BNtD", _scores(q, k, at, c, seen, block), v)
     before = q if at is None else _decayed(q, at.total)
     out = out + read(before, memory) + (spoiled + jnp.cumsum(bad, axis=2)[:, :, end])
-    return _written(memory, k, v, c) + _total(bad), out.swapaxes(1, 2)
+    return _state_after(memory, k, v, c) + _total(bad), out.swapaxes(1, 2)
 
 
 def _cleaned(tree: Cleaned) -> tuple[Cleaned, Array]:
@@ -138,7 +138,7 @@ def _total(bad: Array) -> Array:
     return jnp.sum(bad, axis=2, keepdims=True)
 
 
-def _written(memory: Array, k: Array, v: Array, c: _Sums | None) -> Array:
+def _state_after(memory: Array, k: Array, v: Array, c: _Sums | None) -> Array:
     """The state after tokens whose decays up to each of them are c."""
     if c is None:
         return memory + _products("BNsH,BNsD->BNHD", k, v)

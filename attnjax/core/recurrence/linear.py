@@ -22,7 +22,8 @@ from attnjax.core.recurrence.triton import Triton
 from attnjax.core.sharding import pvary_like
 from attnjax.typing import Array, Float, K, PerQuery, Q, V
 
-Normalize = Callable[[Array, Array], Array]  # (values (B,T,N,D), mass (B,T,N,1)) -> (B,T,N,D)
+# (values (B,T,N,D), denominator (B,T,N,1)) -> (B,T,N,D)
+Normalize = Callable[[Array, Array], Array]
 LogDecay = Float[Array, " N"] | Float[Array, "B S N"] | Float[Array, "B S N H"]
 
 Impl = Annotated[dispatch.Impl, "linear_attend"]
@@ -39,11 +40,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 class State(NamedTuple):
     """What the tokens so far leave behind, in float32 (float64 for float64 inputs).
 
-    memory (B,N,H,D), the sum of the decayed k u^T; mass (B,N,H), that of k alone: with `normalize`.
+    memory (B,N,H,D), the sum of the decayed k u^T; denominator (B,N,H), that of k alone, where
+    there is a `normalize`.
     """
 
     memory: Float[Array, "B N H D"]
-    mass: Float[Array, "B N H"] | None = None
+    denominator: Float[Array, "B N H"] | None = None
 
 
 def linear_attend(
@@ -70,8 +72,9 @@ def linear_attend(
 
     log_decay     <= 0: (N,), (B,S,N), or (B,S,N,H) of each key channel; no decay if None
     beta          (B,S,N) in [0, 2], the strength of the delta rule's writes; None: plain sums
-    normalize     `f(values (B,T,N,D), mass (B,T,N,1))` with mass_t = q_t . sum of the decayed k,
-                  such as `normalizers.divide`; None: values as they are.  Not with beta
+    normalize     `f(values (B,T,N,D), denominator (B,T,N,1))`, the latter being q_t . sum of
+                  the decayed k, such as `normalizers.divide`; None: values as they are.  Not with
+                  beta
     block         1: a query reads the state after its own token (causal).  b: after the last token
                   of its block of b tokens (block-causal).  None: after all tokens (both directions;
                   T and S may differ)
@@ -162,9 +165,9 @@ def _prepare(
         if normalize is not None:
             raise ValueError("linear_attend: normalize and beta were given, expected one of them")
         beta = _gate("beta", beta, z, ("BSN",), 0.0, 2.0)
-    massed = normalize is not None
-    memory = pvary_like(_memory(state, z, dtype, massed), (q, k, v, log_decay, beta))
-    return RecurrenceRequest(q, k, v, log_decay, beta, memory, block, massed), given
+    normalized = normalize is not None
+    memory = pvary_like(_memory(state, z, dtype, normalized), (q, k, v, log_decay, beta))
+    return RecurrenceRequest(q, k, v, log_decay, beta, memory, block, normalized), given
 
 
 def _gate(
@@ -191,20 +194,20 @@ def _gate(
     return x if x.ndim == 4 else x[..., None]
 
 
-def _memory(state: State | None, z: Shape, dtype: jnp.dtype, massed: bool) -> Array:
-    """The state to start from, (B,N,H,D), with the mass as one more value where it is kept."""
+def _memory(state: State | None, z: Shape, dtype: jnp.dtype, normalized: bool) -> Array:
+    """The state to start from, (B,N,H,D), and one more value, the denominator, if it is kept."""
     shape = (z.B, z.N, z.H, z.D)
     if state is None:
-        return jnp.zeros((*shape[:3], z.D + massed), dtype)
+        return jnp.zeros((*shape[:3], z.D + normalized), dtype)
     if not isinstance(state, State):
         raise TypeError(f"linear_attend: state is {type(state).__name__}, expected linear.State")
-    if massed != (state.mass is not None):
-        kept = "keeps a mass" if state.mass is not None else "keeps no mass"
-        wanted = "with" if massed else "without"
+    if normalized != (state.denominator is not None):
+        kept = "keeps a denominator" if state.denominator is not None else "keeps no denominator"
+        wanted = "with" if normalized else "without"
         raise ValueError(f"linear_attend: state {kept}, expected one of a call {wanted} normalize")
     parts: list[tuple] = [("memory", "B,N,H,D", state.memory, shape)]
-    if state.mass is not None:
-        parts.append(("mass", "B,N,H", state.mass, shape[:3]))
+    if state.denominator is not None:
+        parts.append(("denominator", "B,N,H", state.denominator, shape[:3]))
     for name, letters, x, expected in parts:
         if x.shape != expected:
             raise ValueError(
@@ -215,6 +218,6 @@ def _memory(state: State | None, z: Shape, dtype: jnp.dtype, massed: bool) -> Ar
             raise TypeError(
                 f"linear_attend: state.{name} has dtype {x.dtype}, expected {jnp.dtype(dtype).name}"
             )
-    if state.mass is None:
+    if state.denominator is None:
         return state.memory
-    return jnp.concatenate([state.memory, state.mass[..., None]], axis=-1)
+    return jnp.concatenate([state.memory, state.denominator[..., None]], axis=-1)

@@ -1,10 +1,11 @@
-"""The recurrence of engine 2, token by token, and the call that its implementations receive.
+"""The recurrence of engine 2, token by token, and the request that its implementations receive.
 
     S_t = a_t S_{t-1} + k_t u_t^T,    o_t = q_t . S_t,    S (H,D)
     u_t = v_t, or with beta, the delta rule, beta_t (v_t - k_t . a_t S_{t-1})
 
-An implementation runs a `Call` and gives what the queries read, (B,T,N,D), and the last state,
-(B,N,H,D), in the working dtype; both with the mass as one more value where it is kept.
+An implementation runs a `RecurrenceRequest` and gives what the queries read, (B,T,N,D), and the
+last state, (B,N,H,D), in the working dtype; both with the denominator as one more value where it is
+kept.
 """
 
 import functools
@@ -23,7 +24,7 @@ Tokens = tuple[Array, Array, Array | None, Array | None]  # k, v, log_decay, bet
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["q", "k", "v", "log_decay", "beta", "memory"],
-    meta_fields=["block", "massed"],
+    meta_fields=["block", "normalized"],
 )
 @dataclass(frozen=True)
 class RecurrenceRequest:
@@ -31,12 +32,13 @@ class RecurrenceRequest:
 
     q (B,T,N,H), k (B,S,K,H), v (B,S,K,D), beta (B,S,N,1) or None
     log_decay   (B,S,N,1), or (B,S,N,H) of each key channel; None for no decay
-    memory      (B,N,H,D), the state to start from; (B,N,H,D+1) with massed
+    memory      (B,N,H,D), the state to start from; (B,N,H,D+1) with normalized
     block       queries read the state after the last token of their block of so many tokens;
                 None: after all tokens
-    massed      each key also writes the value 1: the last column of states and results is the mass
+    normalized  each key also writes the value 1: the last column of states and results is the
+                denominator
 
-    Everything but the memory is laid out block by block (`laid_out`), where it is in the caches.
+    Everything but the memory is transposed block by block (`transposed`), while in the caches.
     """
 
     q: Array
@@ -46,23 +48,23 @@ class RecurrenceRequest:
     beta: Array | None
     memory: Array
     block: int | None
-    massed: bool
+    normalized: bool
 
     @property
     def tokens(self) -> Tokens:
         """What is written, token by token: arrays (B,S,...)."""
         return self.k, self.v, self.log_decay, self.beta
 
-    def laid_out(self, x: Array) -> Array:
+    def transposed(self, x: Array) -> Array:
         """One of the arrays, or a block (B,t,...) of it, as (B,N,t,...) in the working dtype."""
         N, heads = self.q.shape[2], x.shape[2]
         x = x.astype(self.memory.dtype).transpose(0, 2, 1, 3)
         return x if heads == N else jnp.repeat(x, N // heads, axis=1)
 
-    def written(self, tokens: Tokens) -> Tokens:
-        """A block of `tokens`, laid out, with the mass in the last column of v where it is kept."""
-        k, v, log_decay, beta = jax.tree.map(self.laid_out, tokens)
-        if self.massed:
+    def transposed_tokens(self, tokens: Tokens) -> Tokens:
+        """A block of `tokens`, transposed; with ones in a last column of v for the denominator."""
+        k, v, log_decay, beta = jax.tree.map(self.transposed, tokens)
+        if self.normalized:
             v = jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], axis=-1)
         return k, v, log_decay, beta
 
@@ -90,17 +92,17 @@ class Recurrent:
 
     def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
         def over_tokens(memory: Array, tokens: Tokens) -> Array:
-            each = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), request.written(tokens))
+            each = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), request.transposed_tokens(tokens))
             return lax.scan(lambda m, token: (write(m, *token), None), memory, each)[0]
 
         def over_blocks(memory: Array, block: tuple[Array, Tokens]) -> tuple[Array, Array]:
             q, tokens = block
             memory = over_tokens(memory, tokens)
-            return memory, read(request.laid_out(q), memory).swapaxes(1, 2)
+            return memory, read(request.transposed(q), memory).swapaxes(1, 2)
 
         if request.block is None:
             memory = over_tokens(request.memory, request.tokens)
-            return read(request.laid_out(request.q), memory).swapaxes(1, 2), memory
+            return read(request.transposed(request.q), memory).swapaxes(1, 2), memory
         tokens = request.q, request.tokens
         memory, out = scan_chunks(over_blocks, request.memory, tokens, request.block)
         return out, memory

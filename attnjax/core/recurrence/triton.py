@@ -56,7 +56,7 @@ class Triton:
         if request.block != 1:
             return f"block {request.block}: only 1"
         if max(H, D) > 256:
-            width = "" if D == request.v.shape[-1] else " with the mass"
+            width = "" if D == request.v.shape[-1] else " with the denominator"
             return f"H = {H}, D = {D}{width}: only up to 256"
         return None if self.interpret else launch.missing()
 
@@ -65,24 +65,24 @@ class Triton:
             (request.q, request.k, request.v, request.log_decay, request.beta, request.memory),
             like=request,
         )
-        spoiled, written = _spoiled(q), _spoiled(k, v)
-        written = repeat_heads(written, q)
-        written = jnp.cumsum(written + _spoiled(log_decay, beta), axis=1)
-        out_dtype = jnp.float32 if request.massed else v.dtype
+        q_poison, poison = _poison(q), _poison(k, v)
+        poison = repeat_heads(poison, q)
+        poison = jnp.cumsum(poison + _poison(log_decay, beta), axis=1)
+        out_dtype = jnp.float32 if request.normalized else v.dtype
         dtype = jnp.result_type(q, k, v)
-        if request.massed:
+        if request.normalized:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
         q, k, v = (x.astype(dtype) for x in (q, k, v))
         short = max(16, 1 << (q.shape[1] - 1).bit_length())  # a short run is one chunk
-        how = _How(min(self.chunk, short), self.interpret, jnp.dtype(out_dtype))
-        decays = None if log_decay is None else _sums(how, _clean(log_decay))
-        u, w = (v, None) if beta is None else _delta(how, k, v, decays, _clean(beta))
-        walked: Any = _walked(how, _Inputs(q, k, u, w, decays, start, spoiled + written))
+        config = _Config(min(self.chunk, short), self.interpret, jnp.dtype(out_dtype))
+        decays = None if log_decay is None else _sums(config, _finite(log_decay))
+        u, w = (v, None) if beta is None else _delta(config, k, v, decays, _finite(beta))
+        walked: Any = _walked(config, _Inputs(q, k, u, w, decays, start, q_poison + poison))
         out, last = walked
-        return out.astype(jnp.float32), last + written[:, -1, :, :, None]
+        return out.astype(jnp.float32), last + poison[:, -1, :, :, None]
 
 
-class _How(NamedTuple):
+class _Config(NamedTuple):
     chunk: int
     interpret: bool
     out_dtype: jnp.dtype
@@ -100,36 +100,36 @@ class _Inputs(NamedTuple):
     bad: Array  # (B,T,N,1), added to the result
 
 
-def _sizes(how: _How, q: Array, N: int, D: int) -> "Sizes":
+def _sizes(config: _Config, q: Array, N: int, D: int) -> "Sizes":
     from attnjax.kernels.linear.triton import Sizes  # late: only GPUs need it
 
     (B, T), H = q.shape[:2], q.shape[3]
-    return Sizes(B, T, N, H, D, how.chunk, how.interpret)
+    return Sizes(B, T, N, H, D, config.chunk, config.interpret)
 
 
 # ------------------------------------------------------------------ before the kernels, and after
 
 
-def _spoiled(*xs: Array | None) -> Array:
+def _poison(*xs: Array | None) -> Array:
     """(B,T,heads,1), float32: NaN where one of (B,T,heads,width) has NaN or infinities, else zero.
 
     The kernels take zeros in their place: in a product of a chunk, or of its derivative, 0 * NaN
     would spoil other tokens, too.
     """
-    given = lax.stop_gradient([x for x in xs if x is not None])
-    bad = (jnp.sum(0.0 * x, axis=-1, keepdims=True).astype(jnp.float32) for x in given)
+    arrays = lax.stop_gradient([x for x in xs if x is not None])
+    bad = (jnp.sum(0.0 * x, axis=-1, keepdims=True).astype(jnp.float32) for x in arrays)
     return functools.reduce(jnp.add, bad, jnp.zeros(()))
 
 
-def _clean(x: Array) -> Array:
+def _finite(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32)
 
 
-def _cut(how: _How, x: Array, N: int) -> Array:
+def _cut(config: _Config, x: Array, N: int) -> Array:
     """(B,T,heads,width) as (B,N,NC,C,width), zeros at the end."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % how.chunk), (0, 0), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % config.chunk), (0, 0), (0, 0)))
     B, _, heads, width = x.shape
-    x = x.reshape(B, -1, how.chunk, heads, width).transpose(0, 3, 1, 2, 4)
+    x = x.reshape(B, -1, config.chunk, heads, width).transpose(0, 3, 1, 2, 4)
     return jnp.repeat(x, N // heads, axis=1)
 
 
@@ -139,29 +139,29 @@ def _in_a_row(x: Array, T: int) -> Array:
     return x.reshape(B, N, -1, width)[:, :, :T].swapaxes(1, 2)
 
 
-def _sums(how: _How, log_decay: Array) -> tuple[Array, Array]:
+def _sums(config: _Config, log_decay: Array) -> tuple[Array, Array]:
     """From the start of each chunk to each token: sums of integer parts, and of the rest.
 
     Sums of integers are exact, so a difference of two sums is right however large both are.
     """
     B, T, N, G = log_decay.shape
-    x = jnp.pad(log_decay, ((0, 0), (0, -T % how.chunk), (0, 0), (0, 0)))
-    x = x.reshape(B, -1, how.chunk, N, G)
+    x = jnp.pad(log_decay, ((0, 0), (0, -T % config.chunk), (0, 0), (0, 0)))
+    x = x.reshape(B, -1, config.chunk, N, G)
     whole = lax.stop_gradient(jnp.trunc(x))
     sums = (jnp.cumsum(part, axis=2).reshape(B, -1, N, G) for part in (whole, x - whole))
     return tuple(sums)  # type: ignore[return-value]
 
 
-def _delta(how: _How, k: Array, v: Array, decays: Decays, beta: Array) -> tuple[Array, Array]:
+def _delta(config: _Config, k: Array, v: Array, decays: Decays, beta: Array) -> tuple[Array, Array]:
     """(U (B,T,N,D), W (B,T,N,H)) of the delta rule: what it writes is U - W S.
 
     They solve (I + L) [U, W] = beta [v, exp(c) k], where L_ij = beta_i k_i . exp(c_i - c_j) k_j for
     j < i.
     """
     T, N = k.shape[1], beta.shape[2]
-    strength = _cut(how, beta, N)
-    erased: Any = _erased(how, (k, decays, beta))
-    solved: Any = _inverse(how, strength * erased)
+    strength = _cut(config, beta, N)
+    erased: Any = _erased(config, (k, decays, beta))
+    solved: Any = _inverse(config, strength * erased)
     solved = solved.astype(k.dtype)
 
     def solve(x: Array) -> Array:
@@ -171,10 +171,10 @@ def _delta(how: _How, k: Array, v: Array, decays: Decays, beta: Array) -> tuple[
         )
         return _in_a_row(x, T).astype(k.dtype)
 
-    faded = _cut(how, _clean(k), N)
+    decayed = _cut(config, _finite(k), N)
     if decays is not None:
-        faded = faded * jnp.exp(_cut(how, decays[0] + decays[1], N))
-    return solve(_cut(how, _clean(v), N)), solve(faded)
+        decayed = decayed * jnp.exp(_cut(config, decays[0] + decays[1], N))
+    return solve(_cut(config, _finite(v), N)), solve(decayed)
 
 
 # ------------------------------------------------------------------------- around the kernels
@@ -210,35 +210,37 @@ def _of_decays(decays: Decays, dc: Array | None) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _walked(how: _How, x: _Inputs) -> tuple[Array, Array]:
+def _walked(config: _Config, x: _Inputs) -> tuple[Array, Array]:
     """(o (B,T,N,D), the last state)."""
 
     def run(x: _Inputs) -> tuple[Array, Array]:
         from attnjax.kernels.linear import triton as kernels
 
-        z = _sizes(how, x.q, x.start.shape[1], x.start.shape[-1])
+        z = _sizes(config, x.q, x.start.shape[1], x.start.shape[-1])
         before, last, u = kernels.states(z, x.k, x.u, x.w, x.decays, x.start)
-        return kernels.outputs(z, x.q, x.k, u, x.decays, before, x.bad, how.out_dtype), last
+        return kernels.outputs(z, x.q, x.k, u, x.decays, before, x.bad, config.out_dtype), last
 
     return _folding(run, x)
 
 
-def _walked_forward(how: _How, x: _Inputs) -> tuple[tuple[Array, Array], _Inputs]:
-    return _walked(how, x), x
+def _walked_forward(config: _Config, x: _Inputs) -> tuple[tuple[Array, Array], _Inputs]:
+    return _walked(config, x), x
 
 
-def _walked_backward(how: _How, x: _Inputs, given: tuple[Array, Array]) -> tuple[_Inputs]:
+def _walked_backward(
+    config: _Config, x: _Inputs, cotangents: tuple[Array, Array]
+) -> tuple[_Inputs]:
     def run(x: _Inputs, do: Array, dlast: Array) -> _Inputs:
         from attnjax.kernels.linear import triton as kernels
 
-        z = _sizes(how, x.q, x.start.shape[1], x.start.shape[-1])
+        z = _sizes(config, x.q, x.start.shape[1], x.start.shape[-1])
         do = do.astype(x.q.dtype)
         d = kernels.back(z, x.q, x.k, x.u, x.w, x.decays, x.start, do, dlast)
         dk, du, still = _grouped(d.k, x.k), _grouped(d.u, x.u), jnp.zeros_like(x.bad)
         return _Inputs(d.q, dk, du, d.w, _of_decays(x.decays, d.decays), d.start, still)
 
     # Kept apart, or XLA would find these states in the forward pass, and keep them.
-    return (_folding(run, lax.optimization_barrier(x), *given),)
+    return (_folding(run, lax.optimization_barrier(x), *cotangents),)
 
 
 _walked.defvjp(_walked_forward, _walked_backward)
@@ -247,26 +249,26 @@ _Keys = tuple[Array, Decays, Array]  # k, decays, and beta for its heads
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _erased(how: _How, x: _Keys) -> Array:
+def _erased(config: _Config, x: _Keys) -> Array:
     """k_i . exp(c_i - c_j) k_j for j < i, else 0: (B,N,NC,C,C), float32."""
 
     def run(k: Array, decays: Decays, beta: Array) -> Array:
         from attnjax.kernels.linear import triton as kernels
 
-        return kernels.scores(_sizes(how, k, beta.shape[2], 1), k, k, decays, 1, jnp.float32)
+        return kernels.scores(_sizes(config, k, beta.shape[2], 1), k, k, decays, 1, jnp.float32)
 
     return _folding(run, *x)
 
 
-def _erased_forward(how: _How, x: _Keys) -> tuple[Array, _Keys]:
-    return _erased(how, x), x
+def _erased_forward(config: _Config, x: _Keys) -> tuple[Array, _Keys]:
+    return _erased(config, x), x
 
 
-def _erased_backward(how: _How, x: _Keys, dp: Array) -> tuple[_Keys]:
+def _erased_backward(config: _Config, x: _Keys, dp: Array) -> tuple[_Keys]:
     def run(k: Array, decays: Decays, beta: Array, dp: Array) -> _Keys:
         from attnjax.kernels.linear import triton as kernels
 
-        z = _sizes(how, k, beta.shape[2], 1)
+        z = _sizes(config, k, beta.shape[2], 1)
         late, early, dc = kernels.scores_back(z, k, k, decays, 1, dp)
         late, early = late.astype(jnp.float32), early.astype(jnp.float32)
         return _grouped(late + early, k), _of_decays(decays, dc), jnp.zeros_like(beta)
@@ -278,24 +280,24 @@ _erased.defvjp(_erased_forward, _erased_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _inverse(how: _How, lower: Array) -> Array:
+def _inverse(config: _Config, lower: Array) -> Array:
     """(I + L)^-1 for strictly lower triangular L (B,N,NC,C,C)."""
 
     def run(lower: Array) -> Array:
         from attnjax.kernels.linear import triton as kernels
 
         B, N, NC, C, _ = lower.shape
-        return kernels.inverse(kernels.Sizes(B, NC * C, N, 1, 1, C, how.interpret), lower)
+        return kernels.inverse(kernels.Sizes(B, NC * C, N, 1, 1, C, config.interpret), lower)
 
     return _folding(run, lower)
 
 
-def _inverse_forward(how: _How, lower: Array) -> tuple[Array, Array]:
-    x: Any = _inverse(how, lower)
+def _inverse_forward(config: _Config, lower: Array) -> tuple[Array, Array]:
+    x: Any = _inverse(config, lower)
     return x, x
 
 
-def _inverse_backward(how: _How, x: Array, dx: Array) -> tuple[Array]:
+def _inverse_backward(config: _Config, x: Array, dx: Array) -> tuple[Array]:
     x = x.mT
     product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     return (-product(x, product(dx, x)),)

@@ -58,8 +58,8 @@ def by_segments(
     def over_segment(state: State, tokens: tuple[Array, Array, Array]) -> tuple[State, Array]:
         q, k, v = tokens
         new = jnp.einsum("BtNH,BtND->BNHD", k, update(state, k, v), precision="highest")
-        mass = state.mass + k.sum(1)  # pyright: ignore
-        return State(state.memory + new, mass), recall(state, q)
+        denominator = state.denominator + k.sum(1)  # pyright: ignore
+        return State(state.memory + new, denominator), recall(state, q)
 
     phi = lambda x: features.elu1(wide(x))
     tokens = phi(q), phi(heads(k)), wide(heads(v))
@@ -77,8 +77,8 @@ def by_segments(
 def recall(state: State, x: Array) -> Array:
     """What the memory says of keys or queries x (B,t,N,H), after phi; zero while it is empty."""
     values = jnp.einsum("BtNH,BNHD->BtND", x, state.memory, precision="highest")
-    mass = jnp.einsum("BtNH,BNH->BtN", x, state.mass, precision="highest")
-    return divide(values, mass[..., None])
+    denominator = jnp.einsum("BtNH,BNH->BtN", x, state.denominator, precision="highest")
+    return divide(values, denominator[..., None])
 
 
 def local_limit(q: Q, k: K, v: V, beta: PerHead, segment: int) -> Out:

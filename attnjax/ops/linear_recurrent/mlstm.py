@@ -53,7 +53,9 @@ def mlstm(
         wide(k) * jnp.exp(log_i - m)[..., None] / math.sqrt(H),
         v,
         log_decay=log_decay,
-        normalize=lambda values, mass: divide(values, jnp.maximum(jnp.abs(mass), least)),
+        normalize=lambda values, denominator: divide(
+            values, jnp.maximum(jnp.abs(denominator), least)
+        ),
         state=None if state is None else state.linear,
         return_state=True,
         impl=impl,
@@ -73,7 +75,9 @@ OPS = (
                     q / math.sqrt(q.shape[-1]),
                     k,
                     v,
-                    normalize=lambda values, mass: values / jnp.maximum(jnp.abs(mass), 1.0),
+                    normalize=lambda values, denominator: (
+                        values / jnp.maximum(jnp.abs(denominator), 1.0)
+                    ),
                 ),
             ),
         ),

@@ -119,14 +119,14 @@ def test_a_normalized_run_divides_by_the_mass_and_carries_it():
         options = {"log_decay": decays["token"], "normalize": normalizers.divide}
         ones = np.ones((*v.shape[:3], 1))
         values, _ = truth(q, k, v, decays["token"])
-        mass, _ = truth(q, k, ones, decays["token"])
+        denominator, _ = truth(q, k, ones, decays["token"])
         for impl in FORMS.values():
-            close(linear_attend(q, k, v, impl=impl, **options), values / mass)
+            close(linear_attend(q, k, v, impl=impl, **options), values / denominator)
         head = {**options, "log_decay": decays["token"][:, :6]}
         _, state = linear_attend(q[:, :6], k[:, :6], v[:, :6], return_state=True, **head)
         tail = {**options, "log_decay": decays["token"][:, 6:]}
         rest = linear_attend(q[:, 6:], k[:, 6:], v[:, 6:], state=state, **tail)
-        close(rest, (values / mass)[:, 6:])
+        close(rest, (values / denominator)[:, 6:])
 
 
 def test_both_directions_take_keys_of_another_length():
@@ -175,7 +175,7 @@ def test_bfloat16_keeps_float32_states():
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in qkv())
     out, state = linear_attend(q, k, v, return_state=True, normalize=normalizers.divide)
     assert out.dtype == jnp.bfloat16
-    assert state.memory.dtype == state.mass.dtype == jnp.float32
+    assert state.memory.dtype == state.denominator.dtype == jnp.float32
     assert linear_attend(q.astype(jnp.float32), k, v).dtype == jnp.bfloat16
 
 
@@ -242,13 +242,13 @@ BAD = {
         {"state": State(np.zeros((B, N, H, H), np.float32))},
         r"state.memory has shape \(2, 4, 8, 8\), expected \(B,N,H,D\) = \(2, 4, 8, 5\)",
     ),
-    "state has a mass": (
+    "state has a denominator": (
         {"state": State(np.zeros((B, N, H, D), np.float32), np.zeros((B, N, H), np.float32))},
-        "state keeps a mass, expected one of a call without normalize",
+        "state keeps a denominator, expected one of a call without normalize",
     ),
-    "state has no mass": (
+    "state has no denominator": (
         {"state": State(np.zeros((B, N, H, D), np.float32)), "normalize": normalizers.divide},
-        "state keeps no mass, expected one of a call with normalize",
+        "state keeps no denominator, expected one of a call with normalize",
     ),
     "impl is unknown": ({"impl": "chunkd"}, "impl is 'chunkd', .* did you mean 'chunked'"),
 }
