@@ -12,10 +12,10 @@ EXTRAS := $(if $(GPU),cuda)
 ifeq ($(GPU),)
 export JAX_PLATFORMS ?= cpu
 endif
-check kernels laws: export JAX_PLATFORMS = cpu
+check kernels laws slow: export JAX_PLATFORMS = cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint types check kernels laws quick papers clean
+.PHONY: demo test lint types check kernels slow laws quick papers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.attention_sinks --quick
@@ -43,6 +43,10 @@ laws: $(VENV)/.installed-dev
 kernels: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu and (interpreter or not interpreter)" tests/kernels
 	$(BIN)/python -m tests.kernels.stamp
+
+# What `make test` leaves out beside: more cases of the same code, and what takes minutes.
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
 # Every experiment at its smallest, as CI runs them.
 quick: $(VENV)/.installed

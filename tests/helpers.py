@@ -62,10 +62,11 @@ def value_and_pull(fn):
     return jax.jit(both)
 
 
-def sample(few, more):
-    """Parameters of a test: `few` in every run, `more` when kernels changed, and never twice.
+def sample(few, more, mark=pytest.mark.interpreter):
+    """Parameters of a test: `few` in every run, `more` with the mark, and never twice.
 
-    tests/kernels/stamp.py tells what has changed.
+    What is marked `interpreter` runs when kernels changed (tests/kernels/stamp.py), what is marked
+    `slow` by `make slow`.
     """
-    more = [pytest.param(x, marks=pytest.mark.interpreter) for x in more if x not in few]
+    more = [pytest.param(x, marks=mark) for x in more if x not in few]
     return [*few, *more]

@@ -53,6 +53,7 @@ INSIDE = {
     "usp": (SQUARE, USP("ring", "head", "zigzag")),
     "gather": (LINE, AllGather("sp", "zigzag")),
 }
+slowly = functools.partial(helpers.sample, mark=pytest.mark.slow)
 each = pytest.mark.parametrize("name", INSIDE)
 P = PartitionSpec
 
@@ -120,11 +121,15 @@ def places(mesh, strategy):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [*((name, jnp.float64) for name in INSIDE), ("zigzag", jnp.float32), ("usp", jnp.float32)],
+    "case",
+    slowly(
+        [*((name, jnp.float64) for name in INSIDE), ("usp", jnp.float32)], [("zigzag", jnp.float32)]
+    ),
+    ids=lambda case: f"{case[0]}-{case[1].__name__}",
 )
-def test_tokens_in_layout_give_what_one_device_gives(name, dtype):
+def test_tokens_in_layout_give_what_one_device_gives(case):
     """With shard_map's check on: gradients of what is replicated are those of all devices."""
+    name, dtype = case
     mesh, strategy = INSIDE[name]
     with jax.enable_x64(dtype == jnp.float64):
         given, at = drawn(dtype=dtype), places(mesh, strategy)
@@ -148,14 +153,15 @@ def test_gradients_taken_inside_are_shares_that_add_up():
 
 
 @pytest.mark.parametrize(
-    ("name", "mask"),
-    [
-        ("ring", "window"), ("ring", "ahead"), ("ring", "two_sided"), ("zigzag", "documents"),
-        ("zigzag", "traced"), ("zigzag", "window"), ("usp", "array"), ("usp", "traced"),
-        ("usp", "window"), ("gather", "array"),
-    ],
+    "case",
+    slowly(
+        ["ring ahead", "ring two_sided", "zigzag documents", "usp traced", "usp window",
+         "gather array"],
+        ["ring window", "zigzag traced", "zigzag window", "usp array"],
+    ),
 )  # fmt: skip
-def test_every_mask_is_that_of_the_whole_sequence(name, mask):
+def test_every_mask_is_that_of_the_whole_sequence(case):
+    name, mask = case.split()
     mesh, strategy = INSIDE[name]
     ids = np.sort(np.random.default_rng(0).integers(0, 5, (B, T)))
     some = np.random.default_rng(1).random((B, N, T, T)) < 0.4
@@ -185,7 +191,9 @@ NORMALIZERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize(
+    "normalizer", slowly(["sigmoid", "softpick", "clipped", "entmax"], NORMALIZERS)
+)
 def test_every_normalizer_goes_around_the_ring(normalizer):
     """Also those of several passes, which walk as often."""
     with jax.enable_x64():
@@ -222,7 +230,7 @@ def test_documents_laid_out_one_by_one_by_their_positions():
             close(unlayout(batch.replace(values=out)), want)
 
 
-@each
+@pytest.mark.parametrize("name", slowly(["ring", "ulysses", "usp", "gather"], INSIDE))
 def test_a_bad_key_reaches_exactly_those_who_may_see_it(name):
     mesh, strategy = INSIDE[name]
     given, at = drawn(seed=4, dtype=jnp.float32), places(mesh, strategy)
@@ -236,7 +244,7 @@ def test_a_bad_key_reaches_exactly_those_who_may_see_it(name):
     close(np.nan_to_num(got), np.nan_to_num(want), 3e-6)
 
 
-@pytest.mark.parametrize("name", ["ring", "ulysses", "usp", "gather"])
+@pytest.mark.parametrize("name", slowly(["ring", "gather"], ["ulysses", "usp"]))
 def test_bfloat16_is_as_exact_as_on_one_device(name):
     mesh, strategy = INSIDE[name]
     given, at = drawn(seed=5, dtype=jnp.bfloat16), places(mesh, strategy)
@@ -416,8 +424,8 @@ def test_bytes_on_the_wire_are_those_of_the_formula(name):
     assert set(total) == kinds.get(name, {"collective-permute", "all-to-all"})  # nothing gathered
 
 
-@pytest.mark.parametrize("decay", ["none", "head", "channel", "delta"])
-@pytest.mark.parametrize("length", [64, 128])
+@pytest.mark.parametrize("decay", slowly(["head", "delta"], ["none", "channel"]))
+@pytest.mark.parametrize("length", slowly([64], [128]))
 def test_linear_attention_gathers_states_once_each_way(decay, length):
     a = costs.Attention(1, length, length, 4, 4, 8, 8, bytes=4, mask="full")
 

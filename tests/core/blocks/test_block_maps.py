@@ -34,4 +34,4 @@ def test_weights_taken_a_few_rows_at_a_time_are_those_of_all(monkeypatch):
 
     assert taken(masks.causal) == {8, 16, 24, 29}  # early rows do not compute what they cannot see
     assert taken(masks.sinks(3)) == {8}
-    assert taken(None) == {29}
+    assert taken(masks.everything) == {29}
