@@ -218,16 +218,17 @@ class Op:
         z = {**SIZES, **self.sizes, **sizes}
         wanted = {**self.draw, **(draw or {})}
         names = [n for n in self.params if n in wanted or self._required(n)]
-        return {name: self._drawn(name, wanted.get(name), seed, z) for name in names}
+        silent = Draw(Slot.tree)
+        return {name: self._drawn(name, wanted.get(name, silent), seed, z) for name in names}
 
     def _drawn(self, name: str, how: Any, seed: int, z: Sizes) -> Any:
         hint = self.hints.get(name)
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        if how is not None and not isinstance(how, Draw):
+        if not isinstance(how, Draw):
             return how
         slot = Slot(rng, z, hint)
         try:
-            return _on_device(slot.tree() if how is None else how.make(slot), hint)
+            return _on_device(how.make(slot), hint)
         except _NotArrays:
             raise TypeError(
                 f"{self.name}: {name} is annotated {hint!r}, expected a float array, a tree of "

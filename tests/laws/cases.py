@@ -82,15 +82,19 @@ def as_numpy(tree):
 
 def tokens_of(op: Op, given: dict) -> list[str]:
     """The array arguments with one entry per token, (B,T,...): what past and future mean for."""
-    shapes = {n: x.shape for n, x in given.items() if hasattr(x, "shape") and n in op.shapes}
-    B, T = next(iter(shapes.values()))[:2]
+    B, T = batch(op, given), lengths(op, given)[0]
+    shapes = {name: given[name].shape for name in op.shapes if name in given}
     return [name for name, shape in shapes.items() if shape[:2] == (B, T)]
 
 
-def lengths(given: dict) -> tuple[int, int]:
-    """T and S."""
-    x = next(iter(given.values()))
-    T = given["q"].shape[1] if "q" in given else x.shape[1]
+def batch(op: Op, given: dict) -> int:
+    """B."""
+    return next(given[name].shape[0] for name in op.shapes if name in given)
+
+
+def lengths(op: Op, given: dict) -> tuple[int, int]:
+    """T, of the first argument, and S, of the keys or values."""
+    T = next(given[name].shape[1] for name in op.shapes if name in given)
     keys = given.get("k", given.get("v"))
     return T, T if keys is None else keys.shape[1]
 

@@ -9,6 +9,7 @@ from jaxtyping import jaxtyped
 
 from attnjax.catalogue import OPS
 from tests.laws.cases import (
+    batch,
     FORWARD_MODE,
     Case,
     applies,
@@ -27,8 +28,6 @@ from tests.laws.cases import (
     takes,
     tokens_of,
 )
-
-AB = {"T": 9, "S": 9}
 
 
 def ops(*laws):
@@ -67,7 +66,7 @@ def test_masked_formula(op, form):
         c = case(op, form)
         args = c.sample(1)
         given = c.given(1, jnp.float64)
-        T, S = lengths(given)
+        T, S = lengths(op, given)
         ok = np.random.default_rng(0).random((2, 1, T, S)) < 0.6
         ok[0, 0, 2] = False
         out, _ = c.pull(given, jnp.ones_like(c.value(given)), ok)
@@ -177,9 +176,8 @@ def test_jit_equals_eager_and_compiles_once(op):
 def test_vmap_and_equal_bits_twice(op):
     c = Case(op, "default")
     given = c.given(9)
-    B = next(iter(given.values())).shape[0]
     batched = {n for n, shape in op.shapes.items() if shape[:1] == ("B",) and n in given}
-    assert all(given[n].shape[0] == B for n in batched)
+    assert {given[n].shape[0] for n in batched} == {batch(op, given)}
     axes = {name: 0 if name in batched else None for name in given}
     one = lambda x: c.call({n: a[None] if n in batched else a for n, a in x.items()})[0]
     want = np.asarray(c.value(given))
@@ -201,7 +199,7 @@ def test_a_run_split_anywhere_equals_the_whole(op, form):
     with jax.enable_x64():
         c = case(op, form)
         given = c.given(16, jnp.float64)
-        T = lengths(given)[0]
+        T = lengths(op, given)[0]
         want = c.value(given)
         run = jax.jit(lambda x, state: op.fn(**x, **c.rest, state=state, return_state=True))
         for cuts in ((0, 1, 6, T), tuple(range(T + 1))):
@@ -217,7 +215,7 @@ def test_gradients_flow_back_through_the_states(op):
     with jax.enable_x64():
         c = case(op, forms_of(op)[-1])
         given = c.given(17, jnp.float64)
-        T = lengths(given)[0]
+        T = lengths(op, given)[0]
 
         def in_parts(given):
             state, outs = None, []
@@ -237,7 +235,7 @@ def test_gradients_flow_back_through_the_states(op):
 
 def mask_for_future(op, given):
     """The mask under which the future must not leak: none for ops that never read it."""
-    T, S = lengths(given)
+    T, S = lengths(op, given)
     return np.tri(T, S, dtype=bool)[None, None] if op.may_read == "mask" else None
 
 
@@ -274,7 +272,7 @@ def test_padding_does_not_leak_even_as_nan(op, form):
     with jax.enable_x64():
         c = case(op, form)
         given = c.given(12, jnp.float64)
-        T, S = lengths(given)
+        T, S = lengths(op, given)
         ok = np.broadcast_to(np.asarray(default_mask(op).dense(T, S)), (2, 1, T, S)).copy()
         ok[1, :, 6:], ok[1, :, :, 6:] = False, False
         clean, spoiled = dict(given), dict(given)
@@ -290,7 +288,7 @@ def test_rows_with_nothing_allowed_give_zeros_and_no_gradient(op, form):
     with jax.enable_x64():
         c = case(op, form)
         given = c.given(13, jnp.float64)
-        T, S = lengths(given)
+        T, S = lengths(op, given)
         ok = np.tri(T, S, dtype=bool)[None, None].copy()
         ok[..., 3, :] = False
         out, grads = c.pull(given, jnp.ones_like(c.value(given)), ok)

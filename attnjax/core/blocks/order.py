@@ -161,3 +161,29 @@ def sample_keys(draws: Array, density: Array, length: int) -> tuple[Array, Array
     log_weight = -jnp.log(len(draws) * jnp.take_along_axis(d, at, axis=-1) / ends[..., -1:])
     flat = lambda x: jnp.moveaxis(x, 3, 2).reshape(B, -1, heads)
     return flat(at + first), flat(log_weight)
+
+
+def running_kth(rank: Int[Array, " S"], k: int) -> Int[Array, " S"]:
+    """The k-th smallest of rank[: i + 1] for each i, S where there are fewer.
+
+    rank is a permutation of 0 .. S - 1.  A wavelet matrix finds all of them in O(S log^2 S): from
+    the highest bit on, it asks for each prefix how many of the ranks left have a zero there.  low
+    and high bound what is left of a prefix in the order of the bits so far; skip counts smaller
+    ranks that are still to be passed.
+    """
+    S = len(rank)
+    order, smallest = rank, jnp.zeros(S, rank.dtype)
+    low, high, skip = jnp.zeros(S, int), jnp.arange(1, S + 1), jnp.full(S, k - 1)
+    for bit in reversed(range((S - 1).bit_length())):
+        one = order >> bit & 1
+        zeros = jnp.pad(jnp.cumsum(1 - one), (1, 0))  # in front of each place
+        count = zeros[high] - zeros[low]
+        is_one = skip >= count  # the k-th smallest has a one at this bit
+        smallest = smallest + (is_one << bit)
+        skip = skip - jnp.where(is_one, count, 0)
+        low, high = (
+            jnp.where(is_one, zeros[-1] + place - zeros[place], zeros[place])
+            for place in (low, high)
+        )
+        order = order[jnp.argsort(one, stable=True)]
+    return jnp.where(jnp.arange(S) < k - 1, S, smallest)

@@ -20,7 +20,7 @@ from attnjax.core.blocks.order import clusters as clusters
 from attnjax.core.blocks.order import take_tokens as take_tokens
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import working_dtype
-from attnjax.typing import Array, Float
+from attnjax.typing import Array, Bool, Float
 
 BlockScores = Float[Array, "B U X n"]
 
@@ -79,6 +79,12 @@ def causal_scores(scores: BlockScores, block_q: int, block_k: int) -> BlockScore
 
 
 # -------------------------------------------------------------------------- choosing blocks
+
+
+def from_dense(chosen: Bool[Array, "B U X n"], *, block_q: int = 1, block_k: int) -> Selection:
+    """The blocks that are marked: undoes `Selection.dense`."""
+    indices = jnp.broadcast_to(jnp.arange(chosen.shape[-1], dtype=jnp.int32), chosen.shape)
+    return Selection(indices, chosen, block_q, block_k)
 
 
 def every_block(B: int, T: int, S: int, *, block_q: int = 1, block_k: int) -> Selection:

@@ -50,6 +50,11 @@ class Selection:
             if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
                 raise ValueError(f"Selection: {name} is {size!r}, expected a positive integer")
 
+    def dense(self, n: int) -> Bool[Array, "B U X n"]:
+        """Which of the n blocks of keys each block of queries sees."""
+        indices = jnp.where(self.valid, self.indices, -1)
+        return (indices[..., None] == jnp.arange(n)).any(-2)
+
     def laid_out(self, z: Shape, columns: int, group: int) -> "Selection":
         """The same with arrays (B,X,U,M), and indices in range wherever they are valid.
 

@@ -18,6 +18,8 @@ from jax import lax
 
 from attnjax.core import masks, mods
 from attnjax.core.blocks import select
+from attnjax.core.blocks.order import running_kth
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, fill, normal
@@ -43,42 +45,42 @@ def dynamic_mask_attention(
     key, its last query, is the mask, O(S) memory. Blocks of `block_size` in which nothing is seen
     are skipped. `mask` forbids more, but does not choose.
     """
-    (B, T), (S, heads, D) = q.shape[:2], v.shape[1:]
+    S, heads, D = v.shape[1:]
     if w.shape != (heads * D, heads) or window < 1:
         told = f"w and window: {w.shape}, {window}"
         raise ValueError(f"{told}; expected (K*D,K) = {(heads * D, heads)}, at least 1")
-    read = jnp.matmul(finite(v).reshape(B, S, -1), wide(w), precision=lax.Precision.HIGHEST)
+    values = finite(v).reshape(len(v), S, -1)
+    read = jnp.matmul(values, wide(w), precision=lax.Precision.HIGHEST)
     log_delta = wide(a) * jax.nn.softplus(read)
     last = jax.vmap(jax.vmap(partial(_last_query, window=window), 1, 1))(log_delta)  # (B,S,K)
-    ends = jnp.pad(last, ((0, 0), (0, -S % block_size), (0, 0)))
-    ends = ends.reshape(B, 1, -1, block_size, heads).max(3)  # of the keys in a block
-    ahead = jnp.swapaxes(ends, 2, 3) - np.arange(0, T, block_size)[:, None, None]
-    ahead = select.causal_scores(ahead.astype(read.dtype), block_size, block_size)
     seen = masks.causal & masks.until(jnp.moveaxis(repeat_heads(last, q), 2, 1))
-    chosen = select.threshold(ahead, 0.0, block_q=block_size, block_k=block_size)
-    delta = mods.mod(jnp.add, key=jnp.exp(log_delta))
-    return attend(q, k, v, blocks=chosen, mods=(delta,), mask=seen & mask, impl=impl)
+    return attend(
+        q,
+        k,
+        v,
+        blocks=_blocks_seen(last, q.shape[1], block_size),
+        mods=(mods.mod(jnp.add, key=jnp.exp(log_delta)),),
+        mask=seen & mask,
+        impl=impl,
+    )
+
+
+def _blocks_seen(last: Int[Array, "B S K"], T: int, size: int) -> Selection:
+    """Blocks with a key that a query of the block, or a later one, sees."""
+    B, S, heads = last.shape
+    ends = jnp.pad(last, ((0, 0), (0, -S % size), (0, 0)))
+    ends = jnp.swapaxes(ends.reshape(B, 1, -1, size, heads).max(3), 2, 3)
+    ahead = ends - np.arange(0, T, size)[:, None, None]  # (B,U,K,n)
+    scores = select.causal_scores(ahead.astype(jnp.float32), size, size)
+    return select.threshold(scores, 0.0, block_q=size, block_k=size)
 
 
 def _last_query(score: Float[Array, " S"], window: int) -> Int[Array, " S"]:
-    """The last query for which each key is among the `window` best so far; 2^30 is no end.
-
-    The window-th best rank so far falls from query to query; a wavelet matrix finds all of them, in
-    O(S log^2 S): bit by bit, how many of the first i + 1 ranks have a zero there.
-    """
+    """The last query for which each key is among the `window` best so far; 2^30 is no end."""
     S = len(score)
-    rank = places = jnp.argsort(jnp.argsort(-score, stable=True))  # 0 is the best
-    low, high, skip, cut = jnp.zeros(S, int), jnp.arange(1, S + 1), jnp.full(S, window - 1), 0
-    for bit in reversed(range((S - 1).bit_length())):
-        one = places >> bit & 1
-        zeros = jnp.pad(jnp.cumsum(1 - one), (1, 0))
-        count = zeros[high] - zeros[low]
-        up = skip >= count
-        cut, skip = cut + (up << bit), skip - jnp.where(up, count, 0)
-        low, high = (jnp.where(up, zeros[-1] + x - zeros[x], zeros[x]) for x in (low, high))
-        places = places[jnp.argsort(one, stable=True)]
-    cut = jnp.where(jnp.arange(S) < window - 1, S, cut)  # fewer keys than that: all are seen
-    queries = jnp.searchsorted(-cut, -rank, side="right")  # those with cut >= rank
+    rank = jnp.argsort(jnp.argsort(-score, stable=True))  # 0 is the best
+    worst_seen = running_kth(rank, window)  # falls from query to query
+    queries = jnp.searchsorted(-worst_seen, -rank, side="right")  # those that still see the key
     return jnp.where(queries == S, 1 << 30, queries - 1).astype(jnp.int32)
 
 

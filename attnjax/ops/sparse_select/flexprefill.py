@@ -26,7 +26,7 @@ from attnjax.core.numerics import finite
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
-from attnjax.typing import Array, K, Out, Q, TokenK, TokenV
+from attnjax.typing import Array, Bool, Float, K, Out, Q, TokenK, TokenV
 
 
 def flexprefill(
@@ -54,32 +54,52 @@ def flexprefill_selection(
     q: Q, k: K, block_size: int, gamma: float, tau: float, min_budget: int
 ) -> Selection:
     """The blocks that `flexprefill` attends to: entry b of row u tells whether it sees block b."""
-    T, t, scale = q.shape[1], min(block_size, q.shape[1]), q.shape[-1] ** -0.5
+    T, size = q.shape[1], block_size
     if k.shape[1] != T:
         raise ValueError(f"k: length S = {k.shape[1]}; expected q's T = {T}, one prompt")
-    q, k, last = finite(q), finite(k), finite(q[:, -t:])
-    means = select.mean_pool(k, block_size)
-    u, b = np.indices((n := means.shape[1], n))
-    scores = select.dot_scores(select.mean_pool(q, block_size), means) * scale
-    share = jax.nn.softmax(jnp.where((b <= u)[:, None], scores, -jnp.inf))
-    pairs = _members(select.top_p_of_head(share, gamma, block_k=block_size))
-    w = attention_weights(last, k, mask=masks.window(None, T - t))  # causal, for the last t
-    key = np.arange(T - t, T)[:, None] - np.arange(T)  # where query i meets diagonal d
-    shifted = jnp.where(key >= 0, jnp.take_along_axis(w, np.abs(key)[None, None], -1), 0.0)
-    lines_of = lambda x: _members(select.top_p(x.sum(2)[:, None], gamma, block_k=1))
-    column, diagonal = lines_of(w), lines_of(shifted)
-    first, end = (u - b - 1) * block_size + 1, np.minimum((u + 1) * block_size, T) - b * block_size
-    lines = _any(column, b * block_size, (b + 1) * block_size) | _any(diagonal, first, end)
+    q, k = finite(q), finite(k)
+    means = select.mean_pool(k, size)
+    n = means.shape[1]
+    scores = select.dot_scores(select.mean_pool(q, size), means) * q.shape[-1] ** -0.5
+    own_or_before = np.tri(n, dtype=bool)[:, None]
 
-    guess = jax.nn.softmax(select.dot_scores(last.mean(1, keepdims=True), means) * scale)[:, 0]
-    true = jnp.pad(w.mean(2), ((0, 0), (0, 0), (0, -T % block_size)))
-    near = js_distance(guess, true.reshape(*guess.shape, block_size).sum(-1)) < tau
-    chosen = jnp.where(near[:, None, :, None], pairs, lines)
-    rank = select.causal_scores(scores, block_size, block_size).at[..., 0].set(jnp.inf)
-    least = jnp.sort(rank)[..., -min(max(2, -(-min_budget // block_size)), n)][..., None]
-    chosen = (chosen | (rank >= least)) & (b <= u)[:, None]
-    indices = jnp.broadcast_to(jnp.arange(n), chosen.shape)
-    return Selection(indices, chosen, block_size, block_size)
+    last = q[:, -min(size, T) :]
+    w = attention_weights(last, k, mask=masks.window(None, T - last.shape[1]))  # causal
+    guess = jax.nn.softmax(scores_of_mean(last, means))
+    near = js_distance(guess, _mass_of_blocks(w.mean(2), size)) < tau
+
+    share = jax.nn.softmax(jnp.where(own_or_before, scores, -jnp.inf))
+    by_mass = select.top_p_of_head(share, gamma, block_k=size).dense(n)
+    wanted = jnp.where(near[:, None, :, None], by_mass, by_lines(w, gamma, size))
+    nearest = select.causal_scores(scores, size, size).at[..., 0].set(jnp.inf)
+    budget = min(max(2, -(-min_budget // size)), n)
+    wanted = wanted | select.top_k(nearest, budget, block_k=size).dense(n)
+    return select.from_dense(wanted & own_or_before, block_q=size, block_k=size)
+
+
+def scores_of_mean(last: Q, means: Float[Array, "B n K H"]) -> Float[Array, "B N n"]:
+    """Scaled scores of the mean of the last queries for the blocks' mean keys."""
+    scores = select.dot_scores(last.mean(1, keepdims=True), means)
+    return scores[:, 0] * last.shape[-1] ** -0.5
+
+
+def by_lines(w: Float[Array, "B N t T"], gamma: float, size: int) -> Bool[Array, "B U N n"]:
+    """Blocks that the strongest columns and diagonals pass through, for the last t rows w.
+
+    A column is a key j, a diagonal a distance i - j; the fewest of each whose weight in w reaches
+    the share gamma are kept.
+    """
+    t, T = w.shape[2:]
+    distance = np.arange(T - t, T)[:, None] - np.arange(T)  # the key at distance d from row i
+    shifted = jnp.take_along_axis(w, np.abs(distance)[None, None], -1)
+    shifted = jnp.where(distance >= 0, shifted, 0.0)
+    columns, diagonals = (
+        select.top_p(x.sum(2)[:, None], gamma, block_k=1).dense(T)[:, 0] for x in (w, shifted)
+    )
+    u, b = np.indices((-(-T // size), -(-T // size)))
+    nearest, farthest = (u - b - 1) * size + 1, np.minimum((u + 1) * size, T) - b * size
+    crossed = _any(columns, b * size, (b + 1) * size) | _any(diagonals, nearest, farthest)
+    return jnp.moveaxis(crossed, 1, 2)
 
 
 def js_distance(a: Array, b: Array) -> Array:
@@ -88,15 +108,17 @@ def js_distance(a: Array, b: Array) -> Array:
     return jnp.sqrt(jnp.maximum((term(a) + term(b)).sum(-1) / 2, 0.0))
 
 
-def _members(chosen: Selection) -> Array:
-    return jnp.take_along_axis(chosen.valid, jnp.argsort(chosen.indices, axis=-1), axis=-1)
+def _mass_of_blocks(w: Float[Array, "B N T"], size: int) -> Float[Array, "B N n"]:
+    """The sum of the weights in each block of keys."""
+    w = jnp.pad(w, ((0, 0), (0, 0), (0, -w.shape[-1] % size)))
+    return w.reshape(*w.shape[:2], -1, size).sum(-1)
 
 
-def _any(members: Array, first: np.ndarray, end: np.ndarray) -> Array:
-    """Whether (B,1,N,T) has a member from first_ub up to end_ub, (B,U,N,n)."""
-    before = jnp.pad(jnp.cumsum(members[:, 0], axis=-1), ((0, 0), (0, 0), (1, 0)))
-    first, end = (np.clip(x, 0, members.shape[-1]) for x in (first, end))
-    return jnp.swapaxes(before[..., end] > before[..., first], 1, 2)
+def _any(kept: Bool[Array, "B N T"], first: np.ndarray, end: np.ndarray) -> Array:
+    """Whether one from first_ub up to end_ub is kept, (B,N,U,n)."""
+    before = jnp.pad(jnp.cumsum(kept, axis=-1), ((0, 0), (0, 0), (1, 0)))
+    first, end = (np.clip(x, 0, kept.shape[-1]) for x in (first, end))
+    return before[..., end] > before[..., first]
 
 
 _causal = functools.partial(multi_head_attention, mask=masks.causal)

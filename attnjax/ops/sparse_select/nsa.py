@@ -21,7 +21,8 @@ import numpy as np
 
 from attnjax.core import masks
 from attnjax.core.blocks import block_maps, select
-from attnjax.core.blocks import runs as run_blocks
+from attnjax.core.blocks.runs import count_runs, mask_of_runs, mass_of_blocks
+from attnjax.core.blocks.runs import runs as runs_of
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
@@ -53,51 +54,72 @@ def native_sparse_attention(
     local: tuple[K, V] | None = None,
     branches: Branches = BRANCHES,
     mask: masks.Mask = masks.everything,
-    impl: Impl = None,  # noqa: B008
+    impl: Impl = None,
 ) -> Out:
     """Causal attention through three branches; `gates` (compressed, selected, local) mix them.
 
-    k and v are the selected branch's. `compressed` are phi(pooled.runs(x, length, stride)) of keys
+    k and v are the selected branch's. `compressed` are phi(runs(x, length, stride)) of keys
     and values, the means of k's and v's runs if None; `nn.NativeSparse` trains phi. `local` are
     the window's, k and v if None. Selecting, the same in a group of heads, has no gradient. Fewer
     than n blocks are all taken. `mask` forbids more; a run is seen where both its ends are.
     """
-    (B, T, N, _), S, (l, d, size, top, window) = q.shape, k.shape[1], branches
-    if min(branches) < 1 or l % d or size % d or top < 3:
-        raise ValueError(f"branches: {branches}; expected stride to divide length, size; top >= 3")
-    if gates.shape not in ((B, T, N, 3), (B, T, 1, 3)):
-        raise ValueError(f"gates: shape {gates.shape}; expected (B,T,N or 1,3) = {(B, T, N, 3)}")
-    runs = compressed or tuple(wide(run_blocks.runs(x, l, d)).mean(2) for x in (k, v))
-    if (n := runs[0].shape[1]) != run_blocks.count_runs(S, l, d):
-        raise ValueError(f"compressed: {n} keys; expected {run_blocks.count_runs(S, l, d)} runs")
-    seen = masks.causal & mask
-    chosen = nsa_blocks(q, k, branches, runs[0], seen)
-    a = attend(wide(q), *map(wide, runs), mask=run_blocks.mask_of_runs(seen, T, S, l, d), impl=impl)
-    b = attend(q, k, v, blocks=chosen, mask=seen, impl=impl)
-    c = attend(q, *(local or (k, v)), mask=seen & masks.window(window - 1), impl=impl)
-    gated = (finite(gates[..., i, None]) * wide(x) for i, x in enumerate((a, b, c)))
+    b, seen = branches, masks.causal & mask
+    _check(q, gates, b)
+    runs = compressed or (mean_runs(k, b), mean_runs(v, b))
+    count = count_runs(k.shape[1], b.length, b.stride)
+    if runs[0].shape[1] != count:
+        raise ValueError(f"compressed: {runs[0].shape[1]} keys; expected {count} runs")
+    of_runs = mask_of_runs(seen, q.shape[1], k.shape[1], b.length, b.stride)
+    chosen = nsa_blocks(q, k, b, runs[0], seen)
+    parts = (
+        attend(wide(q), *map(wide, runs), mask=of_runs, impl=impl),
+        attend(q, k, v, blocks=chosen, mask=seen, impl=impl),
+        attend(q, *(local or (k, v)), mask=seen & masks.window(b.window - 1), impl=impl),
+    )
+    gated = (finite(gates[..., c, None]) * wide(part) for c, part in enumerate(parts))
     return sum(gated).astype(q.dtype)
 
 
+def _check(q: Q, gates: Array, b: Branches) -> None:
+    if min(b) < 1 or b.length % b.stride or b.size % b.stride or b.top < 3:
+        raise ValueError(f"branches: {b}; expected stride to divide length, size; top >= 3")
+    shape = q.shape[:3]
+    if gates.shape not in ((*shape, 3), (*shape[:2], 1, 3)):
+        raise ValueError(f"gates: shape {gates.shape}; expected (B,T,N or 1,3) = {(*shape, 3)}")
+
+
+def mean_runs(x: K, b: Branches) -> Float[Array, "B n K H"]:
+    """The mean of each run of tokens, wide: phi of the compressed branch if none is given."""
+    return wide(runs_of(x, b.length, b.stride)).mean(2)
+
+
 @functools.partial(jax.jit, static_argnums=2)
-def nsa_blocks(q: Q, k: K, branches: Branches, runs: K | None = None, mask=masks.causal):
-    """What queries and groups of heads select by compressed keys, means of k's runs if None."""
-    (l, d, size, top, _), T, S = branches, q.shape[1], k.shape[1]
-    runs, block = (
-        run_blocks.runs(k, l, d).mean(2) if runs is None else runs,
-        jnp.arange(-(-S // size)),
-    )
+def nsa_blocks(
+    q: Q,
+    k: K,
+    branches: Branches,
+    runs: K | None = None,
+    mask: masks.Mask = masks.causal,
+) -> Selection:
+    """What queries and groups of heads select by compressed keys, means of k's runs if None.
+
+    The importance of a block is the weight of the runs that reach into it; the first block and the
+    two latest are always selected.
+    """
+    b, S = branches, k.shape[1]
+    runs = mean_runs(k, b) if runs is None else runs
+    block = jnp.arange(-(-S // b.size))
 
     def of_rows(w: Array, first: Array) -> Selection:
-        mass = select.over_group(jnp.swapaxes(w, 1, 2), runs.shape[2])
-        mass = run_blocks.mass_of_blocks(mass, l, d, size, len(block))
-        own = (first + jnp.arange(w.shape[2]))[:, None, None] // size
-        mass = jnp.where((block == 0) | (block >= own - 1), jnp.inf, mass)
-        mass = jnp.where(block > own, -jnp.inf, mass)
-        return select.top_k(mass, min(top, len(block)), block_k=size)
+        group = select.over_group(jnp.swapaxes(w, 1, 2), runs.shape[2])
+        importance = mass_of_blocks(group, b.length, b.stride, b.size, len(block))
+        own = (first + jnp.arange(w.shape[2]))[:, None, None] // b.size
+        importance = jnp.where((block == 0) | (block >= own - 1), jnp.inf, importance)
+        importance = jnp.where(block > own, -jnp.inf, importance)
+        return select.top_k(importance, min(b.top, len(block)), block_k=b.size)
 
-    mask = run_blocks.mask_of_runs(mask, T, S, l, d)
-    return block_maps.reduce_rows(wide(q), wide(runs), of_rows, mask=mask)
+    of_runs = mask_of_runs(mask, q.shape[1], S, b.length, b.stride)
+    return block_maps.reduce_rows(wide(q), wide(runs), of_rows, mask=of_runs)
 
 
 def _alone(says: str, branch: int, branches: Branches, mask: masks.Mask) -> Limit:

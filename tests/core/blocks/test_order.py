@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from attnjax import attend, masks, select
-from attnjax.core.blocks.order import BlockOrder, gray_codes, grid_blocks, sample_keys
+from attnjax.core.blocks.order import BlockOrder, gray_codes, grid_blocks, running_kth, sample_keys
 from tests.helpers import draw, near
 
 
@@ -88,3 +88,11 @@ def test_attention_to_all_blocks_in_another_order_is_attention():
     )
     want = attend(q, k, v, mask=masks.causal)
     np.testing.assert_allclose(blocks.restored(out), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("S", [1, 2, 7, 33, 64])
+def test_the_running_kth_smallest_is_that_of_the_sorted_prefix(S):
+    rank = np.random.default_rng(S).permutation(S).astype(np.int32)
+    for k in (1, 2, 5, S, S + 3):
+        want = [sorted(rank[: i + 1])[k - 1] if i + 1 >= k else S for i in range(S)]
+        assert np.array_equal(running_kth(jnp.asarray(rank), k), want)

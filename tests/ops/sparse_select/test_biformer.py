@@ -10,7 +10,6 @@ from attnjax import masks
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.ops.sparse_select import bi_level_routing_attention
 from tests.helpers import draw, near
-from tests.laws.cases import oracle
 from tests.ops.plain import blend, blocks_of_cells, weights
 
 
@@ -62,7 +61,7 @@ def test_biformer_of_a_map_that_regions_do_not_divide():
     kernel = draw(5, 5, 4, 8, seed=5)
     given = dict(shape=(3, 5), regions=2, top_k=2)
     got = run(bi_level_routing_attention, q, k, v, kernel, **given)
-    near(got, oracle.bi_level_routing_attention(*map(np.float64, (q, k, v, kernel)), **given))
+    near(got, bi_level_routing_attention_oracle(*map(np.float64, (q, k, v, kernel)), **given))
     plain = run(bi_level_routing_attention, q, k, v, **given)
     assert not np.allclose(plain, run(multi_head_attention, q, k, v), atol=0.01)
     with pytest.raises(ValueError, match=r"shape: \(4, 4\); expected T = 15 and S = 15 cells"):

@@ -11,7 +11,6 @@ from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.ops.sparse_select import flexprefill, flexprefill_selection
 from attnjax.ops.sparse_select.flexprefill import js_distance
 from tests.helpers import draw, near
-from tests.laws.cases import oracle
 from tests.ops.plain import blend, both, cut_tail, reach, softmax, weights
 
 
@@ -94,7 +93,7 @@ def test_flexprefill_chooses_the_blocks_of_the_pattern_of_each_head(tau, aware):
     chosen = members(run(flexprefill_selection, q, k, **given))
     found = set()
     for b, n in np.ndindex(2, 4):
-        want, kind = oracle._pattern(np.float64(q[b, :, n]), np.float64(k[b, :, n // 2]), **given)
+        want, kind = _pattern(np.float64(q[b, :, n]), np.float64(k[b, :, n // 2]), **given)
         assert chosen[b][n] == want
         found.add(bool(kind))
     assert found == aware
@@ -135,7 +134,7 @@ def test_the_js_distance_is_a_distance():
     p, q = (np.random.default_rng(s).dirichlet(np.ones(6), 5).astype(np.float32) for s in (0, 1))
     d = np.asarray(js_distance(p, q))
     near(d, js_distance(q, p))
-    near(d, [np.sqrt(oracle._divergence(a, b)) for a, b in zip(p, q, strict=True)])
+    near(d, [np.sqrt(_divergence(a, b)) for a, b in zip(p, q, strict=True)])
     assert (d > 0).all() and (d < np.sqrt(np.log(2))).all()
     one = np.eye(2, dtype=np.float32)
     near(js_distance(one[0], one[1]), np.sqrt(np.log(2)))

@@ -18,7 +18,6 @@ from attnjax.ops.sparse_select import (
     seer_attention,
 )
 from tests.helpers import draw, draws, near
-from tests.laws.cases import oracle
 from tests.ops.plain import blend, both, cut_tail, softmax, weights
 
 
@@ -93,7 +92,7 @@ W_Q, W_K = draw(4, 8, 6, seed=3), draw(2, 24, 6, seed=4, scale=0.5)
 def test_seer_of_pooled_queries_equals_the_formula(blocks, choose):
     q, k, v = small_qkv(T=11)
     got = run(seer_attention, q, k, v, W_Q, W_K, blocks=blocks, choose=choose)
-    near(got, oracle.seer_attention(*map(np.float64, (q, k, v, W_Q, W_K)), blocks, choose))
+    near(got, seer_attention_oracle(*map(np.float64, (q, k, v, W_Q, W_K)), blocks, choose))
     turned = [np.asarray(rotary(x, np.arange(11))) for x in (q, k)]
     assert not np.allclose(got, run(multi_head_attention, *turned, v, mask=masks.causal), atol=0.01)
 
@@ -105,13 +104,25 @@ def test_seer_without_rotary_positions_and_all_blocks_is_causal_attention():
     near(got, run(multi_head_attention, q, k, v, mask=masks.causal))
 
 
+def _seer_truth(q, k, blocks, base):
+    """The dense map, its largest weight in each block, rows to sum one: (B,N,U,n)."""
+    (B, T, N, _), S = q.shape, k.shape[1]
+    causal = np.array([[j <= i for j in range(S)] for i in range(T)])
+    dense = weights(_rotated_tokens(q, base), _rotated_tokens(k, base), causal)
+    rows, columns = cut_tail(T, blocks[0]), cut_tail(S, blocks[1])
+    peak = np.zeros((B, N, len(rows), len(columns)))
+    for b, n, u, c in np.ndindex(peak.shape):
+        peak[b, n, u, c] = max(dense[b, n, i, j] for i in rows[u] for j in columns[c])
+    return peak / peak.sum(-1, keepdims=True)
+
+
 def gate_loss(q, k, w_q, w_k):
     return nn.seer_loss(q, k, w_q, w_k, blocks=(3, 3))
 
 
 def test_the_seer_loss_is_the_divergence_from_the_pooled_dense_map():
     q, k, _ = small_qkv(T=11)
-    truth = oracle._seer_truth(np.float64(q), np.float64(k), (3, 3), 10000.0)
+    truth = _seer_truth(np.float64(q), np.float64(k), (3, 3), 10000.0)
     turned = [np.asarray(rotary(x, np.arange(11))) for x in (q, k)]
     peak = np.asarray(
         block_maps.block_peak(*turned, 3, 3, mask=masks.causal)
@@ -120,7 +131,7 @@ def test_the_seer_loss_is_the_divergence_from_the_pooled_dense_map():
     total = 0.0
     for b, n, u in np.ndindex(truth.shape[:3]):
         args = map(np.float64, (q, k, W_Q, W_K))
-        share = oracle._gate(*args, (3, 3), 10000.0, b, n, u)
+        share = _gate(*args, (3, 3), 10000.0, b, n, u)
         total += sum(truth[b, n, u, c] * np.log(truth[b, n, u, c] / share[c]) for c in share)
     loss, slopes = jax.jit(jax.value_and_grad(gate_loss, argnums=(0, 1, 2, 3)))(q, k, W_Q, W_K)
     near(loss, total / np.prod(truth.shape[:3]))
@@ -187,7 +198,7 @@ def test_a_seer_gate_attends_as_seer_attention():
     weights = [x[...] for x in (gate.w_q, gate.w_k)]
     assert [x.shape for x in weights] == [(4, 8, 6), (2, 24, 6)]
     got = nnx.jit(lambda gate: gate(q, k, v))(gate)
-    near(got, oracle.seer_attention(*map(np.float64, (q, k, v, *weights)), (3, 3), gate.choose))
+    near(got, seer_attention_oracle(*map(np.float64, (q, k, v, *weights)), (3, 3), gate.choose))
 
 
 def test_seer_refuses_what_does_not_fit():
