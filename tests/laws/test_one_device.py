@@ -9,11 +9,11 @@ from jaxtyping import jaxtyped
 
 from attnjax.catalogue import OPS
 from tests.laws.cases import (
-    batch,
     FORWARD_MODE,
     Case,
     applies,
     arrays,
+    batch,
     case,
     cast,
     close,

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import normalizers
-from attnjax.core.normalizers import laplace
 from attnjax.ops.linear_recurrent import (
     mega,
 )
