@@ -16,7 +16,7 @@ import numpy as np
 
 from attnjax.core.numerics import wide
 from attnjax.core.scan.convolution import long_conv
-from attnjax.core.scan.diagonal import linear_scan
+from attnjax.core.scan.diagonal import scan_diagonal
 from attnjax.op import Draw, Limit, Op, adjusted
 from attnjax.typing import Array, Float
 
@@ -38,11 +38,15 @@ def damped_ema(
 ) -> Any:
     """The recurrence by a parallel scan, O(T W M) memory; the state is h."""
     alpha, delta, beta, eta = map(wide, weights)
-    added = jnp.moveaxis(wide(x)[..., None] * (alpha * beta), 1, 0)
-    decay = jnp.broadcast_to(1 - alpha * delta, (len(added), 1, *alpha.shape))
-    h = linear_scan(decay, added, jnp.zeros_like(added[0]) if state is None else state)
-    out = jnp.einsum("TBWM,WM->BTW", h, eta, precision="highest").astype(x.dtype)
-    return (out, h[-1]) if return_state else out
+    (B, T, _), decay = x.shape, 1 - alpha * delta
+    out, last = scan_diagonal(
+        lambda x: (jnp.broadcast_to(decay, (1, T, *decay.shape)), x[..., None] * (alpha * beta)),
+        lambda h, _: jnp.einsum("BTWM,WM->BTW", h, eta, precision="highest"),
+        wide(x),
+        jnp.zeros((B, *decay.shape), decay.dtype) if state is None else state,
+    )
+    out = out.astype(x.dtype)
+    return (out, last) if return_state else out
 
 
 def damped_ema_convolution(

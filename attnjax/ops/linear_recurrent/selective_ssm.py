@@ -12,13 +12,11 @@ Differs: the skip of x past the state, D x_t, belongs to the block around it.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import linear_attend
-from attnjax.core.scan.diagonal import linear_scan
+from attnjax.core.scan.diagonal import scan_diagonal
 from attnjax.op import Limit, Op, fill, uniform
 from attnjax.typing import Array, Float
 
@@ -39,24 +37,20 @@ def selective_ssm(
     return_state: bool = False,
 ) -> Any:
     """Causal; a parallel scan within chunks, O(T (W + M)) memory; the state is h."""
-    (B, T, W), a, size = x.shape, wide(a), min(_CHUNK, x.shape[1])
+    a = wide(a)
 
-    def cut(x: Array) -> Array:
-        """As (chunks,size,B,...); tokens with dt = 0, which change nothing, fill the last one."""
-        x = jnp.pad(wide(x), ((0, 0), (0, -T % size), (0, 0)))
-        return jnp.moveaxis(x.reshape(B, -1, size, x.shape[-1]), 0, 2)
+    def terms(tokens: tuple[Array, ...]) -> tuple[Array, Array]:
+        x, dt, b, _ = tokens
+        return jnp.exp(dt[..., None] * a), (dt * x)[..., None] * b[:, :, None]
 
-    @jax.checkpoint
-    def over_chunk(h: Array, tokens: tuple[Array, ...]) -> tuple[Array, Array]:
-        x, dt, b, c = tokens
-        added = (dt * x)[..., None] * b[:, :, None]
-        states = linear_scan(jnp.exp(dt[..., None] * a), added, h)
-        return states[-1], jnp.einsum("tBWM,tBM->tBW", states, c, precision="highest")
+    def read(states: Array, tokens: tuple[Array, ...]) -> Array:
+        return jnp.einsum("BtWM,BtM->BtW", states, tokens[3], precision="highest")
 
-    h = jnp.zeros((B, W, a.shape[1]), a.dtype) if state is None else state
-    h, out = lax.scan(over_chunk, h, tuple(cut(z) for z in (x, dt, b, c)))
-    out = jnp.moveaxis(out, 2, 0).reshape(B, -1, W)[:, :T].astype(x.dtype)
-    return (out, h) if return_state else out
+    B, T, W = x.shape
+    start = jnp.zeros((B, W, a.shape[1]), a.dtype) if state is None else state
+    tokens = tuple(map(wide, (x, dt, b, c)))
+    out, last = scan_diagonal(terms, read, tokens, start, chunk=min(_CHUNK, T))
+    return (out.astype(x.dtype), last) if return_state else out.astype(x.dtype)
 
 
 def _sums(x: Tokens, dt: Tokens, a: Array, b: Steering, c: Steering) -> Tokens:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attnjax.core.scan.convolution import causal_conv, depthwise, long_conv
-from attnjax.core.scan.diagonal import linear_scan
+from attnjax.core.scan.diagonal import linear_scan, scan_diagonal
 from tests.helpers import draws, near
 
 B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
@@ -65,3 +65,26 @@ def test_a_linear_scan_is_its_recurrence():
     for t in range(T):
         x = decay[t] * x + add[t]
         near(got[t], x)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 5, 12])
+def test_a_diagonal_recurrence_in_chunks_is_the_recurrence_step_by_step(chunk):
+    x, log_decay, start = draws((B, T, H), (B, T, H), (B, H))
+
+    def run(x, log_decay, start, chunk=chunk):
+        terms = lambda tokens: (jnp.exp(-jnp.abs(tokens[1])), tokens[0])
+        return scan_diagonal(
+            terms, lambda h, tokens: h * tokens[0], (x, log_decay), start, chunk=chunk
+        )
+
+    out, last = run(x, log_decay, start)
+    h, want = np.asarray(start), []
+    for t in range(T):
+        h = np.exp(-np.abs(log_decay[:, t])) * h + x[:, t]
+        want.append(h * x[:, t])
+    near(out, np.stack(want, axis=1))
+    near(last, h)
+    loss = lambda chunk: lambda *args: sum(jnp.sum(jnp.sin(y)) for y in run(*args, chunk=chunk))
+    grads = [jax.grad(loss(c), (0, 1, 2))(x, log_decay, start) for c in (chunk, None)]
+    for got, expected in zip(*grads, strict=True):
+        near(got, expected)
