@@ -20,7 +20,7 @@ from attnjax.catalogue import OPS, papers
 from tests.laws.cases import oracle
 
 ROOT = Path(attnjax.__file__).parent.parent
-EXEMPTIONS = {"grouped", "split", "padding", "empty_rows", "bfloat16", "jvp", "devices"}
+EXEMPTIONS = {"grouped", "split", "padding", "empty_rows", "bfloat16", "gradients", "jvp"}
 PAPERS = papers()
 
 # --------------------------------------------------------------------------------- the records
@@ -43,7 +43,7 @@ def test_every_leaf_is_listed_and_every_name_is_unique():
 
 
 def test_every_op_has_an_oracle_of_the_same_arguments():
-    for op in OPS:
+    for op in (op for op in OPS if op.kind != "policy"):
         taken = set(inspect.signature(oracle(op)).parameters)
         assert set(op.sample()) <= taken, op.name
         assert taken <= set(op.params) | {"allowed"}, op.name

@@ -1,22 +1,17 @@
 """Gates that learn which keys are worth attending to."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from attnjax.core import masks
-from attnjax.core.blocks import block_maps
 from attnjax.core.blocks.selection import Selection
-from attnjax.core.numerics import finite
 from attnjax.ops.sparse_select.seer import (
     SIXTEEN,
     BlockSizes,
     Choose,
     seer_attention,
     seer_blocks,
-    seer_gate,
-    turned,
+    seer_loss,
 )
 
 PAPERS = (138,)
@@ -56,9 +51,16 @@ class SeerGate(nnx.Module):
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """The attention, (B,T,N,D); q and k without rotary positions."""
         return seer_attention(
-            q, k, v, self.w_q[...], self.w_k[...],
-            blocks=self.blocks, choose=self.choose, base=self.base, mask=self.mask,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            self.w_q[...],
+            self.w_k[...],
+            blocks=self.blocks,
+            choose=self.choose,
+            base=self.base,
+            mask=self.mask,
+        )
 
     def selection(self, q: jax.Array, k: jax.Array) -> Selection:
         """The blocks that each head chooses."""
@@ -70,30 +72,3 @@ class SeerGate(nnx.Module):
         return seer_loss(
             q, k, self.w_q[...], self.w_k[...], blocks=self.blocks, base=self.base, mask=self.mask
         )
-
-
-def seer_loss(
-    q: jax.Array,
-    k: jax.Array,
-    w_q: jax.Array,
-    w_k: jax.Array,
-    *,
-    blocks: BlockSizes = (64, 64),
-    base: float | None = 10000.0,
-    mask: masks.Mask = masks.everything,
-) -> jax.Array:
-    """How far a gate of `seer_attention` is from the map that it shall predict: a number >= 0.
-
-        mean over u of KL(m_ub / sum_b m_ub || p_ub),    m_ub = max of causal A over block (u, b)
-
-    The map A is that of full attention, seen through `mask`, and is not formed: O(T) memory.
-    Gradients reach w_q and w_k alone.  All rows count; the released code leaves out the first
-    quarter of them.  A block of queries that sees nothing, such as padding, does not count.
-    """
-    q, k = lax.stop_gradient((finite(q), finite(k)))
-    seen = masks.causal & mask
-    peak = block_maps.block_peak(turned(q, base), turned(k, base), *blocks, mask=seen)
-    total = peak.sum(-1, keepdims=True)
-    share = peak / jnp.where(total > 0, total, 1.0)
-    gap = jnp.log(jnp.where(share > 0, share, 1.0)) - seer_gate(q, k, w_q, w_k, blocks, base)
-    return jnp.where(share > 0, share * gap, 0.0).sum() / jnp.maximum((total > 0).sum(), 1)

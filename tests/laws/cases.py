@@ -35,8 +35,18 @@ def forms_of(op: Op) -> tuple[str, ...]:
     return ("truth", "tiles") if "impl" in op.params else ("truth",)
 
 
+# Attention and mixers are under every law that their properties fit; the other kinds under these.
+OF_KIND = {
+    "loss": {"formula", "annotations", "limits", "gradients", "jvp", "jit", "loss"},
+    "policy": {"annotations", "limits", "policy"},
+    "probe": {"formula", "annotations", "limits", "jit"},
+}
+
+
 def applies(op: Op, law: str) -> bool:
-    """Whether the op's properties put it under the law, and it is not exempt."""
+    """Whether the op's kind and properties put it under the law, and it is not exempt."""
+    if law not in OF_KIND.get(op.kind, {law} - {"loss", "policy"}):
+        return False
     letters, params = op.letters, op.params
     rules = {
         "unequal": "S" in letters,

@@ -34,7 +34,7 @@ def test_every_op_has_met_every_law():
 
 def test_every_op_is_under_the_formula_and_the_leak_law():
     under = {(op.name, law.split("[")[0]) for op, law, _ in pairs()}
-    for op in OPS:
+    for op in (op for op in OPS if op.kind in ("attention", "mixer")):
         assert {(op.name, law) for law in ("formula", "gradients", "the_future")} <= under
 
 

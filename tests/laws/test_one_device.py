@@ -51,7 +51,7 @@ def wave(out):
 # ---------------------------------------------------------------------------------- the formula
 
 
-@ops_in_forms()
+@ops_in_forms("formula")
 def test_formula(op, form):
     """The op equals its oracle, under its default mask."""
     with jax.enable_x64():
@@ -73,7 +73,7 @@ def test_masked_formula(op, form):
         close(out, expected(op, args, ok), 1e-10)
 
 
-@ops()
+@ops("annotations")
 def test_annotations(op):
     """Every array that goes in and comes out has the shape and dtype that the signature spells."""
     args = op.sample(seed=1)
@@ -81,7 +81,7 @@ def test_annotations(op):
     jax.eval_shape(lambda given: checked(**given, **others(args)), arrays(args))
 
 
-@ops()
+@ops("lengths")
 def test_other_lengths(op):
     """One token, and more keys than queries or fewer, through tiles of every kind."""
     unequal = ({"T": 7, "S": 12}, {"T": 12, "S": 7}) if applies(op, "unequal") else ()
@@ -115,7 +115,7 @@ def test_implementations_agree(op):
         close_trees(tiles.pull(given, ct), truth.pull(given, ct), 1e-10)
 
 
-@ops()
+@ops("gradients")
 def test_gradients(op):
     """Those of finite differences of the readable form, along one direction through everything."""
     with jax.enable_x64():
@@ -155,7 +155,7 @@ def test_forward_mode_and_second_order(op):
 # --------------------------------------------------------------------------- JAX's transformations
 
 
-@ops()
+@ops("jit")
 def test_jit_equals_eager_and_compiles_once(op):
     c = Case(op, "default")
     traced = 0
@@ -172,7 +172,7 @@ def test_jit_equals_eager_and_compiles_once(op):
     close_trees(got[0], c.call(first), 2e-6)
 
 
-@ops()
+@ops("vmap")
 def test_vmap_and_equal_bits_twice(op):
     c = Case(op, "default")
     given = c.given(9)
@@ -326,3 +326,47 @@ def test_bfloat16_error_is_at_most_twice_the_naive_formulas(op, form, in_their_o
     in_their_own_dtype()
     naive = Case(op, "truth", T=24, S=24).value(half)
     assert error(got) <= 2 * error(naive)
+
+
+# ------------------------------------------------------------------------------ losses and policies
+
+
+@ops("loss")
+def test_a_loss_is_a_number_with_finite_gradients(op):
+    """Also where inputs are zero, or large enough to saturate what they go through."""
+    c = case(op, None)
+    for scale in (1.0, 0.0, 1e3):
+        given = jax.tree.map(lambda x, scale=scale: scale * x, c.given(19))
+        loss, grads = c.pull(given, jnp.ones(()))
+        assert loss.shape == () and np.isfinite(loss)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+@ops("policy")
+def test_a_policy_selects_within_its_budget(op):
+    """Blocks that exist, each once, none of the future, the own one always; top_k of them at most.
+
+    What a policy that reads the past selects for a query does not change with later tokens.
+    """
+    args, now = op.sample(20), 5
+    chosen = op.fn(**args)
+    T, S = lengths(op, arrays(args))
+    n = -(-S // chosen.block_k)
+    indices, valid = np.asarray(chosen.indices), np.asarray(chosen.valid)
+    assert ((indices >= 0) & (indices < n))[valid].all()
+    seen = (np.where(valid, indices, -1)[..., None] == np.arange(n)).sum(-2)  # (B,U,X,n)
+    assert seen.max() == 1
+    first = np.arange(seen.shape[1]) * chosen.block_q
+    own, last = first // chosen.block_k, np.minimum(first + chosen.block_q, T) - 1
+    assert seen[:, np.arange(len(own)), :, own].all()
+    assert not seen.transpose(0, 2, 1, 3)[..., np.arange(n) * chosen.block_k > last[:, None]].any()
+    if "top_k" in args:
+        assert valid.sum(-1).max() <= args["top_k"]
+    if op.may_read == "past":
+        other = op.sample(21)
+        later = {name: args[name].at[:, now:].set(other[name][:, now:]) for name in ("q", "k")}
+        again = op.fn(**args | later)
+        early = last < now
+        np.testing.assert_array_equal(again.valid[:, early], valid[:, early])
+        same = np.where(valid, np.asarray(again.indices) == indices, True)
+        assert same[:, early].all()

@@ -26,7 +26,7 @@ from attnjax.core.numerics import finite
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
-from attnjax.typing import Array, Bool, Float, K, Out, Q, TokenK, TokenV
+from attnjax.typing import Array, Bool, Float, Out, Q, TokenK, TokenV
 
 
 def flexprefill(
@@ -51,7 +51,7 @@ def flexprefill(
 
 
 def flexprefill_selection(
-    q: Q, k: K, block_size: int, gamma: float, tau: float, min_budget: int
+    q: Q, k: TokenK, block_size: int, gamma: float, tau: float, min_budget: int
 ) -> Selection:
     """The blocks that `flexprefill` attends to: entry b of row u tells whether it sees block b."""
     T, size = q.shape[1], block_size
@@ -122,11 +122,13 @@ def _any(kept: Bool[Array, "B N T"], first: np.ndarray, end: np.ndarray) -> Arra
 
 
 _causal = functools.partial(multi_head_attention, mask=masks.causal)
+_DRAW = {"block_size": 2, "gamma": 0.5, "tau": 0.2, "min_budget": 3}
 OPS = (
+    Op(flexprefill_selection, papers=(77,), reads="all", draw=_DRAW),
     Op(
         flexprefill,
         papers=(77,),
-        draw={"block_size": 2, "gamma": 0.5, "tau": 0.2, "min_budget": 3},
+        draw=_DRAW,
         limits=(Limit("gamma = 1 is causal attention", {"gamma": 1.0}, _causal),),
     ),
 )

@@ -49,11 +49,13 @@ def _inside_blocks(q: Q, k: K, v: V, block_size: int, top_k: int) -> Out:
     return multi_head_attention(q, k, v, mask=masks.causal & masks.document(ids))
 
 
+_DRAW = {"block_size": 3, "top_k": by_sizes(lambda z: min(2, -(-z["S"] // 3)))}
 OPS = (
+    Op(moba_blocks, papers=(248,), draw=_DRAW),
     Op(
         moba,
         papers=(248,),
-        draw={"block_size": 3, "top_k": by_sizes(lambda z: min(2, -(-z["S"] // 3)))},
+        draw=_DRAW,
         limits=(
             Limit(
                 "all blocks selected is causal attention",

@@ -19,12 +19,12 @@ import numpy as np
 from jax import lax
 
 from attnjax.core import masks
-from attnjax.core.blocks import select
+from attnjax.core.blocks import block_maps, select
 from attnjax.core.blocks.selection import Selection
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
-from attnjax.op import Limit, Op, by_sizes, normal
+from attnjax.op import Limit, Op, by_sizes, fill, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -61,7 +61,13 @@ def seer_attention(
 
 
 def seer_blocks(
-    q: Q, k: K, w_q: Array, w_k: Array, blocks: BlockSizes, choose: Choose, base: float | None
+    q: Q,
+    k: K,
+    w_q: Float[Array, "N H R"],
+    w_k: Float[Array, "K P R"],
+    blocks: BlockSizes,
+    choose: Choose,
+    base: float | None,
 ) -> Selection:
     """The blocks that `choose` takes by the gate."""
     scores = select.causal_scores(seer_gate(q, k, w_q, w_k, blocks, base), *blocks)
@@ -90,18 +96,51 @@ def turned(x: Array, base: float | None, step: int = 1) -> Array:
     return x if base is None else rotary(x, jnp.arange(x.shape[1]) * step, base)
 
 
+def seer_loss(
+    q: Q,
+    k: K,
+    w_q: Float[Array, "N H R"],
+    w_k: Float[Array, "K P R"],
+    *,
+    blocks: BlockSizes = (64, 64),
+    base: float | None = 10000.0,
+    mask: masks.Mask = masks.everything,
+) -> Float[Array, ""]:
+    """How far a gate of `seer_attention` is from the map that it shall predict: a number >= 0.
+
+        mean over u of KL(m_ub / sum_b m_ub || p_ub),    m_ub = max of causal A over block (u, b)
+
+    The map A is that of full attention, seen through `mask`, and is not formed: O(T) memory.
+    Gradients reach w_q and w_k alone.  All rows count; the released code leaves out the first
+    quarter of them.  A block of queries that sees nothing, such as padding, does not count.
+    """
+    q, k = lax.stop_gradient((finite(q), finite(k)))
+    seen = masks.causal & mask
+    peak = block_maps.block_peak(turned(q, base), turned(k, base), *blocks, mask=seen)
+    total = peak.sum(-1, keepdims=True)
+    share = peak / jnp.where(total > 0, total, 1.0)
+    gap = jnp.log(jnp.where(share > 0, share, 1.0)) - seer_gate(q, k, w_q, w_k, blocks, base)
+    return jnp.where(share > 0, share * gap, 0.0).sum() / jnp.maximum((total > 0).sum(), 1)
+
+
+def _no_loss() -> Float[Array, ""]:
+    return jnp.zeros(())
+
+
+_GATE = {"w_k": normal(0.5)}
+_SIZES = {"N": 6, "K": 3, "P": 24, "R": 6}
 OPS = (
     Op(
         seer_attention,
         papers=(138,),
         draw={
-            "w_k": normal(0.5),
+            **_GATE,
             "blocks": (1, 3),
             "choose": by_sizes(
                 lambda z: functools.partial(select.top_k, k=min(2, -(-z["S"] // 3)))
             ),
         },
-        sizes={"N": 6, "K": 3, "P": 24, "R": 6},
+        sizes=_SIZES,
         limits=(
             Limit(
                 "all blocks chosen is causal attention over rotated q and k",
@@ -111,5 +150,27 @@ OPS = (
                 ),
             ),
         ),
+    ),
+    Op(
+        seer_blocks,
+        papers=(138,),
+        draw={
+            **_GATE,
+            "blocks": (1, 3),
+            "choose": functools.partial(select.top_k, k=2),
+            "base": 10000.0,
+        },
+        sizes=_SIZES,
+    ),
+    Op(
+        seer_loss,
+        papers=(138,),
+        draw={**_GATE, "blocks": (3, 3)},
+        sizes=_SIZES,
+        limits=(Limit("without queries map and gate are uniform", {"q": fill(0.0)}, _no_loss),),
+        exempt={
+            "gradients": "only the gate learns; finite differences move with q and k, too",
+            "jvp": "only the gate learns; finite differences move with q and k, too",
+        },
     ),
 )

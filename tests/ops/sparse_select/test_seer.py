@@ -79,6 +79,26 @@ def run(fn, *args, **static):
     return jax.jit(functools.partial(fn, **static))(*args)
 
 
+def _seer_truth(q, k, blocks, base, allowed=None):
+    """The dense map, its largest weight in each block, rows to sum one: (B,N,U,n)."""
+    (B, T, N, _), S = q.shape, k.shape[1]
+    causal = np.array([[j <= i for j in range(S)] for i in range(T)])
+    dense = weights(_rotated_tokens(q, base), _rotated_tokens(k, base), both(allowed, causal))
+    rows, columns = cut_tail(T, blocks[0]), cut_tail(S, blocks[1])
+    peak = np.zeros((B, N, len(rows), len(columns)))
+    for b, n, u, c in np.ndindex(peak.shape):
+        peak[b, n, u, c] = max(dense[b, n, i, j] for i in rows[u] for j in columns[c])
+    return peak / peak.sum(-1, keepdims=True)
+
+
+def seer_loss_oracle(q, k, w_q, w_k, blocks, allowed=None):
+    truth, total, base = _seer_truth(q, k, blocks, 10000.0, allowed), 0.0, 10000.0
+    for b, n, u in np.ndindex(truth.shape[:3]):
+        share = _gate(q, k, w_q, w_k, blocks, base, b, n, u)
+        total += sum(truth[b, n, u, c] * np.log(truth[b, n, u, c] / share[c]) for c in share)
+    return total / np.prod(truth.shape[:3])
+
+
 W_Q, W_K = draw(4, 8, 6, seed=3), draw(2, 24, 6, seed=4, scale=0.5)
 
 
@@ -104,18 +124,6 @@ def test_seer_without_rotary_positions_and_all_blocks_is_causal_attention():
     near(got, run(multi_head_attention, q, k, v, mask=masks.causal))
 
 
-def _seer_truth(q, k, blocks, base):
-    """The dense map, its largest weight in each block, rows to sum one: (B,N,U,n)."""
-    (B, T, N, _), S = q.shape, k.shape[1]
-    causal = np.array([[j <= i for j in range(S)] for i in range(T)])
-    dense = weights(_rotated_tokens(q, base), _rotated_tokens(k, base), causal)
-    rows, columns = cut_tail(T, blocks[0]), cut_tail(S, blocks[1])
-    peak = np.zeros((B, N, len(rows), len(columns)))
-    for b, n, u, c in np.ndindex(peak.shape):
-        peak[b, n, u, c] = max(dense[b, n, i, j] for i in rows[u] for j in columns[c])
-    return peak / peak.sum(-1, keepdims=True)
-
-
 def gate_loss(q, k, w_q, w_k):
     return nn.seer_loss(q, k, w_q, w_k, blocks=(3, 3))
 
@@ -128,13 +136,9 @@ def test_the_seer_loss_is_the_divergence_from_the_pooled_dense_map():
         block_maps.block_peak(*turned, 3, 3, mask=masks.causal)
     )  # not from a dense map
     near(np.swapaxes(peak / peak.sum(-1, keepdims=True), 1, 2), truth)
-    total = 0.0
-    for b, n, u in np.ndindex(truth.shape[:3]):
-        args = map(np.float64, (q, k, W_Q, W_K))
-        share = _gate(*args, (3, 3), 10000.0, b, n, u)
-        total += sum(truth[b, n, u, c] * np.log(truth[b, n, u, c] / share[c]) for c in share)
+    want = seer_loss_oracle(*map(np.float64, (q, k, W_Q, W_K)), (3, 3))
     loss, slopes = jax.jit(jax.value_and_grad(gate_loss, argnums=(0, 1, 2, 3)))(q, k, W_Q, W_K)
-    near(loss, total / np.prod(truth.shape[:3]))
+    near(loss, want)
     assert loss > 0.01
     assert not np.any(slopes[0]) and not np.any(slopes[1]), "only the gate learns"
     assert np.any(slopes[2]) and np.any(slopes[3])
@@ -147,7 +151,7 @@ def test_the_seer_loss_leaves_padding_out():
     padded = [np.concatenate([x, np.full_like(x[:, :4], np.nan)], axis=1) for x in (q, k)]
     lengths = np.array([9, 9])
     masked = functools.partial(nn.seer_loss, blocks=(3, 3), mask=masks.lengths(lengths, lengths))
-    near(jax.jit(masked)(*padded, W_Q, W_K), jax.jit(gate_loss)(q, k, W_Q, W_K), atol=1e-6)
+    near(jax.jit(masked)(*padded, W_Q, W_K), jax.jit(gate_loss)(q, k, W_Q, W_K), 1e-6)
 
 
 def test_a_seer_gate_learns_what_attention_looks_at():
