@@ -1,8 +1,8 @@
-"""Score modifications: elementwise functions of a score and of what rides with its query and key.
+"""Score modifications: elementwise functions of a score and of operands of its query and key.
 
     score' = fn(score, operand, operand, ...)
 
-Each operand is tagged by what it rides with (the kinds of `tiles.py`), so one definition serves
+Each operand is tagged by what it belongs to (the kinds of `operands`), so one definition serves
 the dense matrix, a tile, a ring step and a decoding step, and gradients reach every operand.  `fn`
 sees arrays that broadcast against each other and must not care about their shapes.
 
@@ -70,7 +70,7 @@ class Mod:
     group: int = 1
 
     def laid_out(
-        self, z: Shape, dtype: jnp.dtype, tokens: SequenceSharding = LOCAL
+        self, z: Shape, dtype: jnp.dtype, sharding: SequenceSharding = LOCAL
     ) -> tuple["Mod", Poison]:
         """The same mod with operands of the working dtype, in the layout of their kinds.
 
@@ -79,14 +79,14 @@ class Mod:
         NaN, and so do operands of heads, pairs and tables of distances.
         """
         _refuse_traced_closure(self.fn)
-        whole = replace(z, S=tokens.columns(z.S))
+        whole = replace(z, S=sharding.columns(z.S))
         sums: dict[int, Array] = {}  # of an operand that serves as two: once
         poison = {side: jnp.zeros((1, 1, 1, 1), dtype) for side in ("query", "key")}
 
         def lay(kind: str, x: Array | Cumsum) -> Array:
             if isinstance(x, Cumsum):
                 if id(x) not in sums:
-                    sums[id(x)] = tokens.cumsum(x.x, 1 if jnp.ndim(x.x) == 3 else 0)
+                    sums[id(x)] = sharding.cumsum(x.x, 1 if jnp.ndim(x.x) == 3 else 0)
                 x = sums[id(x)]
             x = jnp.asarray(x).astype(dtype)
             laid = lay_out(kind, x, whole if kind == "pair" else z)
@@ -108,13 +108,13 @@ class Mod:
             # One feature at a time: (t, s) memory, not (t, s, R), in the backward pass as well.
             term = jax.checkpoint(lambda total, xs: (total + self.fn(*xs), None))
             return lax.scan(term, jnp.zeros_like(score), operands)[0]
-        ride = [
+        cut = [
             look_up(kind, x, tile) if kind.endswith("table") else x
             for kind, x in zip(self.kinds, operands, strict=True)
         ]
         if self.positions:
-            ride = [tile.q.positions[:, None], tile.k.positions[None, :], *ride]
-        return self.fn(score, *ride) if self.group == 1 else self.fn(score, allowed, *ride)
+            cut = [tile.q.positions[:, None], tile.k.positions[None, :], *cut]
+        return self.fn(score, *cut) if self.group == 1 else self.fn(score, allowed, *cut)
 
 
 def _refuse_traced_closure(fn: Fn) -> None:
@@ -150,7 +150,7 @@ def mod(
     query (T,) or (B,T,N); key (S,) or (B,S,K|N); head () or (N,); pair broadcastable to
     (B,N,T,S); table (R,) or (N,R), query_table (B,T,N,R) and key_table (B,S,K|N,R) with
     R = 2*radius+1 entries, read at radius + clip(k_pos - q_pos, -radius, radius).  A query or key
-    operand may be `Running(x)`: the sum over the tokens up to each, wherever the tokens are.
+    operand may be `Cumsum(x)`: the sum over the tokens up to each, wherever the tokens are.
 
     With `group`, fn(score, allowed, ...) sees whole groups of that many neighboring keys and may
     reduce over one by `log_sum_exp`.  It is then the only kind of mod that sees the mask.

@@ -1,7 +1,12 @@
-"""Inside `jax.shard_map`: what JAX wants to know about arrays there, whichever its release.
+"""Where the tokens of a sequence are: all here, or sharded over the devices of a mesh axis.
 
-With its check on, shard_map types every array by the mesh axes over which it varies, and a loop's
-carry must keep its type.  A carry that starts as zeros varies over none, so it has to be cast.
+An implementation that runs across devices has an attribute `sharding`, a `SequenceSharding`.  What
+an op does over all tokens besides attention goes through it: `cumsum(x, impl)` is right wherever
+`impl` has the tokens.
+
+Inside `jax.shard_map`, with its check on, every array is typed by the mesh axes over which it
+varies, and a loop's carry must keep its type.  A carry that starts as zeros varies over none, so it
+has to be cast: `pvary_like`.
 """
 
 from typing import Any, Protocol, TypeVar

@@ -4,7 +4,7 @@
     to its state, and has sent them on before it began: sending and computing overlap
 
 A state is (reference, sums, weighted values) in float32 and merges over any order of keys, so every
-normalizer that runs blockwise runs here; one of several passes walks as often.  What rides with a
+normalizer that runs blockwise runs here; one of several passes walks as often.  What belongs to a
 key (operands of mods, positions, whether it is a NaN) walks with it.  Gradients of keys walk one
 hop behind them and then home.  Memory is O(T/P), forward and backward.
 

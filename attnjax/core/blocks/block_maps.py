@@ -4,7 +4,6 @@
     peak_ub = max over these pairs
 
 What selectors are judged by, and learn from.  As costly as attention, and not differentiated.
-Then keys that stand for runs of tokens: which queries see them, and what weight blocks get of them.
 """
 
 import functools

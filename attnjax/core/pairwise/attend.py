@@ -91,7 +91,7 @@ def attend(
         scale=scale,
         q_positions=q_positions,
         k_positions=k_positions,
-        tokens=sharding_of(impl),
+        sharding=sharding_of(impl),
     )
     return finish(request, choose("attend", impl, request).run(request))
 
@@ -106,7 +106,7 @@ def attend_state(
     but for m, on which no result depends.  `join_states` turns states of disjoint keys into the
     attention over all of them.
     """
-    request = prepare(q, k, v, **terms, tokens=sharding_of(impl))
+    request = prepare(q, k, v, **terms, sharding=sharding_of(impl))
     return choose_state("attend_state", impl, request).state(request)
 
 

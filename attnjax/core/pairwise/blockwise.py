@@ -1,6 +1,6 @@
 """Blockwise execution in XLA: a loop over the tiles that hold anything.
 
-O(T + S) memory, forward and backward; the loops are those of `sweep`.  Reverse mode is a custom
+O(T + S) memory, forward and backward; the loops are those of `tile_scan`.  Reverse mode is a custom
 VJP that computes tiles again; `Blockwise(derivative="forward")` leaves differentiation to JAX
 instead, which can do forward mode alone.
 """

@@ -1,4 +1,4 @@
-"""Tiles of the score matrix, and the arrays that ride along with queries, keys or both.
+"""Tiles of the score matrix, and arrays of queries, keys or both in a layout to cut them.
 
 A tile is a range of queries times a range of keys.  Scores live as (B,N,t,s).  Every operand of a
 mod is brought to a layout that broadcasts against that, once, and is then cut tile by tile:
@@ -17,7 +17,7 @@ mod is brought to a layout that broadcasts against that, once, and is then cut t
 
 What belongs to a key/value head is repeated for the query heads that share it.
 The same cut serves the whole matrix (one tile: the dense form), a tile, a step around a ring and a
-decoding step.  Tables hold one entry per relative position and are looked up here.
+decoding step.  Tables hold one entry per relative position and are looked up in `relative`.
 """
 
 from dataclasses import dataclass

@@ -1,23 +1,8 @@
-"""Tiles of the score matrix, and the arrays that ride along with queries, keys or both.
+"""Tables of relative positions: looked up for a tile, and summed over by distance.
 
-A tile is a range of queries times a range of keys.  Scores live as (B,N,t,s).  Every operand of a
-mod is brought to a layout that broadcasts against that, once, and is then cut tile by tile:
-
-    kind            given as                      laid out as
-    query           (T,) or (B,T,N)               (B,N,T,1)
-    key             (S,) or (B,S,K) or (B,S,N)    (B,N,1,S)
-    head            () or (N,)                    (1,N,1,1)
-    pair            broadcastable to (B,N,T,S)    (B,N,T,S), broadcast axes stay 1
-    table           (R,) or (N,R)                 (1,N,R)
-    query_table     (B,T,N,R)                     (B,N,T,R)
-    key_table       (B,S,K) or (B,S,N), R         (B,N,S,R)
-    query_features  (B,T,N,R)                     (R,B,N,T,1)
-    key_features    (B,S,K) or (B,S,N), R         (R,B,N,1,S)
-    head_features   (R,) or (N,R)                 (R,1,N,1,1)
-
-What belongs to a key/value head is repeated for the query heads that share it.
-The same cut serves the whole matrix (one tile: the dense form), a tile, a step around a ring and a
-decoding step.  Tables hold one entry per relative position and are looked up here.
+A table has R = 2*radius + 1 entries; the pair (i, j) reads entry radius + clip(pos_j - pos_i,
+-radius, radius).  For contiguous spans the entries of a tile are constant along diagonals, so a
+strip of size.q + size.k entries holds them all and a reshape lays it out: no gather.
 """
 
 import jax
@@ -26,12 +11,6 @@ from jax import lax
 
 from attnjax.core.pairwise.operands import Tile
 from attnjax.typing import Array
-
-# ------------------------------------------------------------------------ relative positions
-#
-# A table has R = 2*radius + 1 entries; the pair (i, j) reads entry radius + clip(pos_j - pos_i,
-# -radius, radius).  For contiguous spans the entries of a tile are constant along diagonals, so a
-# strip of size.q + size.k entries holds them all and a reshape lays it out: no gather.
 
 
 def _strip(table: Array, first: Array | int, length: int) -> Array:

@@ -150,8 +150,8 @@ def modify(
     ok: Array | None,
 ) -> Array:
     """The scores after all mods, in order; `operands` are already cut to the tile."""
-    for mod, ride in zip(mods, operands, strict=True):
-        s = mod(s, ride, tile, ok)
+    for mod, mine in zip(mods, operands, strict=True):
+        s = mod(s, mine, tile, ok)
     return s
 
 
@@ -258,9 +258,9 @@ def prepare(
     scale: float | Array | None = None,
     q_positions: Array | np.ndarray | None = None,
     k_positions: Array | np.ndarray | None = None,
-    tokens: SequenceSharding = LOCAL,
+    sharding: SequenceSharding = LOCAL,
 ) -> Request:
-    """Checks the arguments of `attend` and lays them out; `tokens` tells where the others are."""
+    """Checks the arguments of `attend` and lays them out; `sharding` tells where other tokens are."""
     v_table = None
     if isinstance(v, RelativeValues):
         v, v_table = v.v, v.table
@@ -274,11 +274,11 @@ def prepare(
     scale = jnp.asarray(scale, dtype)
     heads = None
     if blocks is not None:
-        blocks = blocks.laid_out(z, tokens.columns(z.S), group_of(mods))
+        blocks = blocks.laid_out(z, sharding.columns(z.S), group_of(mods))
         heads = z.B, blocks.indices.shape[1]
         at = (None if x is None else jnp.asarray(x) for x in (q_positions, k_positions))
         q_positions, k_positions = at
-    laid, poison = _laid_out(mods, z, dtype, tokens)
+    laid, poison = _laid_out(mods, z, dtype, sharding)
     given = q.dtype
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
     q = q.astype(dtype) * scale if scale.ndim else q.astype(dtype)
@@ -290,7 +290,7 @@ def prepare(
         v_table=None if v_table is None else v_table.astype(dtype),
         mods=laid,
         normalizer=normalizer.laid_out(z, dtype),
-        mask=mask.resolve(*tokens.lengths(z.T, z.S)),
+        mask=mask.resolve(*sharding.lengths(z.T, z.S)),
         q_positions=_positions("q_positions", "T", q_positions, z.T, heads),
         k_positions=_positions("k_positions", "S", k_positions, z.S, heads),
         q_poison=lay_out("query", q_bad.astype(dtype), z) + poison.query,
@@ -326,10 +326,10 @@ def _with_key_heads(request: Request, heads: int) -> Request:
 
 
 def _laid_out(
-    mods: tuple[Mod, ...], z: Shape, dtype: jnp.dtype, tokens: SequenceSharding
+    mods: tuple[Mod, ...], z: Shape, dtype: jnp.dtype, sharding: SequenceSharding
 ) -> tuple[tuple[Mod, ...], Poison]:
     """The mods in the layout of the tiles, and which queries and keys have a NaN in an operand."""
-    each = [m.laid_out(z, dtype, tokens) for m in mods]
+    each = [m.laid_out(z, dtype, sharding) for m in mods]
     none = jnp.zeros((1, 1, 1, 1), dtype)
     query = functools.reduce(jnp.add, (poison.query for _, poison in each), none)
     key = functools.reduce(jnp.add, (poison.key for _, poison in each), none)
