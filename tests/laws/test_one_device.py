@@ -1,5 +1,6 @@
 """The laws on one device, for attention and mixers alike."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,17 +159,9 @@ def test_forward_mode_and_second_order(op):
 @ops("jit")
 def test_jit_equals_eager_and_compiles_once(op):
     c = Case(op, "default")
-    traced = 0
-
-    def counted(given):
-        nonlocal traced
-        traced += 1
-        return c.call(given)
-
-    jitted = jax.jit(counted)
+    jitted = jax.jit(chex.assert_max_traces(c.call, n=1))
     first, second = c.given(7), c.given(8)
     got = [jitted(first), jitted(second)]
-    assert traced == 1
     close_trees(got[0], c.call(first), 2e-6)
 
 

@@ -260,7 +260,7 @@ def prepare(
     k_positions: Array | np.ndarray | None = None,
     sharding: SequenceSharding = LOCAL,
 ) -> Request:
-    """Checks the arguments of `attend` and lays them out; `sharding` tells where other tokens are."""
+    """Checks the arguments of `attend`, and lays them out; `sharding` says where tokens are."""
     v_table = None
     if isinstance(v, RelativeValues):
         v, v_table = v.v, v.table
