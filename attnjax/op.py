@@ -111,7 +111,7 @@ class Limit:
     """A setting under which the op must equal a simpler function.
 
     The law compares `op.fn(**arguments)`, some of them drawn as `given` says, with `equals`, which
-    gets those of the usual arguments that it has parameters for.
+    gets those of the same arguments that it has parameters for.
     """
 
     says: str
