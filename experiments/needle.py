@@ -23,9 +23,10 @@ oracle, as many for each. All models have rotary positions and the same sizes.
 """
 
 import functools
+import itertools
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -212,17 +213,50 @@ def corrected(config: Config) -> lab.Mixer:
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained, what takes over at half of the steps, and what it is judged with."""
+    """What is trained, what takes over at half of the steps, and what it is judged with.
+
+    also    the mixers with which the trained parameters are judged besides, by the name of the row
+    after   more rows of the trained parameters, (setup, parameters, seed) -> rows
+    """
 
     mixer: Callable[[Config], lab.Mixer]
     then: Callable[[Config], lab.Mixer] | None = None
     judged: Callable[[Config], lab.Mixer] | None = None
     landmarks: bool = False
+    also: Mapping[str, Callable[[Config], lab.Mixer]] = field(default_factory=dict)
+    after: Callable[["Setup", Any, int], lab.Metrics] | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all runs share: where they are kept, their batches, what they are judged on."""
+
+    config: Config
+    runs: Path
+    text: lab.Text
+    judges: dict[int, Any]  # times the length -> sequences
+    watch_gates: Callable[[int], Any]
+
+    def batches(self, seed: int) -> Callable[[int], tuple[Any, ...]]:
+        """step -> (sequences ..., step)."""
+        c = self.config
+
+        def batch(step: int) -> tuple[Any, ...]:
+            drawn = lab.windows(self.text.train, c.length, c.batch, seed=seed, step=step)
+            return (*sequences(c, drawn, seed, step), np.int32(step))
+
+        return batch
+
+
+def with_gates(setup: Setup, params: Any, seed: int) -> lab.Metrics:
+    """Rows of the trained full model with gates and other sparse attention, trained no further."""
+    gates = train_gates(setup, params, seed)
+    return untrained(setup.config, params, gates, setup.judges)
 
 
 METHODS = {
-    "full": Method(full),
-    "moba": Method(with_moba),
+    "full": Method(full, after=with_gates),
+    "moba": Method(with_moba, also={"moba, judged as full": full}),
     "moba then full": Method(with_moba, then=full),
     "nsa": Method(with_nsa),
     "landmark": Method(with_landmarks, judged=retrieving, landmarks=True),
@@ -282,54 +316,58 @@ class Result:
 
 def run(config: Config) -> Result:
     """Trains every method with every seed and judges it; goes on where it was interrupted."""
-    folder = lab.results_folder(config.results)
     text = lab.read_text(config.text)
-    same = replace(
+    decides = replace(
         config, results=Path(), methods=("full",), seeds=1, judged=1, times=(1,), gamma=1
     )
-    runs = folder / "checkpoints" / lab.run_key(same, text.digest)
-    judges = {
-        times: sequences(
-            config,
-            lab.evenly(text.validation, times * config.length, config.judged), 1_000_003, times,
-        )
-        for times in config.times
-    }  # fmt: skip
+    key = lab.run_key(decides, text.digest)
+    runs = lab.results_folder(config.results) / "checkpoints" / key
     result = Result([{} for _ in range(config.seeds)])
     methods = lab.choose("methods", config.methods, METHODS)
     with lab.Bars() as bars:
         watches = {name: bars.add(name, config.steps, config.seeds) for name in methods}
-        watches["seer"] = bars.add("seer's gates", config.steps // 2, config.seeds)
-        for seed in range(config.seeds):
-
-            def batches(step: int, seed: int = seed) -> tuple[Any, ...]:
-                drawn = lab.windows(text.train, config.length, config.batch, seed=seed, step=step)
-                return (*sequences(config, drawn, seed, step), np.int32(step))
-
-            for name, method in methods.items():
-                graph, params = network(config, method.mixer(config), seed)
-                trained = lab.train(
-                    params, learner(config, method), batches,
-                    lab.Optimizer(config.steps, config.learning_rate, weight_decay=0.1),
-                    folder=runs / f"{name}-{seed}", watch=watches[name](seed),
-                )  # fmt: skip
-                result.losses.setdefault(name, []).append(trained.losses)
-                judged = method.judged or method.then or method.mixer
-                row = judge(config, judged(config), trained.params, method.landmarks, judges)
-                if method.then:
-                    half, few = config.steps // 2, max(1, config.steps // 50)
-                    losses = trained.losses
-                    row["jump"] = float(losses[half:][:few].mean() - losses[:half][-few:].mean())
-                result.seeds[seed][name] = row
-                if name == "moba":
-                    switched = judge(config, full(config), trained.params, False, judges)
-                    result.seeds[seed]["moba, judged as full"] = switched
-                if name == "full":
-                    dense = trained.params
-                    gates = train_gates(config, dense, batches, seed, runs, watches["seer"](seed))
-            more = untrained(config, dense, gates, judges)
-            result.seeds[seed] |= more
+        gates = bars.add("seer's gates", config.steps // 2, config.seeds)
+        setup = Setup(config, runs, text, judged_sequences(config, text), gates)
+        for seed, (name, method) in itertools.product(range(config.seeds), methods.items()):
+            trained = train(setup, name, method, seed, watches[name](seed))
+            result.losses.setdefault(name, []).append(trained.losses)
+            result.seeds[seed] |= rows_of(setup, name, method, trained, seed)
     return result
+
+
+def judged_sequences(config: Config, text: lab.Text) -> dict[int, Any]:
+    """Of each length that is judged."""
+    cut = lambda times: lab.evenly(text.validation, times * config.length, config.judged)
+    return {times: sequences(config, cut(times), 1_000_003, times) for times in config.times}
+
+
+def train(setup: Setup, name: str, method: Method, seed: int, watch: Any) -> lab.Run:
+    config = setup.config
+    _, params = network(config, method.mixer(config), seed)
+    optimizer = lab.Optimizer(config.steps, config.learning_rate, weight_decay=0.1)
+    return lab.train(
+        params,
+        learner(config, method),
+        setup.batches(seed),
+        optimizer,
+        folder=setup.runs / f"{name}-{seed}",
+        watch=watch,
+    )
+
+
+def rows_of(setup: Setup, name: str, method: Method, trained: lab.Run, seed: int) -> lab.Metrics:
+    """All that a trained method is judged by: its own row, and those besides."""
+    config, params = setup.config, trained.params
+    own = method.judged or method.then or method.mixer
+    rows = {
+        row: judge(config, mixer(config), params, method.landmarks, setup.judges)
+        for row, mixer in {name: own, **method.also}.items()
+    }
+    if method.then:
+        half, few = config.steps // 2, max(1, config.steps // 50)
+        before, behind = trained.losses[:half], trained.losses[half:]
+        rows[name]["jump"] = float(behind[:few].mean() - before[-few:].mean())
+    return rows if method.after is None else rows | method.after(setup, params, seed)
 
 
 def judge(
@@ -354,15 +392,22 @@ def judge(
 # ------------------------------------------- what is done to the trained full model afterwards
 
 
-def train_gates(
-    config: Config, params: Any, batches: Callable, seed: int, runs: Path, watch: Any
-) -> list[SeerGate]:
+def train_gates(setup: Setup, params: Any, seed: int) -> list[SeerGate]:
     """A gate for each layer, trained by distillation from the frozen model's attention."""
+    config = setup.config
     graph, _ = network(config, full(config), seed)
-    make = lambda layer: SeerGate(
-        config.heads, config.width // config.heads, gate_width=16, rngs=nnx.Rngs(1000 + layer),
-        blocks=(1, config.block), choose=functools.partial(select.top_k, k=config.top_k),
-    )  # fmt: skip
+    choose = functools.partial(select.top_k, k=config.top_k)
+
+    def make(layer: int) -> SeerGate:
+        return SeerGate(
+            config.heads,
+            config.width // config.heads,
+            gate_width=16,
+            rngs=nnx.Rngs(1000 + layer),
+            blocks=(1, config.block),
+            choose=choose,
+        )
+
     gates, start = nnx.split([make(layer) for layer in range(config.depth)])
 
     def loss(weights: Any, batch: Any) -> jax.Array:
@@ -373,9 +418,13 @@ def train_gates(
 
     steps = max(1, config.steps // 2)
     trained = lab.train(
-        start, loss, batches, lab.Optimizer(steps, config.learning_rate),
-        folder=runs / f"gates-{seed}", watch=watch,
-    )  # fmt: skip
+        start,
+        loss,
+        setup.batches(seed),
+        lab.Optimizer(steps, config.learning_rate),
+        folder=setup.runs / f"gates-{seed}",
+        watch=setup.watch_gates(seed),
+    )
     return nnx.merge(gates, trained.params)
 
 
