@@ -187,7 +187,7 @@ def _signature(op: Op) -> str:
     head, tail = f"{op.dotted}(", inspect.formatannotation(signature.return_annotation)
     text = "\n    ".join([head, *(f"{line}," for line in lines)]) + f"\n) -> {tail}"
     text = re.sub(r"[\w.]*\b(Float|Int|Bool)\[[\w.]*Array, ' ?([^']*)'\]", r"\1[\2]", text)
-    text = re.sub(r"typing\.Annotated\[(.*), '[^']*'\]", r"\1", text)
+    text = re.sub(r"(?:typing\.)?Annotated\[(.*), '[^']*'\]", r"\1", text)
     return re.sub(r"attnjax\.[a-z_.]*\.([A-Z])", r"\1", text)
 
 

@@ -53,6 +53,5 @@ OPS = (
                 ),
             ),
         ),
-        exempt={"tiles": "the T x S weights are the output"},
     ),
 )
