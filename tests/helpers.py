@@ -1,5 +1,7 @@
 """What tests share: inputs, comparisons, and derivatives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,24 @@ def near(got, want, tolerance=1e-5):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), got, want
     )
+
+
+def exact(tree):
+    """The arrays of a tree in NumPy's float64, as oracles take them."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def run(fn, *args, **static):
+    """fn(*args, **static), jitted; what is static may be anything: sizes, masks, functions."""
+    return jax.jit(functools.partial(fn, **static))(*args)
+
+
+def pairs_of(selection):
+    """[b][x]: the pairs (block of queries, block of keys) that a selection holds, a set."""
+    indices, valid = np.asarray(selection.indices), np.asarray(selection.valid)
+    B, U, X, _ = indices.shape
+    seen = lambda b, x: {(u, int(c)) for u in range(U) for c in indices[b, u, x][valid[b, u, x]]}
+    return [[seen(b, x) for x in range(X)] for b in range(B)]
 
 
 def weights_of(op, q, k, *rest, **options):

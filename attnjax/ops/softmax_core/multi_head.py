@@ -9,6 +9,8 @@ Limits: q = 0 gives the mean of the visible values.
 Differs: the projections W_Q, W_K, W_V and W_O belong to a layer (attnjax.nn).
 """
 
+import functools
+
 import jax.numpy as jnp
 
 from attnjax.core import masks
@@ -25,6 +27,10 @@ def multi_head_attention(
     return attend(q, k, v, mask=mask, impl=impl)
 
 
+causal_attention = functools.partial(multi_head_attention, mask=masks.causal)
+"""What causal mechanisms are at a limit of theirs."""
+
+
 def sinusoidal_positions(length: int, width: int) -> Float[Array, "T width"]:
     """The position code of tokens 0 .. length-1, sines and cosines interleaved along `width`.
 
@@ -37,19 +43,15 @@ def sinusoidal_positions(length: int, width: int) -> Float[Array, "T width"]:
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, width)
 
 
+def _mean(q: Q, v: V) -> Out:
+    mean = repeat_heads(v.mean(axis=1, keepdims=True), q)
+    return jnp.broadcast_to(mean, (*q.shape[:3], v.shape[-1]))
+
+
 OPS = (
     Op(
         multi_head_attention,
         papers=(205,),
-        limits=(
-            Limit(
-                "q = 0 gives the mean of the values",
-                {"q": fill(0.0)},
-                lambda q, k, v: jnp.broadcast_to(
-                    repeat_heads(v.mean(axis=1, keepdims=True), q),
-                    (*q.shape[:3], v.shape[-1]),
-                ),
-            ),
-        ),
+        limits=(Limit("q = 0 gives the mean of the values", {"q": fill(0.0)}, _mean),),
     ),
 )

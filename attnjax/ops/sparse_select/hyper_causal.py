@@ -20,12 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import masks
-from attnjax.core.blocks.order import gray_codes
+from attnjax.core.blocks.order import BlockOrder, bucket_order, gray_codes
 from attnjax.core.numerics import repeat_heads, wide
-from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
-from attnjax.op import Draw, Limit, Op, normal, uniform
-from attnjax.ops.sparse_select.hyper import blocks_and_samples
-from attnjax.typing import Array, Float, K, Out, Q, V
+from attnjax.core.pairwise.attend import Impl, attend_state, join_states
+from attnjax.op import Limit, Op, by_sizes, uniform
+from attnjax.ops.softmax_core.multi_head import causal_attention
+from attnjax.ops.sparse_select.hyper import (
+    Density,
+    block_and_samples,
+    density_of,
+    state_of_block,
+)
+from attnjax.typing import Array, Float, Int, K, Out, Q, V
 
 
 def hyper_attention_causal(
@@ -37,7 +43,7 @@ def hyper_attention_causal(
     *,
     block_size: int = 256,
     threshold: int = 4096,
-    density: Float[Array, "B S K"] | None = None,
+    density: Density | None = None,
     mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
@@ -50,49 +56,59 @@ def hyper_attention_causal(
             f"threshold: {threshold}; expected a multiple of block_size = {block_size} >= 1"
         )
     T, S = q.shape[1], k.shape[1]
-    number = lambda n: np.arange(n) // threshold
-    near = masks.causal & masks.document(number(T), number(S))
-    near = near & mask
-    parts = [attend_state(wide(q), wide(k), wide(v), mask=near, impl=impl)]
-    of_queries, of_keys, R = gray_codes(q, planes), gray_codes(k, planes), planes.shape[1]
-    length = threshold
-    while length < T:
-        segment = np.arange(T)[:, None] // length  # even ones have none before them
-        some = (segment % 2 == 1) & ((segment - 1) * length < S)
-        buckets = of_keys + ((np.arange(S)[:, None] // length) << R)
-        wanted = of_queries + ((segment - 1) << R)
-        by_head = (jnp.swapaxes(x, 1, 2) for x in (repeat_heads(buckets, q), wanted))
-        place = jnp.swapaxes(_places(*by_head), 1, 2)
-        end = np.minimum(segment * length, S) - 1
-        own = jnp.where(some, jnp.minimum(place, end) // block_size, -1)
-        parts += blocks_and_samples(
-            q, k, v, own, buckets, draws, length, block_size, density, mask, impl
-        )
-        length *= 2
+    tokens = wide(q), wide(k), wide(v)
+    near = masks.causal & masks.document(np.arange(T) // threshold, np.arange(S) // threshold)
+    parts = [attend_state(*tokens, mask=near & mask, impl=impl)]
+    state = functools.partial(state_of_block, *tokens, mask=mask, impl=impl)
+    density = density_of(k, density)
+    of_queries = gray_codes(q, planes)
+    of_keys = gray_codes(k, planes)
+    bits = planes.shape[1]
+    segment = threshold
+    while segment < T:
+        # keys by segment, then by bucket; queries look in the segment before their own
+        buckets = of_keys + (np.arange(S)[:, None] // segment << bits)
+        wanted = of_queries + (np.arange(T)[:, None] // segment - 1 << bits)
+        keys = BlockOrder(bucket_order(buckets), block_size, S, full=True)
+        own = _block_before(wanted, repeat_heads(buckets, q), segment, block_size)
+        parts += block_and_samples(state, keys, own, draws, density, segment)
+        segment *= 2
     return join_states(*parts).astype(q.dtype)
+
+
+def _block_before(
+    wanted: Int[Array, "B T N"], buckets: Int[Array, "B S N"], segment: int, block_size: int
+) -> Int[Array, "B T N"]:
+    """Which block of the sorted keys holds a query's bucket, -1 in segments of an even number."""
+    T, S = wanted.shape[1], buckets.shape[1]
+    number = np.arange(T)[:, None] // segment
+    has_keys = (number % 2 == 1) & ((number - 1) * segment < S)
+    place = jnp.swapaxes(_places(jnp.swapaxes(buckets, 1, 2), jnp.swapaxes(wanted, 1, 2)), 1, 2)
+    last = np.minimum(number * segment, S) - 1  # of the keys in the segment before
+    return jnp.where(has_keys, jnp.minimum(place, last) // block_size, -1)
 
 
 @functools.partial(jnp.vectorize, signature="(s),(t)->(t)")
 def _places(numbers: Array, wanted: Array) -> Array:
     """Where among the sorted numbers those wanted stand: the middle of the equal ones."""
-    first, end = (jnp.searchsorted(jnp.sort(numbers), wanted, side=x) for x in ("left", "right"))
+    ordered = jnp.sort(numbers)
+    first = jnp.searchsorted(ordered, wanted, side="left")
+    end = jnp.searchsorted(ordered, wanted, side="right")
     return (first + end) // 2
-
-
-def _causal(q: Q, k: K, v: V) -> Out:
-    return attend(q, k, v, mask=masks.causal)
 
 
 OPS = (
     Op(
         hyper_attention_causal,
         papers=(145,),
-        draw={"planes": normal(), "draws": uniform(0.0, 1.0), "block_size": 2, "threshold": 4},
+        draw={"draws": uniform(0.0, 1.0), "block_size": 2, "threshold": 4},
         sizes={"T": 8, "S": 8, "R": 3, "M": 3},
         limits=(
-            Limit("exact up to the threshold", {"threshold": 8}, _causal),
+            Limit("exact up to the threshold", {"threshold": 8}, causal_attention),
             Limit(
-                "every key drawn once", {"draws": Draw(lambda _: (np.arange(4) + 0.5) / 4)}, _causal
+                "every key drawn once",
+                {"draws": by_sizes(lambda z: (np.arange(4) + 0.5) / 4)},
+                causal_attention,
             ),
         ),
     ),

@@ -14,16 +14,19 @@ membership is a token's own, clusters are not balanced, and a query sees at most
 
 import jax.numpy as jnp
 
-from attnjax.core import features, masks
-from attnjax.core.blocks.order import take_tokens
-from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core import masks
+from attnjax.core.blocks.order import BlockOrder
 from attnjax.core.blocks.selection import Selection
-from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Draw, Limit, Op, by_sizes
-from attnjax.ops.softmax_core.multi_head import multi_head_attention
-from attnjax.ops.sparse_select.routing import Centroids, likes
-from attnjax.typing import K, Out, Q, V
+from attnjax.op import Op
+from attnjax.ops.softmax_core.multi_head import causal_attention
+from attnjax.ops.sparse_select.routing import (
+    Centroids,
+    nearest_cluster,
+    normalized_heads,
+    one_cluster,
+)
+from attnjax.typing import Array, Int, K, Out, Q, V
 
 
 def routing_causal(
@@ -40,32 +43,59 @@ def routing_causal(
 
     The paper's model gives q for k, too. Neither weights nor membership depend on later tokens.
     """
-    (B, T, N, _), S, c = q.shape, k.shape[1], centroids.shape[1]
     if window < 1:
         raise ValueError(f"window: {window}; expected at least 1")
-    q, k, dtype = features.standardize(wide(q)), features.standardize(wide(k)), q.dtype
-    k, v = (repeat_heads(x, q) for x in (k, wide(v)))
-    of_query, of_key = (jnp.argmax(likes(x, centroids), -1)[..., None] for x in (q, k))
-
-    # Each cluster's keys begin a block of their own, so that its blocks are its chunks.
-    so_far = jnp.cumsum(of_key == jnp.arange(c), axis=1)  # (B,S,N,c) keys of each cluster
-    blocks = -(-so_far[:, -1:] // window)
-    first = jnp.cumsum(blocks, -1) - blocks  # (B,1,N,c)
-    pick = lambda x, cluster: jnp.take_along_axis(x, cluster, -1)[..., 0]
-    slot = pick(first, of_key) * window + pick(so_far, of_key) - 1  # (B,S,N)
-    size = (S + c * (window - 1)) // window * window
-    at = jnp.arange(B)[:, None, None], slot, jnp.arange(N)
-    order = jnp.full((B, size, N), S).at[at].set(jnp.arange(S)[:, None])  # S: no key
-
-    seen = pick(so_far[:, jnp.minimum(jnp.arange(T), S - 1)], of_query)  # (B,T,N)
-    last = pick(first, of_query) + (seen - 1) // window
-    chosen = Selection(
-        jnp.stack([last, last - 1], -1), jnp.stack([seen > 0, seen > window], -1), 1, window
+    T = q.shape[1]
+    queries, keys, values = normalized_heads(q, k, v)
+    order, chosen = _chunks(
+        nearest_cluster(queries, centroids),
+        nearest_cluster(keys, centroids),
+        centroids.shape[1],
+        window,
     )
-    ahead = mask_of_tokens(masks.causal & mask, T, S)
-    k, v = (take_tokens(x, jnp.minimum(order, S - 1)) for x in (k, v))
-    out = attend(q, k, v, blocks=chosen, mask=ahead, k_positions=order, impl=impl)
-    return out.astype(dtype)
+    out = attend(
+        queries,
+        order.take(keys),
+        order.take(values),
+        blocks=chosen,
+        mask=order.seen(masks.causal & mask, T),
+        k_positions=order.order,
+        impl=impl,
+    )
+    return out.astype(q.dtype)
+
+
+def _chunks(
+    of_query: Int[Array, "B T N"], of_key: Int[Array, "B S N"], clusters: int, window: int
+) -> tuple[BlockOrder, Selection]:
+    """Keys cluster behind cluster, and for each query the last two chunks of its cluster so far.
+
+    Each cluster's keys begin a block of their own, so that its blocks are its chunks.
+    """
+    T, (B, S, N) = of_query.shape[1], of_key.shape
+    count = jnp.cumsum(of_key[..., None] == jnp.arange(clusters), axis=1)  # (B,S,N,c), so far
+    blocks = -(-count[:, -1:] // window)
+    first_block = jnp.cumsum(blocks, axis=-1) - blocks  # (B,1,N,c)
+
+    place = _entry(first_block, of_key) * window + _entry(count, of_key) - 1  # (B,S,N)
+    places = (S + clusters * (window - 1)) // window * window  # enough, however clusters are filled
+    where = jnp.arange(B)[:, None, None], place, jnp.arange(N)
+    order = jnp.full((B, places, N), S).at[where].set(jnp.arange(S)[:, None])
+
+    seen = _entry(count[:, jnp.minimum(jnp.arange(T), S - 1)], of_query)  # (B,T,N)
+    last = _entry(first_block, of_query) + (seen - 1) // window
+    chosen = Selection(
+        indices=jnp.stack([last, last - 1], axis=-1),
+        valid=jnp.stack([seen > 0, seen > window], axis=-1),
+        block_q=1,
+        block_k=window,
+    )
+    return BlockOrder(order, window, S), chosen
+
+
+def _entry(x: Int[Array, "B t N c"], cluster: Int[Array, "B T N"]) -> Int[Array, "B T N"]:
+    """That of a token's cluster; t is T or 1."""
+    return jnp.take_along_axis(x, cluster[..., None], axis=-1)[..., 0]
 
 
 OPS = (
@@ -75,15 +105,8 @@ OPS = (
         draw={"window": 2},
         sizes={"c": 3},
         limits=(
-            Limit(
-                "one cluster and a window of all tokens are causal attention",
-                {
-                    "centroids": Draw(lambda slot: slot.normal("N 1 H")),
-                    "window": by_sizes(lambda z: z["T"]),
-                },
-                lambda q, k, v: multi_head_attention(
-                    features.standardize(q), features.standardize(k), v, mask=masks.causal
-                ),
+            one_cluster(
+                "one cluster and a window of all tokens are causal attention", causal_attention
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""The oracle of `hyper` in float64 loops, and its own tests."""
+"""HyperAttention: its oracle, what densities do, an unbiased normalizer, what it refuses."""
 
 import functools
 
@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax import attend
-from attnjax.ops.sparse_select import (
-    hyper_attention,
-    hyper_attention_causal,
-)
-from tests.helpers import draw, near
+from attnjax import attend, masks
+from attnjax.ops.sparse_select import hyper_attention, hyper_attention_causal
+from tests.helpers import draw, exact, near, qkv
 from tests.ops.plain import attended, bucket, drawn_keys
+
+B, T, N, K, H = 2, 12, 4, 2, 8
 
 
 def hyper_attention_oracle(q, k, v, planes, draws, block_size, density=None, allowed=None):
@@ -33,31 +32,18 @@ def hyper_attention_oracle(q, k, v, planes, draws, block_size, density=None, all
     return attended(q, k, v, seen, allowed)
 
 
-B, T, N, K, H = 2, 12, 4, 2, 8
-
-
-def qkv(T=T):
-    return draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
-
-
-def exact(args):
-    return [np.asarray(x, np.float64) for x in args]
-
-
 @pytest.fixture(scope="module")
 def hyper():
     """(q, k, v, planes) and hyper_attention of draws, by norm of values if `density`."""
-    q, k, v = qkv()
-    planes = draw(H, 3, seed=3)
-    return (q, k, v, planes), jax.jit(functools.partial(hyper_attention, block_size=3))
+    args = *qkv(B, T, N, H, K=K), draw(H, 3, seed=3)
+    return args, jax.jit(functools.partial(hyper_attention, block_size=3))
 
 
 def test_a_density_is_followed(hyper):
     args, run = hyper
     draws, density = jnp.array([0.1, 0.35, 0.6, 0.97, 0.98]), jnp.sum(args[2] ** 2, -1)
     got = run(*args, draws, density=density)
-    want = hyper_attention_oracle(*exact(args), draws, 3, density=np.asarray(density, np.float64))
-    near(got, want)
+    near(got, hyper_attention_oracle(*exact(args), exact(draws), 3, density=exact(density)))
     assert not np.allclose(got, run(*args, draws), atol=1e-2)
     assert not np.allclose(got, attend(*args[:3]), atol=1e-2)
 
@@ -79,10 +65,9 @@ def test_the_normalizer_is_unbiased(hyper, by_norm):
 
 
 def test_hyper_attention_trains_queries_keys_and_values():
-    q, k, v = qkv()
     draws = jnp.array([0.1, 0.6])
     loss = lambda *x: jnp.sum(jnp.sin(hyper_attention(*x, draw(H, 3), draws, block_size=3)))
-    slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*qkv(B, T, N, H, K=K))
     assert all(np.abs(s).max() > 1e-3 for s in slopes)
 
 
@@ -93,9 +78,10 @@ def test_hyper_attention_trains_queries_keys_and_values():
         (hyper_attention_causal, {"threshold": 5}, "threshold: 5; .* multiple of block_size = 2"),
         (hyper_attention, {"planes": draw(3, H)}, r"planes: shape \(3, 8\); .* H = 8"),
         (hyper_attention, {"planes": draw(H, 17)}, "R <= 16"),
+        (hyper_attention, {"mask": masks.causal}, "mask: causal hides .*hyper_attention_causal"),
     ],
 )
 def test_what_hyper_attention_refuses(op, given, message):
+    usual = {"planes": draw(H, 3), "draws": jnp.array([0.5]), "block_size": 2}
     with pytest.raises(ValueError, match=message):
-        usual = {"planes": draw(H, 3), "draws": jnp.array([0.5]), "block_size": 2}
-        op(*qkv(), **(usual | given))
+        op(*qkv(B, T, N, H, K=K), **(usual | given))

@@ -1,4 +1,4 @@
-"""The oracle of `hyper_causal` in float64 loops, and its own tests."""
+"""Causal HyperAttention: its oracle, and halves of halves of a length that is no power of two."""
 
 import functools
 
@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax import attend, masks
-from attnjax.ops.sparse_select import (
-    hyper_attention_causal,
-)
-from attnjax.probes import attention_map
-from tests.helpers import draw, near
+from attnjax.ops.sparse_select import hyper_attention_causal
+from tests.helpers import draw, exact, near, qkv, weights_of
 from tests.ops.plain import attended, bucket, drawn_keys
+
+B, T, N, K, H = 2, 13, 4, 2, 8
 
 
 def hyper_attention_causal_oracle(q, k, v, planes, draws, block_size, threshold, allowed=None):
@@ -39,31 +38,20 @@ def hyper_attention_causal_oracle(q, k, v, planes, draws, block_size, threshold,
     return attended(q, k, v, seen, allowed)
 
 
-B, T, N, K, H = 2, 12, 4, 2, 8
-
-
-def qkv(T=T):
-    return draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
-
-
-def exact(args):
-    return [np.asarray(x, np.float64) for x in args]
-
-
 def test_halves_of_halves_equal_the_formula_and_look_back_alone():
-    T = 13
-    q, k, v = qkv(T)
+    q, k, v = qkv(B, T, N, H, K=K)
     planes, draws = draw(H, 3, seed=3), jnp.array([0.05, 0.4, 0.77])
     run = jax.jit(functools.partial(hyper_attention_causal, block_size=2, threshold=4))
     got = run(q, k, v, planes, draws)
     near(got, hyper_attention_causal_oracle(*exact((q, k, v, planes, draws)), 2, 4))
     assert not np.allclose(got, attend(q, k, v, mask=masks.causal), atol=1e-2)
-    w = np.asarray(attention_map(lambda *x: run(*x, planes, draws), q, k))
+    w = weights_of(run, q, k, planes, draws)
     assert (w[..., ~np.tri(T, dtype=bool)] == 0).all()
     near(w.sum(-1), np.ones((B, N, T)))
     for now in (5, 10):  # in the second half of a segment of each length
-        later = lambda x, seed, now=now: jnp.concatenate(
-            [x[:, :now], draw(*x[:, now:].shape, seed=seed)], axis=1
-        )
-        changed = run(later(q, 7), later(k, 8), later(v, 9), planes, draws)
-        near(changed[:, :now], got[:, :now], 1e-6)
+        others = qkv(B, T, N, H, K=K, seed=7)
+        changed = [
+            jnp.concatenate([x[:, :now], y[:, now:]], axis=1)
+            for x, y in zip((q, k, v), others, strict=True)
+        ]
+        near(run(*changed, planes, draws)[:, :now], got[:, :now], 1e-6)

@@ -1,4 +1,4 @@
-"""The oracle of `routing` in float64 loops, and its own tests."""
+"""Routing attention: its oracle, cluster membership, how centroids move, what it refuses."""
 
 import functools
 
@@ -9,24 +9,18 @@ import pytest
 
 from attnjax import masks
 from attnjax.core import features
-from attnjax.core.blocks import select
 from attnjax.ops.softmax_core import multi_head_attention
-from attnjax.ops.sparse_select import (
-    routing_attention,
-    routing_causal,
-    update_centroids,
-    vmoba,
-    vmoba_block,
-)
-from attnjax.probes import attention_map
-from tests.helpers import draw, near
+from attnjax.ops.sparse_select import routing_attention, routing_causal, update_centroids
+from tests.helpers import draw, exact, near, qkv, run, weights_of
 from tests.ops.plain import blend, both, standard, weights
+
+B, T, N, K, H = 2, 12, 4, 2, 8
 
 
 def routing_attention_oracle(q, k, v, centroids, window, allowed=None):
     (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
     q, k = standard(q), standard(k)
-    found = {}
+    results = {}
     for b, n, c in np.ndindex(B, *centroids.shape[:2]):
         mu = centroids[n, c]
         rows = sorted(range(T), key=lambda t: q[b, t, n] @ mu)[-window:]
@@ -35,67 +29,56 @@ def routing_attention_oracle(q, k, v, centroids, window, allowed=None):
         inside[b, n][np.ix_(rows, columns)] = True
         out = blend(weights(q, k, both(allowed, inside)), v)
         for t in rows:
-            found.setdefault((b, t, n), []).append(out[b, t, n])
+            results.setdefault((b, t, n), []).append(out[b, t, n])
     total = np.zeros((B, T, N, v.shape[-1]))
-    for (b, t, n), outs in found.items():
+    for (b, t, n), outs in results.items():
         total[b, t, n] = np.mean(outs, axis=0)
     return total
 
 
-def small_qkv(T=12, N=4, K=2, H=8, seed=0):
-    return draw(2, T, N, H, seed=seed), draw(2, T, K, H, seed=seed + 1), draw(2, T, K, H, seed=9)
-
-
-def run(fn, *args, **static):
-    """fn of arrays, jitted; some programs hold integers and selectors of blocks as well."""
-    return jax.jit(functools.partial(fn, **static))(*args)
-
-
-def test_vmoba_by_query_over_slabs_is_moba_without_order():
-    q, k, v = small_qkv()
-    shape = (6, 1, 2)
-    block = vmoba_block(0, shape, (2, 1, 1))
-    choose = functools.partial(select.top_k, k=2)
-    got = run(vmoba, q, k, v, shape=shape, block=block, choose=choose)
-    seen = np.zeros((2, 4, 12, 12), bool)
-    for b, n, i in np.ndindex(2, 4, 12):
-        likes = [q[b, i, n] @ k[b, 4 * c : 4 * c + 4, n // 2].mean(0) for c in range(3)]
-        for c in np.argsort(likes)[1:]:
-            seen[b, n, i, 4 * c : 4 * c + 4] = True
-    near(got, blend(weights(*map(np.float64, (q, k)), seen), np.float64(v)))
-    assert not np.allclose(got, run(multi_head_attention, q, k, v), atol=0.01)
-
-
-B, T, N, K, H = 2, 12, 4, 2, 8
-
-
-def qkv(T=T):
-    return draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
-
-
 def test_a_token_may_lie_in_several_clusters_or_in_none():
-    """In such samples the laws compare with the formula; weights of causal tokens look back."""
-    q, _, _ = qkv()
+    """In such samples the laws compare with the formula."""
+    q, _, _ = qkv(B, T, N, H)
     mu = draw(N, 3, H, seed=3)
-    op = lambda q, k, v: routing_attention(q, k, v, mu, window=4, mask=masks.causal)
-    w = np.asarray(attention_map(op, q, q))
-    assert (w[..., ~np.tri(T, dtype=bool)] == 0).all()
-    total = w.sum(-1)
+    total = run(weights_of_self, q, mu).sum(-1)
     assert np.all(np.isclose(total, 1, atol=1e-5) | (total == 0)) and (total == 0).any()
     scores = np.einsum("btnh,nch->bnct", features.standardize(q), mu)
-    inside = (np.argsort(np.argsort(-scores, -1), -1) < 4).sum(2)
-    assert (inside > 1).any() and np.array_equal(inside == 0, total == 0)
+    clusters = (np.argsort(np.argsort(-scores, -1), -1) < 4).sum(2)
+    assert (clusters > 1).any() and np.array_equal(clusters == 0, total == 0)
+
+
+def weights_of_self(q, mu):
+    """What queries that are keys, too, give the keys of their clusters of four."""
+    eye = jnp.broadcast_to(jnp.eye(T)[None, :, None], (B, T, N, T))
+    return jnp.swapaxes(routing_attention(q, q, eye, mu, window=4), 1, 2)
+
+
+def test_separate_clusters_are_attention_under_the_same_cluster_mask():
+    """Tokens lie near one of three centroids in turn, four near each; all queries are keys."""
+    mu, member, x, v = separate_clusters()
+    together = masks.array(member[:, None] == member[None])
+    z = features.standardize(x)
+    got = run(lambda x, v: routing_attention(x, x, v, mu, window=4), x, v)
+    near(got, multi_head_attention(z, z, v, mask=together))
+    assert not np.allclose(got, multi_head_attention(z, z, v), atol=0.1)
+
+
+def separate_clusters():
+    """Centroids, which of three each of twelve tokens is near, the tokens, and values."""
+    mu = features.cosine(features.standardize(draw(N, 3, H, seed=3)))
+    member = np.array([0, 1, 2, 2, 1, 0, 1, 0, 2, 2, 0, 1])
+    x = jnp.swapaxes(mu, 0, 1)[member][None] + 0.05 * draw(B, T, N, H)
+    return mu, member, x, draw(B, T, N, H, seed=2)
 
 
 def test_centroids_follow_their_tokens_on_the_sphere():
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H, K=K)
     mu = features.cosine(draw(N, 3, H, seed=3))
     got = update_centroids(mu, q, k, decay=0.9)
     near(jnp.linalg.norm(got, axis=-1), np.ones((N, 3)))
     for n in range(N):
-        total = 0.9 * np.asarray(mu[n], np.float64)
-        for x in (q[:, :, n], k[:, :, n * K // N]):
-            x = np.asarray(x, np.float64)
+        total = 0.9 * exact(mu[n])
+        for x in exact((q[:, :, n], k[:, :, n * K // N])):
             x = x - x.mean(-1, keepdims=True)
             x /= np.linalg.norm(x, axis=-1, keepdims=True)
             for token in x.reshape(-1, H):
@@ -110,13 +93,22 @@ def test_centroids_follow_their_tokens_on_the_sphere():
     assert nearness(later) > nearness(mu) + 0.1
 
 
-def test_routing_trains_queries_keys_and_values_but_not_centroids():
-    q, k, v = qkv()
-    for op in (routing_attention, routing_causal):
-        loss = lambda *x, op=op: jnp.sum(jnp.sin(op(*x, window=4)))
-        slopes_of = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
-        *slopes, of_centroids = slopes_of(q, k, v, draw(N, 3, H))
-        assert all(np.abs(s).max() > 1e-3 for s in slopes) and not np.any(of_centroids)
+@pytest.mark.parametrize("op", [routing_attention, routing_causal])
+def test_routing_trains_queries_keys_and_values_but_not_centroids(op):
+    loss = lambda *x: jnp.sum(jnp.sin(op(*x, window=4)))
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+    *of_tokens, of_centroids = slopes(*qkv(B, T, N, H, K=K), draw(N, 3, H))
+    assert all(np.abs(s).max() > 1e-3 for s in of_tokens) and not np.any(of_centroids)
+
+
+def test_masks_of_both_directions_forbid_more():
+    q, k, v = qkv(B, T, N, H, K=K)
+    mu = draw(N, 3, H, seed=3)
+    op = functools.partial(routing_attention, centroids=mu, window=4)
+    for mask in (masks.lengths(k=[T, 7]), masks.document(np.arange(T) // 5)):
+        w = weights_of(op, q, k, mask=mask)
+        ok = np.broadcast_to(mask.dense(T, T), w.shape)
+        assert not w[~ok].any() and w[ok].any()
 
 
 @pytest.mark.parametrize(
@@ -127,8 +119,10 @@ def test_routing_trains_queries_keys_and_values_but_not_centroids():
         (routing_causal, {"window": 0}, "window: 0; expected at least 1"),
         (routing_causal, {"centroids": draw(2, 3, H)}, r"centroids: shape \(2, 3, 8\)"),
         (routing_attention, {"centroids": draw(N, H)}, r"expected \(N,c,H\) with .* \(4, 8\)"),
+        (routing_attention, {"mask": masks.causal}, "mask: causal hides .* or routing_causal"),
+        (routing_attention, {"mask": masks.window(3)}, "mask: window.*or routing_causal"),
     ],
 )
 def test_what_routing_refuses(op, given, message):
     with pytest.raises(ValueError, match=message):
-        op(*qkv(), **({"centroids": draw(N, 3, H), "window": 4} | given))
+        op(*qkv(B, T, N, H, K=K), **({"centroids": draw(N, 3, H), "window": 4} | given))

@@ -1,4 +1,4 @@
-"""The oracle of `vmoba` in float64 loops, and its own tests."""
+"""VMoBA: its oracle, the blocks of layers, budgets by mass, and MoBA as a special case."""
 
 import functools
 
@@ -9,27 +9,29 @@ import pytest
 from attnjax.core.blocks import select
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.ops.sparse_select import vmoba, vmoba_block
-from tests.helpers import draw, near
+from tests.helpers import exact, near, qkv, run
 from tests.ops.plain import blend, blocks_of_cells, reach, weights
+
+B, T, N, K, H = 2, 12, 4, 2, 8
 
 
 def vmoba_oracle(q, k, v, shape, block, choose):
     (B, T, N, H), K = q.shape, k.shape[2]
     seen = np.zeros((B, N, T, T), bool)
-    found = blocks_of_cells(shape, block)
+    cells_of = blocks_of_cells(shape, block)
     for b, n in np.ndindex(B, N):
         mass = {}
         for i in range(T):
-            for at, cells in found.items():
+            for c, cells in cells_of.items():
                 mean = sum(k[b, j, n * K // N] for j in cells) / len(cells)
-                mass[i, at] = np.exp(q[b, i, n] @ mean / np.sqrt(H))
-        liked = [sorted(found, key=lambda at, i=i: mass[i, at], reverse=True) for i in range(T)]
+                mass[i, c] = np.exp(q[b, i, n] @ mean / np.sqrt(H))
+        liked = [sorted(cells_of, key=lambda c, i=i: mass[i, c], reverse=True) for i in range(T)]
         if "k" in choose.keywords:
-            pairs = {(i, at) for i in range(T) for at in liked[i][: choose.keywords["k"]]}
+            pairs = {(i, c) for i in range(T) for c in liked[i][: choose.keywords["k"]]}
         else:
             pairs = set(reach(mass, choose.keywords["p"]))
-        for i, at in pairs | {(i, liked[i][0]) for i in range(T)}:
-            seen[b, n, i, found[at]] = True
+        for i, c in pairs | {(i, liked[i][0]) for i in range(T)}:
+            seen[b, n, i, cells_of[c]] = True
     return blend(weights(q, k, seen), v)
 
 
@@ -38,17 +40,8 @@ def test_the_blocks_of_layers_go_round():
     assert got == [(2, 6, 4), (8, 3, 2), (2, 3, 2), (2, 6, 4)]
 
 
-def qkv(T=12, N=4, K=2, H=8, seed=0):
-    return draw(2, T, N, H, seed=seed), draw(2, T, K, H, seed=seed + 1), draw(2, T, K, H, seed=9)
-
-
-def run(fn, *args, **static):
-    """fn of arrays, jitted; some programs hold integers and selectors of blocks as well."""
-    return jax.jit(functools.partial(fn, **static))(*args)
-
-
 def test_vmoba_sees_more_pairs_with_more_mass_and_always_one():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     shape, block = (3, 2, 2), (2, 2, 1)  # blocks that do not divide the frames
 
     @jax.jit
@@ -71,12 +64,27 @@ def test_vmoba_sees_more_pairs_with_more_mass_and_always_one():
     near(outs[-1], run(multi_head_attention, q, k, v))
 
 
+def test_vmoba_by_query_over_slabs_is_moba_without_order():
+    q, k, v = qkv(B, T, N, H, K=K)
+    shape = (6, 1, 2)
+    block = vmoba_block(0, shape, (2, 1, 1))
+    choose = functools.partial(select.top_k, k=2)
+    got = run(vmoba, q, k, v, shape=shape, block=block, choose=choose)
+    seen = np.zeros((B, N, T, T), bool)
+    for b, n, i in np.ndindex(B, N, T):
+        likes = [q[b, i, n] @ k[b, 4 * c : 4 * c + 4, n // 2].mean(0) for c in range(3)]
+        for c in np.argsort(likes)[1:]:
+            seen[b, n, i, 4 * c : 4 * c + 4] = True
+    near(got, blend(weights(*exact((q, k)), seen), exact(v)))
+    assert not np.allclose(got, run(multi_head_attention, q, k, v), atol=0.01)
+
+
 def test_vmoba_of_scores_far_apart_still_sees_everything():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     q = 200 * q  # mass of most pairs underflows
     everything = functools.partial(select.top_p_of_head, p=1.0)
     got = run(vmoba, q, k, v, shape=(3, 2, 2), block=(1, 2, 2), choose=everything)
-    near(got, run(multi_head_attention, q, k, v), atol=1e-4)
+    near(got, run(multi_head_attention, q, k, v), 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -89,4 +97,4 @@ def test_vmoba_of_scores_far_apart_still_sees_everything():
 )
 def test_vmoba_refuses_what_does_not_fit(given, told):
     with pytest.raises(ValueError, match=told):
-        vmoba(*qkv(), **given)
+        vmoba(*qkv(B, T, N, H, K=K), **given)
