@@ -1,6 +1,7 @@
 """Engine 4, convolutions along a sequence or a grid: short, depthwise, and long by FFT."""
 
 import functools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,13 @@ def depthwise(x: Array, kernel: Array, stride: int = 1) -> Array:
         feature_group_count=kernel.shape[-1],
         precision=lax.Precision.HIGHEST,
     )
+
+
+def depthwise_of_heads(x: Array, kernel: Array, shape: Sequence[int]) -> Array:
+    """`depthwise` of tokens x (B,T,N,D), the cells of a grid of `shape`, by kernel (k,...,N,D)."""
+    B, _, N, D = x.shape
+    image = x.reshape(B, *shape, N * D)
+    return depthwise(image, kernel.reshape(*kernel.shape[:-2], N * D)).reshape(x.shape)
 
 
 def causal_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[Array, Array]:

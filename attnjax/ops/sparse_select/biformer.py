@@ -18,7 +18,7 @@ from attnjax.core.blocks import select
 from attnjax.core.blocks.order import grid_blocks
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.scan.convolution import depthwise
+from attnjax.core.scan.convolution import depthwise_of_heads
 from attnjax.op import Draw, Limit, Op, Sizes, by_sizes, grid, square_grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
@@ -40,16 +40,17 @@ def bi_level_routing_attention(
     The map has `regions` x `regions` regions; all heads share the routing, which has no gradient.
     `kernel`, 5 x 5 in the paper, is that of LCE for each channel of each query head; None is none.
     """
-    (B, T, N, _), (S, _, D) = q.shape, v.shape[1:]
+    T, S = q.shape[1], k.shape[1]
     if not T == S == math.prod(shape):
         raise ValueError(f"shape: {tuple(shape)}; expected T = {T} and S = {S} cells")
     cells = grid_blocks(shape, [-(-n // regions) for n in shape])
     affinity = select.over_group(select.dot_scores(cells.means(q), cells.means(k)), 1)
+    chosen = select.top_k(affinity, top_k, block_q=cells.size, block_k=cells.size)
     out = attend(
         cells.take(q),
         cells.take(k),
         cells.take(v),
-        blocks=select.top_k(affinity, top_k, block_q=cells.size, block_k=cells.size),
+        blocks=chosen,
         mask=cells.seen(masks.everything, T),
         k_positions=cells.order,
         impl=impl,
@@ -57,8 +58,7 @@ def bi_level_routing_attention(
     out = cells.restored(out)
     if kernel is None:
         return out
-    image = repeat_heads(v, q).reshape(B, *shape, N * D)
-    local = depthwise(image, kernel.reshape(*kernel.shape[:2], N * D)).reshape(out.shape)
+    local = depthwise_of_heads(repeat_heads(v, q), kernel, shape)
     return (wide(out) + local).astype(out.dtype)
 
 

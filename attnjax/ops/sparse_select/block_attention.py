@@ -18,7 +18,7 @@ from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
 from attnjax.op import Limit, Op, by_sizes
-from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Int, K, Out, Q, TokenK, TokenV, V
 
 
@@ -43,15 +43,17 @@ def block_attention(
         raise ValueError(
             f"blocks: shape {ids.shape}; expected (T,) or (B,T) with T = S, here {T} and {S}"
         )
-    last = ids == ids.max(-1, keepdims=True)
-    to_all = masks.document(last.astype(np.int32) - 1, -(ids < 0).astype(np.int32))
+    is_last = ids == ids.max(-1, keepdims=True)
+    # one document of the last block's queries and of all keys but padding, which is negative
+    to_all = masks.document(is_last.astype(np.int32) - 1, -(ids < 0).astype(np.int32))
     seen = masks.causal & (masks.document(ids) | to_all)
     return attend(q, k, v, mask=seen & mask, impl=impl)
 
 
 def reindex(k: K, offset: int | Int[Array, " B"], *, base: float = 10000.0) -> K:
     """Keys with rotary positions, `offset` places further on: one number, or one an example."""
-    places = jnp.broadcast_to(jnp.asarray(offset)[..., None], (*jnp.shape(offset), k.shape[1]))
+    shape = (*jnp.shape(offset), k.shape[1])  # (S,) or (B,S)
+    places = jnp.broadcast_to(jnp.asarray(offset)[..., None], shape)
     return rotary(k, places, base).astype(k.dtype)
 
 
@@ -60,11 +62,13 @@ def assemble(blocks: Sequence[tuple[K, V]], *, base: float = 10000.0) -> tuple[K
 
     The last block's queries see them, and their own behind them, by `masks.causal_to_end`.
     """
-    starts = np.cumsum([0, *(k.shape[1] for k, _ in blocks)])
-    keys = [
-        reindex(k, int(start), base=base) for (k, _), start in zip(blocks, starts, strict=False)
-    ]
-    return jnp.concatenate(keys, axis=1), jnp.concatenate([v for _, v in blocks], axis=1)
+    keys, values = [], []
+    start = 0
+    for k, v in blocks:
+        keys.append(reindex(k, start, base=base))
+        values.append(v)
+        start += k.shape[1]
+    return jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
 
 
 OPS = (
@@ -76,7 +80,7 @@ OPS = (
             Limit(
                 "one block is causal attention",
                 {"blocks": by_sizes(lambda z: np.zeros(z["T"], int))},
-                lambda q, k, v, blocks: multi_head_attention(q, k, v, mask=masks.causal),
+                causal_attention,
             ),
         ),
     ),

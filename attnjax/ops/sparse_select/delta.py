@@ -19,7 +19,7 @@ from attnjax.core.blocks import runs
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op
-from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import K, Out, Q, V
 
 Sparse = Callable[[Q, K, V], Out]
@@ -43,22 +43,27 @@ def delta_attention(
     last `dense_last` queries are dense, too: what comes next continues from them. `mask` forbids
     more. The dense queries cost T S / gamma scores.
     """
-    T, S = q.shape[1], k.shape[1]
-    if gamma < 1 or not 0 <= dense_last:
+    if gamma < 1 or dense_last < 0:
         raise ValueError(f"gamma, dense_last: {gamma}, {dense_last}; expected at least 1 and 0")
+    T, S = q.shape[1], k.shape[1]
     seen = masks.causal & mask
     if isinstance(sparse, masks.Mask):
-        few = wide(attend(q, k, v, mask=seen & sparse, impl=impl))
+        sparse_out = wide(attend(q, k, v, mask=seen & sparse, impl=impl))
     else:
-        few = wide(sparse(q, k, v))
+        sparse_out = wide(sparse(q, k, v))
     of_all = runs.mask_of_tokens(seen, T, S)  # resolved for T queries, whichever are given
-    dense = lambda at: wide(attend(q[:, at], k, v, mask=of_all, q_positions=at, impl=impl))
-    every, last = np.arange(0, T, gamma), np.arange(max(T - dense_last, 0), T)
-    rows = dense(every)
-    delta = jnp.repeat(rows - few[:, every], gamma, axis=1)[:, :T]
-    some = jnp.any(few != 0, axis=-1, keepdims=True)
-    out = jnp.where(some, few + delta, few).at[:, every].set(rows)
-    out = out.at[:, last].set(dense(last)) if len(last) else out
+
+    def dense_rows(rows: np.ndarray) -> Out:
+        return wide(attend(q[:, rows], k, v, mask=of_all, q_positions=rows, impl=impl))
+
+    every = np.arange(0, T, gamma)
+    dense = dense_rows(every)
+    delta = jnp.repeat(dense - sparse_out[:, every], gamma, axis=1)[:, :T]
+    sees_some = jnp.any(sparse_out != 0, axis=-1, keepdims=True)
+    out = jnp.where(sees_some, sparse_out + delta, sparse_out).at[:, every].set(dense)
+    if dense_last:
+        last = np.arange(max(T - dense_last, 0), T)
+        out = out.at[:, last].set(dense_rows(last))
     return out.astype(q.dtype)
 
 
@@ -68,15 +73,11 @@ OPS = (
         papers=(103,),
         draw={"sparse": masks.window(1) | masks.sinks(1), "gamma": 4, "dense_last": 2},
         limits=(
-            Limit(
-                "gamma = 1 is causal attention",
-                {"gamma": 1},
-                lambda q, k, v, **rest: multi_head_attention(q, k, v, mask=masks.causal),
-            ),
+            Limit("gamma = 1 is causal attention", {"gamma": 1}, causal_attention),
             Limit(
                 "sparse attention that sees everything is not changed",
                 {"sparse": masks.causal},
-                lambda q, k, v, **rest: multi_head_attention(q, k, v, mask=masks.causal),
+                causal_attention,
             ),
         ),
     ),

@@ -8,7 +8,6 @@ Paper: Shi et al., "Trainable Dynamic Mask Sparse Attention", 2025, arXiv:2508.0
 Limits: a window of all keys is causal attention with delta added; with a = 0 causal attention.
 """
 
-import functools
 from functools import partial
 
 import jax
@@ -23,7 +22,7 @@ from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, fill, normal
-from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, Int, K, Out, Q, V
 
 
@@ -84,7 +83,6 @@ def _last_query(score: Float[Array, " S"], window: int) -> Int[Array, " S"]:
     return jnp.where(queries == S, 1 << 30, queries - 1).astype(jnp.int32)
 
 
-_causal = functools.partial(multi_head_attention, mask=masks.causal)
 OPS = (
     Op(
         dynamic_mask_attention,
@@ -92,6 +90,6 @@ OPS = (
         draw={"w": normal(0.3), "window": 4, "block_size": 2},
         sizes={"W": 16},
         exempt={"grouped": "w reads the values of all key heads, and is another for more of them"},
-        limits=(Limit("a = 0 is causal", {"window": 99, "a": fill(0.0)}, _causal),),
+        limits=(Limit("a = 0 is causal", {"window": 99, "a": fill(0.0)}, causal_attention),),
     ),
 )

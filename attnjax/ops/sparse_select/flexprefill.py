@@ -13,8 +13,6 @@ Limits: gamma = 1 is causal attention.
 Differs: each row of blocks keeps the budget, under either pattern.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +23,7 @@ from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
 from attnjax.op import Limit, Op
-from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Bool, Float, Out, Q, TokenK, TokenV
 
 
@@ -41,10 +39,12 @@ def flexprefill(
     mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
-    """Causal attention of a prompt, T = S, for inference: its last queries choose for all of it.
+    """Causal weights, chosen by the last queries: for the prefill of a prompt, T = S.
 
-    Each query head chooses for itself; `mask` forbids more, but does not choose. A choice that
-    depends on nothing later is `flexprefill_by_query`.
+    No query attends to a later key, but which keys it attends to depends on the whole prompt, so
+    the future leaks into every token, under any mask: not for training. `flexprefill_by_query`
+    chooses by nothing later. Each query head chooses for itself; `mask` forbids more, but does not
+    choose.
     """
     chosen = flexprefill_selection(q, k, block_size, gamma, tau, min_budget)
     return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
@@ -121,14 +121,14 @@ def _any(kept: Bool[Array, "B N T"], first: np.ndarray, end: np.ndarray) -> Arra
     return before[..., end] > before[..., first]
 
 
-_causal = functools.partial(multi_head_attention, mask=masks.causal)
 _DRAW = {"block_size": 2, "gamma": 0.5, "tau": 0.2, "min_budget": 3}
 OPS = (
     Op(flexprefill_selection, papers=(77,), reads="all", draw=_DRAW),
     Op(
         flexprefill,
         papers=(77,),
+        reads="all",
         draw=_DRAW,
-        limits=(Limit("gamma = 1 is causal attention", {"gamma": 1.0}, _causal),),
+        limits=(Limit("gamma = 1 is causal attention", {"gamma": 1.0}, causal_attention),),
     ),
 )

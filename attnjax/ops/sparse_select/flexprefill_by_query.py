@@ -19,7 +19,7 @@ from attnjax.core import masks
 from attnjax.core.blocks import select
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op
-from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import K, Out, Q, V
 
 
@@ -41,7 +41,8 @@ def flexprefill_by_query(
     ranked = select.causal_scores(scores, 1, block_size)
     between = (np.arange(scores.shape[-1]) > 0) & jnp.isfinite(ranked)
     mass = jax.nn.softmax(jnp.where(between, scores, -1e30))
-    mass = jnp.where(between, mass, jnp.where(ranked > -jnp.inf, jnp.inf, 0.0))
+    always = jnp.where(ranked > -jnp.inf, jnp.inf, 0.0)  # the first and the own; never later ones
+    mass = jnp.where(between, mass, always)
     chosen = select.top_p(mass, gamma, block_k=block_size)
     return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
 
@@ -51,12 +52,6 @@ OPS = (
         flexprefill_by_query,
         papers=(77,),
         draw={"block_size": 2, "gamma": 0.5},
-        limits=(
-            Limit(
-                "gamma = 1 is causal attention",
-                {"gamma": 1.0},
-                lambda q, k, v: multi_head_attention(q, k, v, mask=masks.causal),
-            ),
-        ),
+        limits=(Limit("gamma = 1 is causal attention", {"gamma": 1.0}, causal_attention),),
     ),
 )

@@ -14,13 +14,14 @@ are retrieved over places that are free, which depends on the query's choice and
 rotated for each query.
 """
 
+import functools
 from dataclasses import replace
-from functools import partial
 
 import jax.numpy as jnp
 
 from attnjax.core import masks
 from attnjax.core.blocks import select
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
 from attnjax.core.positions import rotary
@@ -48,32 +49,43 @@ def landmark_retrieval(
     (top_k + 2) blocks: a model may read more tokens than it was trained on. `mask` forbids more,
     but does not retrieve.
     """
-    (T, N), (S, kv), group = q.shape[1:3], k.shape[1:3], block + 1
+    _check(q, k, top_k, heads)
     gate = gated_by_landmarks(block)
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
-        raise ValueError(f"top_k: {top_k!r}; expected an integer of at least 0")
-    if heads not in (None, N, kv, 1):
-        raise ValueError(f"heads: {heads}; expected None, N = {N}, K = {kv} or 1")
+    group = block + 1
+    seen = masks.causal & mask
     near = far = q, k
     if base is not None:
-        i, j = jnp.arange(T), jnp.arange(S)
-        near = rotary(q, i, base), rotary(k, j, base)
-        far = rotary(q, (top_k + 1) * group + i % group, base), rotary(k, j % group, base)
-    n = -(-S // group)
-    recent = lambda b: jnp.arange(T)[:, None, None] // group - b <= top_k
-    scores = jnp.where(recent(jnp.arange(n)), *(_of_landmarks(*x, block, n) for x in (near, far)))
-    scores = scores.reshape(*scores.shape[:2], heads or N, -1, n).max(3)
-    ranked = select.causal_scores(scores, 1, group)
-    chosen = select.top_k(ranked, min(top_k + 1, n), block_k=group)
-    seen = masks.causal & mask
+        near, far = _rotated(q, k, group, top_k, base)
+    n = -(-k.shape[1] // group)
+    own = jnp.arange(q.shape[1])[:, None, None] // group
+    recent = own - jnp.arange(n) <= top_k  # blocks whose distance is kept
+    scores = jnp.where(recent, _of_landmarks(*near, block, n), _of_landmarks(*far, block, n))
+    chosen = _retrieved(scores, group, top_k, heads)
     if base is None:
         return attend(q, k, v, mods=(gate,), mask=seen, blocks=chosen, impl=impl)
-    state = partial(attend_state, mods=(gate,), mask=seen, impl=impl)
-    which = recent(chosen.indices)
-    of = lambda here: replace(chosen, valid=chosen.valid & here)
-    close = state(*near, wide(v), blocks=of(which))
-    distant = state(*far, wide(v), blocks=of(~which))
+    is_near = own - chosen.indices <= top_k
+    near_blocks = replace(chosen, valid=chosen.valid & is_near)
+    far_blocks = replace(chosen, valid=chosen.valid & ~is_near)
+    state = functools.partial(attend_state, mods=(gate,), mask=seen, impl=impl)
+    close = state(*near, wide(v), blocks=near_blocks)
+    distant = state(*far, wide(v), blocks=far_blocks)
     return join_states(close, distant).astype(q.dtype)
+
+
+def _check(q: Q, k: K, top_k: int, heads: int | None) -> None:
+    N, kv_heads = q.shape[2], k.shape[2]
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
+        raise ValueError(f"top_k: {top_k!r}; expected an integer of at least 0")
+    if heads not in (None, N, kv_heads, 1):
+        raise ValueError(f"heads: {heads}; expected None, N = {N}, K = {kv_heads} or 1")
+
+
+def _rotated(q: Q, k: K, group: int, top_k: int, base: float) -> tuple[tuple[Q, K], tuple[Q, K]]:
+    """(q, k) at their own places, and as they meet where all earlier blocks share one place."""
+    i, j = jnp.arange(q.shape[1]), jnp.arange(k.shape[1])
+    near = rotary(q, i, base), rotary(k, j, base)
+    far = rotary(q, (top_k + 1) * group + i % group, base), rotary(k, j % group, base)
+    return near, far
 
 
 def _of_landmarks(q: Q, k: K, block: int, n: int) -> select.BlockScores:
@@ -83,22 +95,24 @@ def _of_landmarks(q: Q, k: K, block: int, n: int) -> select.BlockScores:
     return jnp.pad(scores, none, constant_values=-jnp.inf)
 
 
+def _retrieved(scores: select.BlockScores, group: int, top_k: int, heads: int | None) -> Selection:
+    """The own block and top_k earlier ones, of `heads` that retrieve by the largest score."""
+    B, T, N, n = scores.shape
+    together = scores.reshape(B, T, heads or N, -1, n).max(3)
+    ranked = select.causal_scores(together, 1, group)
+    return select.top_k(ranked, min(top_k + 1, n), block_k=group)
+
+
+def _of_all_blocks(q: Q, k: K, v: V, block: int, base: float) -> Out:
+    q, k = rotary(q, jnp.arange(q.shape[1]), base), rotary(k, jnp.arange(k.shape[1]), base)
+    return landmark_attention(q, k, v, block=block)
+
+
 OPS = (
     Op(
         landmark_retrieval,
         papers=(281,),
         draw={"block": 3, "top_k": 1, "base": 10.0},
-        limits=(
-            Limit(
-                "all blocks retrieved is landmark attention",
-                {"top_k": 9},
-                lambda q, k, v, block, top_k, base: landmark_attention(
-                    rotary(q, jnp.arange(q.shape[1]), base),
-                    rotary(k, jnp.arange(k.shape[1]), base),
-                    v,
-                    block=block,
-                ),
-            ),
-        ),
+        limits=(Limit("all blocks retrieved is landmark attention", {"top_k": 9}, _of_all_blocks),),
     ),
 )

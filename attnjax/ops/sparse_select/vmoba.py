@@ -47,14 +47,15 @@ def vmoba(
     takes p_ib (B,T,N,n), up to a factor of each head, and lists the best block of a query first:
     tau is p of select.top_p_of_head; select.top_k, so many for each query, is MoBA without order.
     """
-    T = q.shape[1]
-    if not T == k.shape[1] == math.prod(shape):
-        raise ValueError(f"shape: {tuple(shape)}; expected T = {T} and S = {k.shape[1]} cells")
+    T, S = q.shape[1], k.shape[1]
+    if not T == S == math.prod(shape):
+        raise ValueError(f"shape: {tuple(shape)}; expected T = {T} and S = {S} cells")
     cells = grid_blocks(shape, block)
     scores = select.dot_scores(q, cells.means(k)) * q.shape[-1] ** -0.5
     mass = jnp.exp(scores - scores.max((1, 3), keepdims=True))
-    chosen = choose(jnp.maximum(mass, jnp.finfo(mass.dtype).tiny), block_k=cells.size)
-    chosen = replace(chosen, valid=chosen.valid.at[..., 0].set(True))
+    some = jnp.maximum(mass, jnp.finfo(mass.dtype).tiny)  # tau = 1 takes what underflows, too
+    chosen = choose(some, block_k=cells.size)
+    chosen = replace(chosen, valid=chosen.valid.at[..., 0].set(True))  # the best block
     return attend(
         q,
         cells.take(k),
@@ -69,7 +70,9 @@ def vmoba(
 def vmoba_block(layer: int, shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
     """The block of a layer: slabs of frames, windows through all frames, cuboids, and again."""
     frames, rows, columns = shape
-    return ((block[0], rows, columns), (frames, *block[1:]), tuple(block))[layer % 3]
+    in_time = (block[0], rows, columns)
+    in_space = (frames, *block[1:])
+    return (in_time, in_space, tuple(block))[layer % 3]
 
 
 def _video(z: Sizes) -> tuple[int, int, int]:

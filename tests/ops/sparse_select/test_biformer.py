@@ -1,32 +1,31 @@
-"""The oracle of `biformer` in float64 loops, and its own tests."""
+"""BiFormer: its oracle, regions as windows, maps that regions do not divide."""
 
-import functools
-
-import jax
 import numpy as np
 import pytest
 
 from attnjax import masks
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.ops.sparse_select import bi_level_routing_attention
-from tests.helpers import draw, near
+from tests.helpers import draw, exact, near, qkv, run
 from tests.ops.plain import blend, blocks_of_cells, weights
+
+B, T, N, K, H = 2, 12, 4, 2, 8
 
 
 def bi_level_routing_attention_oracle(q, k, v, kernel, shape, regions, top_k):
     (B, T, N, _), K = q.shape, k.shape[2]
-    found = blocks_of_cells(shape, [int(np.ceil(n / regions)) for n in shape])
+    cells_of = blocks_of_cells(shape, [int(np.ceil(n / regions)) for n in shape])
     seen = np.zeros((B, N, T, T), bool)
     for b in range(B):
         mean = lambda x, cells, n, b=b: sum(x[b, j, n] for j in cells) / len(cells)
-        for cells in found.values():
+        for cells in cells_of.values():
             likes = {
-                at: sum(mean(q, cells, n) @ mean(k, other, n * K // N) for n in range(N))
-                for at, other in found.items()
+                region: sum(mean(q, cells, n) @ mean(k, other, n * K // N) for n in range(N))
+                for region, other in cells_of.items()
             }
-            for at in sorted(likes, key=likes.get, reverse=True)[:top_k]:
+            for region in sorted(likes, key=likes.get, reverse=True)[:top_k]:
                 for i in cells:
-                    seen[b, :, i, found[at]] = True
+                    seen[b, :, i, cells_of[region]] = True
     out = blend(weights(q, k, seen), v)
     if kernel is not None:
         places = list(np.ndindex(*shape))
@@ -37,31 +36,22 @@ def bi_level_routing_attention_oracle(q, k, v, kernel, shape, regions, top_k):
     return out
 
 
-def qkv(T=12, N=4, K=2, H=8, seed=0):
-    return draw(2, T, N, H, seed=seed), draw(2, T, K, H, seed=seed + 1), draw(2, T, K, H, seed=9)
-
-
-def run(fn, *args, **static):
-    """fn of arrays, jitted; some programs hold integers and selectors of blocks as well."""
-    return jax.jit(functools.partial(fn, **static))(*args)
-
-
 def test_a_region_that_likes_itself_best_is_a_window():
     rows, columns = np.divmod(np.arange(24), 6)
     region = rows // 2 * 2 + columns // 3
     codes = 4 * np.eye(4, 8, dtype=np.float32)[region][None, :, None]
-    q, k, v = qkv(T=24)
+    q, k, v = qkv(B, 24, N, H, K=K)
     q, k = q + codes, k + codes
     got = run(bi_level_routing_attention, q, k, v, shape=(4, 6), regions=2, top_k=1)
     near(got, run(multi_head_attention, q, k, v, mask=masks.document(region)))
 
 
 def test_biformer_of_a_map_that_regions_do_not_divide():
-    q, k, v = qkv(T=15)
+    q, k, v = qkv(B, 15, N, H, K=K)
     kernel = draw(5, 5, 4, 8, seed=5)
-    given = dict(shape=(3, 5), regions=2, top_k=2)
+    given = {"shape": (3, 5), "regions": 2, "top_k": 2}
     got = run(bi_level_routing_attention, q, k, v, kernel, **given)
-    near(got, bi_level_routing_attention_oracle(*map(np.float64, (q, k, v, kernel)), **given))
+    near(got, bi_level_routing_attention_oracle(*exact((q, k, v, kernel)), **given))
     plain = run(bi_level_routing_attention, q, k, v, **given)
     assert not np.allclose(plain, run(multi_head_attention, q, k, v), atol=0.01)
     with pytest.raises(ValueError, match=r"shape: \(4, 4\); expected T = 15 and S = 15 cells"):

@@ -1,4 +1,4 @@
-"""The oracle of `block_attention` in float64 loops, and its own tests."""
+"""Block-attention: its oracle, cached passages that move, what a passage may depend on."""
 
 import functools
 
@@ -6,20 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from attnjax import attend, masks
 from attnjax.core.positions import rotary
-from attnjax.nn import NativeSparse
 from attnjax.ops.softmax_core import multi_head_attention
-from attnjax.ops.sparse_select import (
-    assemble,
-    block_attention,
-    reindex,
-)
-from attnjax.ops.sparse_select.nsa import Branches
-from tests.helpers import draws, near
+from attnjax.ops.sparse_select import assemble, block_attention, reindex
+from tests.helpers import draws, exact, near, qkv
 from tests.ops.plain import blend, both, weights
+
+B, T, N, K, H = 2, 13, 4, 2, 8
 
 
 def block_attention_oracle(q, k, v, blocks, allowed=None):
@@ -33,23 +28,12 @@ def block_attention_oracle(q, k, v, blocks, allowed=None):
     return blend(weights(q, k, both(seen, allowed)), v)
 
 
-B, T, N, K, H = 2, 13, 4, 2, 8
-
-
 def test_reindexed_keys_are_those_of_the_place():
     (k,) = draws((B, 5, K, H))
     at = jnp.arange(5)
     for offset, places in ((7, at + 7), (jnp.array([0, 30]), at + jnp.array([[0], [30]]))):
         near(reindex(rotary(k, at), offset), rotary(k, places), 1e-5)
     assert jnp.abs(reindex(k, 1) - k).max() > 0.1
-
-
-# Runs of 4 at strides of 2, blocks of 4: 4 of 8 blocks of 31 tokens, so one is chosen freely.
-SIZES = Branches(length=4, stride=2, size=4, top=4, window=5)
-
-
-def layer(**sizes):
-    return NativeSparse(12, N, kv_heads=K, branches=SIZES, rngs=nnx.Rngs(0), **sizes)
 
 
 IDS = np.repeat([0, 1, 2], (4, 3, 6))  # two passages and the question
@@ -94,12 +78,8 @@ def test_cached_passages_and_the_question_give_what_one_pass_gives():
     assert jnp.abs(unmoved - layer(first, x, masked)[0][:, 7:]).max() > 1e-2
 
 
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, K, H), (B, T, K, H), seed=seed)
-
-
 def test_a_passage_does_not_depend_on_the_others():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     out = block_attention(q, k, v, IDS)
     q2, k2, v2 = (x.at[:, 4:7].set(9.0) for x in (q, k, v))
     changed = block_attention(q2, k2, v2, IDS)
@@ -108,12 +88,8 @@ def test_a_passage_does_not_depend_on_the_others():
     near(out[:, 4:7], multi_head_attention(q[:, 4:7], k[:, 4:7], v[:, 4:7], mask=masks.causal))
 
 
-def exact(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
 def test_blocks_differ_by_example_and_padding_is_in_none():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     ids = np.stack([IDS, np.r_[IDS[:6], np.ones(5, int), -1, -1]])
     got = jax.jit(block_attention)(q, k, v, jnp.asarray(ids))
     near(got, block_attention_oracle(*exact((q, k, v)), ids))

@@ -1,4 +1,4 @@
-"""The oracle of `delta` in float64 loops, and its own tests."""
+"""Delta attention: its oracle, which rows move and how, that it gains, what it refuses."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,12 +6,11 @@ import pytest
 
 from attnjax import attend, masks
 from attnjax.ops.softmax_core import multi_head_attention
-from attnjax.ops.sparse_select import (
-    block_attention,
-    delta_attention,
-)
-from tests.helpers import draws, near
+from attnjax.ops.sparse_select import block_attention, delta_attention
+from tests.helpers import near, qkv
 from tests.ops.plain import blend, causal_too, weights
+
+B, T, N, K, H = 2, 13, 4, 2, 8
 
 
 def delta_attention_oracle(q, k, v, sparse, gamma, dense_last, allowed=None):
@@ -29,18 +28,11 @@ def delta_attention_oracle(q, k, v, sparse, gamma, dense_last, allowed=None):
     return out
 
 
-B, T, N, K, H = 2, 13, 4, 2, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, K, H), (B, T, K, H), seed=seed)
-
-
 STREAM = masks.window(2) | masks.sinks(1)
 
 
 def test_delta_rows_are_dense_and_those_behind_move_as_they_did():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     dense = multi_head_attention(q, k, v, mask=masks.causal)
     few = attend(q, k, v, mask=masks.causal & STREAM)
     out = delta_attention(q, k, v, sparse=STREAM, gamma=5, dense_last=2)
@@ -55,7 +47,7 @@ IDS = np.repeat([0, 1, 2], (4, 3, 6))  # two passages and the question
 
 
 def test_delta_corrects_any_sparse_attention():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     blocks = lambda q, k, v: block_attention(q, k, v, IDS)
     out = delta_attention(q, k, v, sparse=blocks, gamma=4)
     few, dense = blocks(q, k, v), multi_head_attention(q, k, v, mask=masks.causal)
@@ -66,7 +58,7 @@ def test_delta_corrects_any_sparse_attention():
 
 def test_delta_correction_is_nearer_to_dense_attention():
     """Where sparse attention misses what all queries look at: a value at one early place."""
-    q, k, v = qkv(64)
+    q, k, v = qkv(B, 64, N, H, K=K)
     q, k, v = 0.3 * q.at[..., 0].add(9.0), k.at[:, 2, :, 0].add(4.0), v.at[:, 2].add(5.0)
     dense = multi_head_attention(q, k, v, mask=masks.causal)
     kept = masks.window(7) | masks.sinks(1)
@@ -79,4 +71,4 @@ def test_delta_correction_is_nearer_to_dense_attention():
 def test_delta_tells_what_does_not_fit():
     for wrong in ({"gamma": 0}, {"dense_last": -1}):
         with pytest.raises(ValueError, match="gamma, dense_last: .*; expected at least 1 and 0"):
-            delta_attention(*qkv(), **wrong)
+            delta_attention(*qkv(B, T, N, H, K=K), **wrong)

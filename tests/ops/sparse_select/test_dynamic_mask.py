@@ -1,4 +1,4 @@
-"""The oracle of `dynamic_mask` in float64 loops, and its own tests."""
+"""Dynamic masks: their oracle, the dense form with gradients, skipped blocks, ties."""
 
 import functools
 
@@ -9,8 +9,10 @@ import pytest
 
 from attnjax import attend, masks, mods
 from attnjax.ops.sparse_select import dynamic_mask, dynamic_mask_attention
-from tests.helpers import draw, near
+from tests.helpers import draw, near, pairs_of, qkv, run
 from tests.ops.plain import blend, both, causal, weights
+
+B, T, N, K, H = 2, 12, 4, 2, 8
 
 
 def dynamic_mask_attention_oracle(q, k, v, w, a, window, block_size, allowed=None):
@@ -29,15 +31,6 @@ def dynamic_mask_attention_oracle(q, k, v, w, a, window, block_size, allowed=Non
         q[b, i, n] @ k[b, j, n * K // N] / np.sqrt(H) + delta[b, j, n * K // N]
     )
     return blend(weights(q, k, both(allowed, seen), logit=logit), v)
-
-
-def qkv(T=12, N=4, K=2, H=8, seed=0):
-    return draw(2, T, N, H, seed=seed), draw(2, T, K, H, seed=seed + 1), draw(2, T, K, H, seed=9)
-
-
-def run(fn, *args, **static):
-    """fn of arrays, jitted; some programs hold integers and selectors of blocks as well."""
-    return jax.jit(functools.partial(fn, **static))(*args)
 
 
 W, A = draw(16, 2, seed=6, scale=0.3), draw(2, seed=7)
@@ -60,7 +53,7 @@ def masked_dense(q, k, v, w, seen):
 
 
 def test_dynamic_masks_by_blocks_equal_the_masked_dense_form_with_gradients():
-    q, k, v = qkv(N=2)
+    q, k, v = qkv(B, T, 2, H, K=K)
     seen = top_keys(v, 2, 3)
     assert (seen.sum(-1) == np.minimum(np.arange(12) + 1, 3)).all()
     of = functools.partial(dynamic_mask_attention, block_size=4)
@@ -72,24 +65,11 @@ def test_dynamic_masks_by_blocks_equal_the_masked_dense_form_with_gradients():
 
     got = slopes(lambda q, v, w: of(q, k, v, w, A, window=3, impl="blockwise"), q, v, W)
     want = slopes(lambda q, v, w: masked_dense(q, k, v, w, seen), q, v, W)
-    jax.tree.map(functools.partial(near, atol=1e-4), got, want)
+    jax.tree.map(functools.partial(near, tolerance=1e-4), got, want)
     assert np.any(got[0][2]), "gradients reach w"
     full = run(masked_dense, q, k, v, W, causal(12, 12))  # a key bias, and no key left out
     near(run(of, q, k, v, W, A, window=12), full)
     assert not np.allclose(got[1], full, atol=0.01)
-
-
-def members(selection):
-    """The set of (u, b) of each example and head."""
-    indices, valid = np.asarray(selection.indices), np.asarray(selection.valid)
-    (B, U, X, _) = indices.shape
-    return [
-        [
-            {(u, int(c)) for u in range(U) for c in indices[b, u, x][valid[b, u, x]]}
-            for x in range(X)
-        ]
-        for b in range(B)
-    ]
 
 
 def test_blocks_in_which_a_dynamic_mask_shows_nothing_are_skipped(monkeypatch):
@@ -101,7 +81,7 @@ def test_blocks_in_which_a_dynamic_mask_shows_nothing_are_skipped(monkeypatch):
     seen = top_keys(v, 2, window)
     for b, n in np.ndindex(2, 2):
         pairs = {(i // size, j // size) for i, j in np.argwhere(seen[b, n])}
-        got = members(chosen[0])[b][n]
+        got = pairs_of(chosen[0])[b][n]
         assert got == pairs | {(u, u) for u in range(8)}
         assert len(got) < 30, "not all 36 of causal attention"
 
@@ -126,4 +106,4 @@ def test_equal_keys_of_a_dynamic_mask_are_kept_from_the_first_on():
 )
 def test_a_dynamic_mask_refuses_what_does_not_fit(w, window, told):
     with pytest.raises(ValueError, match=told):
-        dynamic_mask_attention(*qkv(), w, A, window=window)
+        dynamic_mask_attention(*qkv(B, T, N, H, K=K), w, A, window=window)

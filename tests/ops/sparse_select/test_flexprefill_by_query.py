@@ -1,4 +1,4 @@
-"""The oracle of `flexprefill_by_query` in float64 loops, and its own tests."""
+"""The oracle of FlexPrefill by query."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The oracle of `landmark` in float64 loops, and its own tests."""
+"""Landmark attention: its oracle, landmarks put in and taken out, what weight they pass on."""
 
 import functools
 
@@ -6,20 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.sparse_select import (
-    insert_landmarks,
-    landmark_attention,
-    remove_landmarks,
-)
-from tests.helpers import draws, near, weights_of
+from attnjax.ops.sparse_select import insert_landmarks, landmark_attention, remove_landmarks
+from tests.helpers import draws, exact, near, qkv, weights_of
 from tests.ops.plain import blend, causal_too, landmark_weights
+
+B, T, N, K, H = 2, 19, 4, 2, 8  # tokens: four blocks of three and a landmark, and three more
 
 
 def landmark_attention_oracle(q, k, v, block, allowed=None):
     return blend(landmark_weights(q, k, block, causal_too(q, k, allowed)), v)
-
-
-B, T, N, K, H = 2, 13, 4, 2, 8
 
 
 def test_landmarks_stand_behind_their_blocks_and_come_out_again():
@@ -33,17 +28,10 @@ def test_landmarks_stand_behind_their_blocks_and_come_out_again():
     assert insert_landmarks(ids[:, :2], 3, 7).tolist() == [[10, 11]]
 
 
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, K, H), (B, T, K, H), seed=seed)
-
-
-BLOCKS = 19  # tokens: four blocks of three and a landmark, and three more
-
-
 def test_landmarks_have_no_weight_and_pass_theirs_to_their_blocks():
-    q, k, _ = qkv(BLOCKS)
+    q, k, _ = qkv(B, T, N, H, K=K)
     w = weights_of(functools.partial(landmark_attention, block=3), q, k)
-    near(w.sum(-1), np.ones((B, N, BLOCKS)))
+    near(w.sum(-1), np.ones((B, N, T)))
     assert not w[..., 3::4].any()
     # a landmark liked more takes attention from all other blocks, in their proportions
     liked = weights_of(
@@ -55,12 +43,8 @@ def test_landmarks_have_no_weight_and_pass_theirs_to_their_blocks():
     near(liked[..., 0] / liked[..., 1], before[..., 0] / before[..., 1], 1e-4)
 
 
-def exact(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
 def test_landmark_weights_and_their_gradients_stand_large_scores():
-    q, k, v = qkv(BLOCKS)
+    q, k, v = qkv(B, T, N, H, K=K)
     big = q.at[:, ::2].multiply(1e4)
     op = lambda q, k, v: landmark_attention(q, k, v, block=3)
     value, grad = jax.value_and_grad(lambda *x: op(*x).sum(), argnums=(0, 1, 2))(big, k, v)

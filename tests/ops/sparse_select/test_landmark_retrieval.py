@@ -1,18 +1,16 @@
-"""The oracle of `landmark_retrieval` in float64 loops, and its own tests."""
+"""Landmark retrieval: its oracle, few blocks, heads that retrieve together, what is refused."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attnjax import masks
 from attnjax.ops.softmax_core import multi_head_attention
-from attnjax.ops.sparse_select import (
-    landmark_attention,
-    landmark_retrieval,
-)
-from tests.helpers import draws, near
+from attnjax.ops.sparse_select import landmark_attention, landmark_retrieval
+from tests.helpers import exact, near, qkv
 from tests.ops.plain import blend, causal_too, landmark_weights
+
+B, T, N, K, H = 2, 19, 4, 2, 8  # tokens: four blocks of three and a landmark, and three more
 
 
 def _turned(x, position, base):
@@ -51,40 +49,26 @@ def landmark_retrieval_oracle(q, k, v, block, top_k, base, heads=None, allowed=N
     return blend(landmark_weights(q, k, block, ok, seen, logit), v)
 
 
-B, T, N, K, H = 2, 13, 4, 2, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, K, H), (B, T, K, H), seed=seed)
-
-
-BLOCKS = 19  # tokens: four blocks of three and a landmark, and three more
-
-
 def test_few_blocks_retrieved_are_not_all_blocks():
-    q, k, v = qkv(BLOCKS)
+    q, k, v = qkv(B, T, N, H, K=K)
     whole = landmark_attention(q, k, v, block=3)
     near(landmark_retrieval(q, k, v, block=3, top_k=4), whole)
     few = landmark_retrieval(q, k, v, block=3, top_k=1)
     near(few[:, :8], whole[:, :8])  # they have no more than one block to retrieve
     assert jnp.abs(few - whole)[:, 8:].max() > 0.05
     none = landmark_retrieval(q, k, v, block=3, top_k=0)
-    inside = masks.causal & masks.document(np.arange(BLOCKS) // 4)
-    inside = inside & ~masks.document(np.arange(BLOCKS) % 4 - 4, np.arange(BLOCKS) % 4 - 3)
-    ordinary = np.arange(BLOCKS) % 4 != 3
+    inside = masks.causal & masks.document(np.arange(T) // 4)
+    inside = inside & ~masks.document(np.arange(T) % 4 - 4, np.arange(T) % 4 - 3)
+    ordinary = np.arange(T) % 4 != 3
     near(
         none[:, ordinary],
         multi_head_attention(q, k, v, mask=inside)[:, ordinary],
     )
 
 
-def exact(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
 @pytest.mark.parametrize("heads", [1, K])
 def test_heads_that_retrieve_together_follow_the_largest_score(heads):
-    q, k, v = qkv(BLOCKS)
+    q, k, v = qkv(B, T, N, H, K=K)
     sizes = {"block": 3, "top_k": 1, "base": 10.0}
     together = landmark_retrieval(q, k, v, heads=heads, **sizes)
     near(together, landmark_retrieval_oracle(*exact((q, k, v)), heads=heads, **sizes))
@@ -92,7 +76,7 @@ def test_heads_that_retrieve_together_follow_the_largest_score(heads):
 
 
 def test_landmarks_tell_what_does_not_fit():
-    q, k, v = qkv(BLOCKS)
+    q, k, v = qkv(B, T, N, H, K=K)
     for op in (landmark_attention, landmark_retrieval):
         with pytest.raises(ValueError, match="block: 0; expected an integer of at least 1"):
             op(q, k, v, block=0)
