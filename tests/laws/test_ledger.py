@@ -42,7 +42,7 @@ def test_docstrings_and_comments_do_not_change_a_hash(tmp_path):
     code = '"""A."""\n\n\ndef f(x):\n    """B."""\n    return x + 1  # c\n'
     paths = [tmp_path / f"{i}.py" for i in range(3)]
     paths[0].write_text(code)
-    paths[1].write_text(code.replace("A.", "Z.").replace("B.", "Y.").replace("# c", "#  d"))
+    paths[1].write_text(code.replace("A.", "Z.\n").replace("B.", "Y.").replace("# c", "#  d"))
     paths[2].write_text(code.replace("x + 1", "x + 2"))
     first, same, other = map(ledger.code_of, paths)
     assert first == same != other
