@@ -8,6 +8,7 @@ Tests, the command line and the table of papers read these records.
 import functools
 import inspect
 import math
+import types
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -243,8 +244,8 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the hint alone."""
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
-    members = typing.get_args(hint) if not isinstance(hint, type) else ()
-    return members or (hint,)
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _array_of(hint: Any) -> Any:

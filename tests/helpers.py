@@ -22,10 +22,11 @@ def draws(*shapes, seed=0, scale=1.0, dtype=float):
     return [draw(*s, seed=(seed, i), scale=scale, dtype=dtype) for i, s in enumerate(shapes)]
 
 
-def qkv(B, T, N, H, *, S=None, K=None, D=None, seed=0, dtype=float):
+def qkv(B, T, N, H, *, S=None, K=None, D=None, seed=0, scale=1.0, dtype=float):
     """q (B,T,N,H), k (B,S,K,H), v (B,S,K,D); S, K, D are T, N, H where they are not given."""
     S, K, D = S or T, K or N, D or H
-    return draws((B, T, N, H), (B, S, K, H), (B, S, K, D), seed=seed, dtype=dtype)
+    shapes = (B, T, N, H), (B, S, K, H), (B, S, K, D)
+    return draws(*shapes, seed=seed, scale=scale, dtype=dtype)
 
 
 def close(got, want, tolerance=1e-10):

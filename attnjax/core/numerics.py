@@ -63,6 +63,16 @@ def repeat_heads(x: Array, like: Array) -> Array:
     return jnp.repeat(x, N // K, axis=2)
 
 
+def einsum(spec: str, *operands: Array) -> Array:
+    """jnp.einsum of the operands, wide, in full precision on every device."""
+    return jnp.einsum(spec, *map(wide, operands), precision=lax.Precision.HIGHEST)
+
+
+def matmul(x: Array, w: Array) -> Array:
+    """x w, wide, in full precision on every device."""
+    return jnp.matmul(wide(x), wide(w), precision=lax.Precision.HIGHEST)
+
+
 def project(x: Array, w: Array) -> Array:
     """x w over the last axis of x, wide; a row that holds a NaN or an infinity becomes NaN.
 
@@ -70,7 +80,7 @@ def project(x: Array, w: Array) -> Array:
     the row leaves all gradients finite.  x (...,W), w (W,R) -> (...,R).
     """
     x, bad = clean(wide(x))
-    out = jnp.matmul(x, wide(w), precision=lax.Precision.HIGHEST)
+    out = matmul(x, w)
     return out + bad[..., None].astype(out.dtype)
 
 
@@ -81,7 +91,7 @@ class Affine(NamedTuple):
     b: Float[Array, " D"]
 
     def __call__(self, x: Array) -> Array:
-        return jnp.matmul(wide(x), wide(self.w), precision=lax.Precision.HIGHEST) + wide(self.b)
+        return matmul(x, self.w) + wide(self.b)
 
 
 def rms_norm(x: Array, eps: float = 1e-6) -> Array:

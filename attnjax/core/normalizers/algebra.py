@@ -157,7 +157,9 @@ def new_reference(m: Array, s: Array, allowed: Array | None, peak: Peak | None) 
     top = peak(s)
     if allowed is not None:
         top = jnp.where(allowed, top, lowest(m.dtype))
-    return jnp.maximum(m, lax.stop_gradient(jnp.max(top, axis=-1, keepdims=True)))
+    low = lowest(m.dtype)  # of a row without keys
+    top = jnp.max(top, axis=-1, keepdims=True, initial=low)
+    return jnp.maximum(m, lax.stop_gradient(top))
 
 
 def zero_masked(allowed: Array | None, *terms: Array) -> Rows:

@@ -15,8 +15,9 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.nn import gelu
 
-from attnjax.core.numerics import layer_norm, wide
+from attnjax.core.numerics import layer_norm, matmul, wide
 from attnjax.core.recurrence.linear import Impl
 from attnjax.core.scan.convolution import depthwise
 from attnjax.op import Limit, Op, adjusted, square_grid
@@ -33,6 +34,8 @@ class Interaction(NamedTuple):
 
 
 class CareWeights(NamedTuple):
+    """`inter_2` maps the channels of tokens and memory together."""
+
     decoupled: Decoupled
     inter_1: Interaction
     inter_2: Annotated[Interaction, "W+M G"]
@@ -49,26 +52,30 @@ def care_attention(
 ) -> Any:
     """On a grid given row by row; the new tokens, or (tokens, memory) for the next layer."""
     u = decoupled_attention(wide(x), weights.decoupled, shape=shape, impl=impl)
-    both = jnp.concatenate([interact(u, weights.inter_1, shape), wide(memory)], axis=-1)
+    y = interact(u, weights.inter_1, shape)
+    both = jnp.concatenate([y, wide(memory)], axis=-1)
     both = (both + interact(both, weights.inter_2, shape)).astype(x.dtype)
     out, memory = jnp.split(both, [x.shape[-1]], axis=-1)
     return (out, memory) if return_memory else out
 
 
-def interact(u: Array, inter: Interaction, shape: tuple[int, int]) -> Array:
+def interact(
+    u: Float[Array, "B T W"], inter: Interaction, shape: tuple[int, int]
+) -> Float[Array, "B T W"]:
     """Inter: every channel meets all others, and its neighbors on the grid."""
-    product = lambda a, w: jnp.matmul(a, wide(w), precision="highest")
-    hidden = jax.nn.gelu(product(layer_norm(wide(u)), inter.expand))
-    near = depthwise(hidden.reshape(len(u), *shape, -1), inter.mix)
-    return product(jax.nn.gelu(near).reshape(hidden.shape), inter.contract)
+    hidden = gelu(matmul(layer_norm(wide(u)), inter.expand))
+    grid = hidden.reshape(len(u), *shape, -1)
+    mixed = gelu(depthwise(grid, inter.mix)).reshape(hidden.shape)
+    return matmul(mixed, inter.contract)
 
 
 def _closed(weights: CareWeights) -> CareWeights:
     return weights._replace(inter_2=jax.tree.map(np.zeros_like, weights.inter_2))
 
 
-def _without(x: Array, memory: Array, weights: CareWeights, shape: tuple[int, int]) -> Array:
-    return interact(decoupled_attention(x, weights.decoupled, shape=shape), weights.inter_1, shape)
+def _inter_1_alone(x: Array, weights: CareWeights, shape: tuple[int, int]) -> Array:
+    u = decoupled_attention(x, weights.decoupled, shape=shape)
+    return interact(u, weights.inter_1, shape)
 
 
 OPS = (
@@ -79,7 +86,9 @@ OPS = (
         draw={"shape": square_grid},
         sizes=SIZES | {"F": 24, "W+M": 16, "G": 32},
         limits=(
-            Limit("Inter_2 = 0 leaves Inter_1 alone", {"weights": adjusted(_closed)}, _without),
+            Limit(
+                "Inter_2 = 0 leaves Inter_1 alone", {"weights": adjusted(_closed)}, _inter_1_alone
+            ),
         ),
     ),
 )

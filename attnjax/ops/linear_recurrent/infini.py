@@ -22,11 +22,10 @@ from attnjax.core.numerics import divide, repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import State
 from attnjax.op import Limit, Op, fill
-from attnjax.typing import Array, K, Out, PerHead, Q, TokenK, TokenV, V
+from attnjax.typing import Array, Float, K, Out, PerHead, Q, TokenK, TokenV, V
 
 Code = Callable[[Array], Array]  # a position code of (B,T,N,H), such as a rotary one
 Update = Callable[[State, Array, Array], Array]  # (state, keys, values) -> what is added for them
-uncoded: Code = lambda x: x
 
 
 def infini_attention(
@@ -36,7 +35,7 @@ def infini_attention(
     beta: PerHead,
     *,
     segment: int = 2048,
-    code: Code = uncoded,
+    code: Code = features.identity,
     state: State | None = None,
     return_state: bool = False,
 ) -> Any:
@@ -44,41 +43,63 @@ def infini_attention(
 
     A state stands for whole segments: a run may be split where one ends, and nowhere else.
     """
-    out, state = by_segments(lambda state, k, v: v, q, k, v, beta, segment, code, state)
+    out, state = by_segments(_values, q, k, v, beta, segment, code, state)
     return (out, state) if return_state else out
+
+
+def _values(state: State, keys: Array, values: Array) -> Array:
+    """Values are added as they are."""
+    return values
 
 
 def by_segments(
     update: Update, q: Q, k: K, v: V, beta: PerHead, segment: int, code: Code, state: State | None
 ) -> tuple[Out, State]:
     """Infini-attention with any rule of what a segment adds to the memory."""
-    (B, T, N, H), D, size = q.shape, v.shape[-1], min(segment, q.shape[1])
-    heads = lambda x: repeat_heads(x, q)
+    size = min(segment, q.shape[1])
+    k, v = repeat_heads(k, q), repeat_heads(v, q)
+    queries, keys, values = features.elu1(wide(q)), features.elu1(wide(k)), wide(v)
+    if state is None:
+        B, _, N, H = keys.shape
+        memory = jnp.zeros((B, N, H, v.shape[-1]), keys.dtype)
+        state = State(memory, jnp.zeros((B, N, H), keys.dtype))
 
     def over_segment(state: State, tokens: tuple[Array, Array, Array]) -> tuple[State, Array]:
-        q, k, v = tokens
-        new = jnp.einsum("BtNH,BtND->BNHD", k, update(state, k, v), precision="highest")
-        denominator = state.denominator + k.sum(1)  # pyright: ignore
-        return State(state.memory + new, denominator), recall(state, q)
+        queries, keys, values = tokens
+        past = recall(state, queries)
+        return _write(state, keys, update(state, keys, values)), past
 
-    phi = lambda x: features.elu1(wide(x))
-    tokens = phi(q), phi(heads(k)), wide(heads(v))
-    if state is None:
-        zeros = lambda *shape: jnp.zeros(shape, tokens[1].dtype)
-        state = State(zeros(B, N, H, D), zeros(B, N, H))
-    last, past = scan_chunks(over_segment, state, tokens, size)
-    rows = lambda x: cut(x, size).reshape(-1, size, *x.shape[2:])
-    local = attend(rows(code(q)), rows(code(k)), rows(v), mask=masks.causal)
-    local = wide(local.reshape(B, -1, N, D)[:, :T])
+    last, past = scan_chunks(over_segment, state, (queries, keys, values), size)
+    local = wide(_within_segments(code(q), code(k), v, size))
     gate = jax.nn.sigmoid(wide(beta))[:, None]
     return (gate * past + (1 - gate) * local).astype(v.dtype), last
+
+
+def _write(state: State, keys: Array, values: Array) -> State:
+    """The memory with the keys (B,t,N,H), after phi, and values (B,t,N,D) of a segment added."""
+    new = jnp.einsum("BtNH,BtND->BNHD", keys, values, precision="highest")
+    return State(state.memory + new, _denominator(state) + keys.sum(axis=1))
 
 
 def recall(state: State, x: Array) -> Array:
     """What the memory says of keys or queries x (B,t,N,H), after phi; zero while it is empty."""
     values = jnp.einsum("BtNH,BNHD->BtND", x, state.memory, precision="highest")
-    denominator = jnp.einsum("BtNH,BNH->BtN", x, state.denominator, precision="highest")
-    return divide(values, denominator[..., None])
+    total = jnp.einsum("BtNH,BNH->BtN", x, _denominator(state), precision="highest")
+    return divide(values, total[..., None])
+
+
+def _denominator(state: State) -> Float[Array, "B N H"]:
+    assert state.denominator is not None  # `by_segments` always keeps one
+    return state.denominator
+
+
+def _within_segments(q: Q, k: K, v: V, size: int) -> Out:
+    """Causal softmax attention, each segment a sequence of its own."""
+    B, T, N, _ = q.shape
+    parts = [cut(x, size) for x in (q, k, v)]
+    parts = [x.reshape(-1, size, *x.shape[3:]) for x in parts]
+    out = attend(*parts, mask=masks.causal)
+    return out.reshape(B, -1, N, out.shape[-1])[:, :T]
 
 
 def local_limit(q: Q, k: K, v: V, beta: PerHead, segment: int) -> Out:

@@ -12,6 +12,7 @@ known, so up to the end of the second it is `infini_attention`.
 
 from typing import Any
 
+from attnjax.core import features
 from attnjax.core.recurrence.linear import State
 from attnjax.op import Limit, Op
 from attnjax.ops.linear_recurrent.infini import (
@@ -22,9 +23,8 @@ from attnjax.ops.linear_recurrent.infini import (
     by_segments,
     infini_attention,
     recall,
-    uncoded,
 )
-from attnjax.typing import PerHead, Q, TokenK, TokenV
+from attnjax.typing import Array, Out, PerHead, Q, TokenK, TokenV
 
 
 def infini_delta_attention(
@@ -34,14 +34,22 @@ def infini_delta_attention(
     beta: PerHead,
     *,
     segment: int = 2048,
-    code: Code = uncoded,
+    code: Code = features.identity,
     state: State | None = None,
     return_state: bool = False,
 ) -> Any:
     """As `infini_attention`; a state is handed on where a segment ends."""
-    update = lambda state, k, v: v - recall(state, k)
-    out, state = by_segments(update, q, k, v, beta, segment, code, state)
+    out, state = by_segments(_unknown, q, k, v, beta, segment, code, state)
     return (out, state) if return_state else out
+
+
+def _unknown(state: State, keys: Array, values: Array) -> Array:
+    """What the memory does not say of the keys yet."""
+    return values - recall(state, keys)
+
+
+def _infini_in_segments_of_5(q: Q, k: TokenK, v: TokenV, beta: PerHead) -> Out:
+    return infini_attention(q, k, v, beta, segment=5)
 
 
 OPS = (
@@ -54,7 +62,7 @@ OPS = (
             Limit(
                 "two segments are those of infini_attention",
                 {"segment": 5},
-                lambda q, k, v, beta, segment: infini_attention(q, k, v, beta, segment=5),
+                _infini_in_segments_of_5,
             ),
         ),
         exempt=EXEMPT,

@@ -10,24 +10,24 @@ Differs: the relative position code of the window is a learned bias for each dis
 """
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.core import masks
+from attnjax.core import masks, normalizers
 from attnjax.core.mods import mod, relative_bias
 from attnjax.core.numerics import wide
-from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
 from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float, Int
 
 X = Float[Array, "B T W"]
 
 
-class Weights(NamedTuple):  # learned, or fixed; the rows of `bases` are orthonormal
+class Weights(NamedTuple):
+    """Learned, or fixed; the rows of `bases` are orthonormal."""
+
     bases: Float[Array, "R W"]
     q: Float[Array, "W N H"]
     k: Float[Array, "W K H"]
@@ -35,7 +35,9 @@ class Weights(NamedTuple):  # learned, or fixed; the rows of `bases` are orthono
     bias: Float[Array, "N window"]
 
 
-class State(NamedTuple):  # the sum of B x, the number of tokens, and the last of them
+class State(NamedTuple):
+    """The sum of B x, the number of tokens, and the last of them, zeros where there were fewer."""
+
     total: Float[Array, "B R"]
     count: Int[Array, ""]
     before: Float[Array, "B window-1 W"]
@@ -50,47 +52,71 @@ def lavo(
     impl: Impl = None,
 ) -> Any:
     """(B,T,W) -> (B,T,N,D), causal; O(T (R + window)) time and a state of constant size."""
-    (B, T, W), w = x.shape, Weights(*map(wide, weights))
-    R, (N, window), H = len(w.bases), w.bias.shape, w.q.shape[-1]
+    w = Weights(*map(wide, weights))
+    T, window = x.shape[1], w.bias.shape[1]
     if state is None:
-        zeros = lambda *shape: jnp.zeros(shape, w.bases.dtype)
-        state = State(zeros(B, R), jnp.int32(0), zeros(B, window - 1, W))
+        state = _empty(x, w)
+    q = _product("BTW,WNH->BTNH", wide(x), w.q) / math.sqrt(w.q.shape[-1])
+    coefficients = _product("BTW,RW->BTR", wide(x), w.bases)
+    totals = state.total[:, None] + jnp.cumsum(coefficients, axis=1)
+    counts = state.count + jnp.arange(1, T + 1)
+    memory = _memory_state(q, totals / counts[:, None], w)
+
     tokens = jnp.concatenate([state.before, wide(x)], axis=1)
-    q = _product("BTW,WNH->BTNH", wide(x), w.q) / math.sqrt(H)
-    k, v = _product("BSW,WKH->BSKH", tokens, w.k), _product("BSW,WKD->BSKD", tokens, w.v)
-    totals = state.total[:, None] + jnp.cumsum(_product("BTW,RW->BTR", wide(x), w.bases), axis=1)
-    means = (totals / (state.count + jnp.arange(1, T + 1))[:, None])[:, :, None]
-    rows = lambda a: jnp.repeat(_product("RW,WKH->RKH", w.bases, a), N // a.shape[1], axis=1)
-    scores = means * _product("BTNH,RNH->BTNR", q, rows(w.k))
-    least = jnp.full((B, T, N, 1), -1e30, q.dtype)  # where there are no directions
-    mass = jax.nn.logsumexp(jnp.concatenate([scores, least], -1), axis=-1, keepdims=True)
-    recalled = _product("BTNR,RND->BTND", jnp.exp(scores - mass) * means, rows(w.v))
-    # the window sees the memory as a key at 0: its score a new feature, its weight a new value
-    early = jnp.where(jnp.arange(window + T) < window - state.count, -1e30, 0.0)
-    table = jnp.pad(w.bias[:, ::-1], ((0, 0), (0, window - 1)))
-    k, v = (jnp.pad(a, ((0, 0), (1, 0), (0, 0), (0, 1))).at[:, 0, :, -1].set(1.0) for a in (k, v))
-    out = attend(
-        jnp.concatenate([q, mass], axis=-1),
-        k,
-        v,
-        mods=(mod(_near, key=early, table=table, positions=True),),
-        mask=masks.prefix(1) | masks.window(window - 1),
+    is_token = jnp.arange(window - 1 + T) >= window - 1 - state.count
+    near = attend_state(
+        q,
+        _product("BSW,WKH->BSKH", tokens, w.k),
+        _product("BSW,WKD->BSKD", tokens, w.v),
+        mods=(relative_bias(_table(w.bias)), mod(jnp.add, key=jnp.where(is_token, 0.0, -1e30))),
+        mask=masks.window(window - 1),
         scale=1.0,
-        q_positions=jnp.arange(window, window + T),
+        q_positions=np.arange(window - 1, window - 1 + T),
         impl=impl,
     )
-    out = (out[..., :-1] + out[..., -1:] * recalled).astype(x.dtype)
-    return (out, State(totals[:, -1], state.count + T, tokens[:, T:])) if return_state else out
+    out = join_states(memory, near).astype(x.dtype)
+    if not return_state:
+        return out
+    return out, State(totals[:, -1], state.count + T, tokens[:, T:])
 
 
-_product = partial(jnp.einsum, precision="highest")
-_near = lambda score, i, j, early, bias: jnp.where(j == 0, score, score + early + bias)
+def _empty(x: X, w: Weights) -> State:
+    """The state before the first token."""
+    (R, W), window = w.bases.shape, w.bias.shape[1]
+    total = jnp.zeros((len(x), R), w.bases.dtype)
+    before = jnp.zeros((len(x), window - 1, W), w.bases.dtype)
+    return State(total, jnp.int32(0), before)
+
+
+def _memory_state(
+    q: Float[Array, "B T N H"], means: Float[Array, "B T R"], w: Weights
+) -> normalizers.State:
+    """What attention to the rows of M_t = diag(means_t) B leaves behind, before the division."""
+    N = q.shape[2]
+    keys = jnp.repeat(_product("RW,WKH->RKH", w.bases, w.k), N // w.k.shape[1], axis=1)
+    values = jnp.repeat(_product("RW,WKD->RKD", w.bases, w.v), N // w.v.shape[1], axis=1)
+    means = means[:, None]  # (B,1,T,R)
+    scores = means * _product("BTNH,RNH->BNTR", q, keys)
+    weights, top, sums = normalizers.unnormalized(normalizers.softmax, scores, None)
+    return normalizers.State(top, sums, _product("BNTR,RND->BNTD", weights * means, values))
+
+
+def _product(spec: str, x: Array, w: Array) -> Array:
+    return jnp.einsum(spec, x, w, precision="highest")
+
+
+def _table(bias: Float[Array, "N window"]) -> Float[Array, "N R"]:
+    """A bias of each distance t - s >= 0 as one of each relative position s - t."""
+    return jnp.pad(bias[:, ::-1], ((0, 0), (0, bias.shape[1] - 1)))
 
 
 def _window(x: X, weights: Weights) -> Array:
-    q, k, v = (_product("BTW,WNH->BTNH", x, w) for w in weights[1:4])
-    table = jnp.pad(weights.bias[:, ::-1], ((0, 0), (0, 2)))
-    return attend(q, k, v, mods=(relative_bias(table),), mask=masks.window(2))
+    q = _product("BTW,WNH->BTNH", x, weights.q)
+    k = _product("BTW,WKH->BTKH", x, weights.k)
+    v = _product("BTW,WKD->BTKD", x, weights.v)
+    window = weights.bias.shape[1]
+    bias = relative_bias(_table(weights.bias))
+    return attend(q, k, v, mods=(bias,), mask=masks.window(window - 1))
 
 
 def _orthonormal(weights: Weights) -> Weights:

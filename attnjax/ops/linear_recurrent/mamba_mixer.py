@@ -49,14 +49,19 @@ class Averages(NamedTuple):
 
 def mamba_mixer(x: Tokens, layers: Sequence[Layer], averages: Averages) -> Tokens:
     """A stack; channels have no order of time, and their mixers see all tokens."""
-    average = lambda weights, ys: jnp.tensordot(wide(weights)[: len(ys)], jnp.stack(ys), 1)
-    tokens, channels = [wide(x)], [wide(x)]
+    tokens = [wide(x)]  # t_0, t_1, ...
+    channels = [wide(x)]  # s_0, s_1, ...
     for layer, alpha, beta, theta, gamma in zip(layers, *averages, strict=True):
-        mixed = average(alpha, tokens) + average(beta, channels)
-        tokens.append(selective_token_mixer(mixed, layer.token))
-        mixed = average(theta, tokens) + average(gamma, channels)
-        channels.append(mix_channels(mixed, layer))
+        average = _average(alpha, tokens) + _average(beta, channels)
+        tokens.append(selective_token_mixer(average, layer.token))
+        average = _average(theta, tokens) + _average(gamma, channels)
+        channels.append(mix_channels(average, layer))
     return channels[-1].astype(x.dtype)
+
+
+def _average(weights: Float[Array, " L"], outputs: list[Tokens]) -> Tokens:
+    """The sum of the outputs that there are, weighted."""
+    return jnp.tensordot(wide(weights)[: len(outputs)], jnp.stack(outputs), 1)
 
 
 def mix_channels(x: Tokens, layer: Layer) -> Tokens:
@@ -70,18 +75,16 @@ def _stack(x: Tokens, layers: tuple[Layer, ...], averages: Averages) -> Tokens:
     return x
 
 
-class _Two(NamedTuple):
-    first: Layer
-    second: Layer
-
-
-def _layers(slot: Slot) -> tuple[Layer, ...]:
-    return tuple(replace(slot, hint=_Two).tree())
+def _two_layers(slot: Slot) -> tuple[Layer, Layer]:
+    layer = replace(slot, hint=Layer)
+    return layer.tree(), layer.tree()
 
 
 def _previous(averages: Averages) -> Averages:
-    none, same, last = map(jnp.asarray, (np.zeros((2, 2)), np.eye(2), np.eye(2, 3, 1)))
-    return Averages(none, same, last, none)
+    """t_l from s_{l-1} alone, s_l from t_l alone."""
+    L = len(averages.alpha)
+    none = np.zeros((L, L))
+    return Averages(*map(jnp.asarray, (none, np.eye(L), np.eye(L, L + 1, k=1), none)))
 
 
 OPS = (
@@ -89,7 +92,7 @@ OPS = (
         mamba_mixer,
         papers=(330,),
         reads="all",
-        draw={"x": normal(0.5), "layers": Draw(_layers)},
+        draw={"x": normal(0.5), "layers": Draw(_two_layers)},
         sizes=SIZES | {"L": 2, "L+1": 3},
         limits=(
             Limit(

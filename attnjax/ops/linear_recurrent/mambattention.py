@@ -11,17 +11,19 @@ Generalizable Single-Channel Speech Enhancement", 2025, arXiv:2507.00966, sectio
 Limits: without attention's and the mixers' output maps the block returns x.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from attnjax.core.numerics import layer_norm, wide
+from attnjax.core.numerics import einsum, layer_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, adjusted, normal
 from attnjax.ops.linear_recurrent.selective_mixer import SIZES, Mixer, both_directions
 from attnjax.typing import Array, Float
 
 Grid = Float[Array, "B T F W"]
+Rows = Float[Array, "rows length W"]
 
 
 class Shared(NamedTuple):
@@ -42,32 +44,43 @@ class Axis(NamedTuple):
     backward: Mixer
 
 
-def mambattention(x: Grid, shared: Shared, time: Axis, frequency: Axis, *, impl: Impl = None):
+def mambattention(
+    x: Grid, shared: Shared, time: Axis, frequency: Axis, *, impl: Impl = None
+) -> Grid:
     """Reads all of time, in both directions."""
-    out = wide(x)
-    for axis, own in ((1, time), (2, frequency)):
-        normed = layer_norm(out) * wide(own.scale) + wide(own.shift)
-        out += attend_along(normed, shared, axis, impl)
-        mixed = lambda rows, own=own: both_directions(rows, own.forward, own.backward)
-        out += along(axis, out, mixed)
+    out = block_along(wide(x), shared, time, 1, impl)
+    out = block_along(out, shared, frequency, 2, impl)
     return out.astype(x.dtype)
 
 
+def block_along(x: Grid, shared: Shared, own: Axis, axis: int, impl: Impl = None) -> Grid:
+    """Attention, then both mixers, along an axis: 1 for time and 2 for frequency."""
+
+    def mix(rows: Rows) -> Rows:
+        return both_directions(rows, own.forward, own.backward)
+
+    normed = layer_norm(x) * wide(own.scale) + wide(own.shift)
+    x = x + attend_along(normed, shared, axis, impl)
+    return x + along(axis, x, mix)
+
+
 def attend_along(x: Grid, shared: Shared, axis: int, impl: Impl = None) -> Grid:
-    """Multi-head attention within each row of the axis, 1 for time and 2 for frequency."""
-    product = lambda spec, x, w: jnp.einsum(spec, x, wide(w), precision="highest")
+    """Multi-head attention within each row of the axis."""
 
-    def within(rows: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
-        q, k, v = (product("BTW,WNH->BTNH", rows, w) for w in shared[:3])
-        return product("BTNH,NHW->BTW", attend(q, k, v, impl=impl), shared.out)
+    def attend_within(rows: Rows) -> Rows:
+        q = einsum("BTW,WNH->BTNH", rows, shared.q)
+        k = einsum("BTW,WNH->BTNH", rows, shared.k)
+        v = einsum("BTW,WNH->BTNH", rows, shared.v)
+        return einsum("BTNH,NHW->BTW", attend(q, k, v, impl=impl), shared.out)
 
-    return along(axis, x, within)
+    return along(axis, x, attend_within)
 
 
-def along(axis: int, x: Grid, f: Any) -> Grid:
-    """f of (rows,length,W), for all rows of the axis."""
-    rows = jnp.moveaxis(x, axis, 2)
-    return jnp.moveaxis(f(rows.reshape(-1, *rows.shape[2:])).reshape(rows.shape), 2, axis)
+def along(axis: int, x: Grid, fn: Callable[[Rows], Rows]) -> Grid:
+    """What fn makes of all rows of the axis."""
+    grid = jnp.moveaxis(x, axis, 2)
+    rows = grid.reshape(-1, *grid.shape[2:])
+    return jnp.moveaxis(fn(rows).reshape(grid.shape), 2, axis)
 
 
 def _silent_attention(shared: Shared) -> Shared:
@@ -75,8 +88,13 @@ def _silent_attention(shared: Shared) -> Shared:
 
 
 def _silent_mixers(axis: Axis) -> Axis:
-    silent = lambda mixer: mixer._replace(out=0 * mixer.out)
-    return axis._replace(forward=silent(axis.forward), backward=silent(axis.backward))
+    forward = axis.forward._replace(out=0 * axis.forward.out)
+    backward = axis.backward._replace(out=0 * axis.backward.out)
+    return axis._replace(forward=forward, backward=backward)
+
+
+def _x(x: Grid) -> Grid:
+    return x
 
 
 _SILENT = {
@@ -91,6 +109,6 @@ OPS = (
         reads="all",
         draw={"x": normal(0.5)},
         sizes=SIZES | {"F": 5},
-        limits=(Limit("without output maps", _SILENT, lambda x: x),),
+        limits=(Limit("without output maps", _SILENT, _x),),
     ),
 )

@@ -20,7 +20,7 @@ from jax.nn import sigmoid, silu
 from attnjax.core import masks, normalizers
 from attnjax.core.mods import relative_bias
 from attnjax.core.normalizers import Normalizer
-from attnjax.core.numerics import Affine, wide
+from attnjax.core.numerics import Affine, matmul, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.linear_recurrent.damped_ema import EMA, X, damped_ema_convolution, gates_in_range
@@ -33,8 +33,13 @@ class Scale(NamedTuple):
     kappa: Float[Array, " Z"]
     mu: Float[Array, " Z"]
 
+    def __call__(self, z: Array) -> Array:
+        return z * wide(self.kappa) + wide(self.mu)
 
-class Weights(NamedTuple):  # maps of widths W (the model), Z (queries, keys) and E (values)
+
+class Weights(NamedTuple):
+    """Maps between widths W (the model), Z (queries and keys) and E (values)."""
+
     ema: EMA
     z: Annotated[Affine, "W Z"]
     q: Scale
@@ -56,27 +61,36 @@ def mega(
     impl: Impl = None,
 ) -> X:
     """Causal; with `chunk`, attention stays inside chunks of so many tokens (Mega-chunk)."""
-    w, T = weights, x.shape[1]
+    w = weights
     average = damped_ema_convolution(wide(x), w.ema)
     z = silu(w.z(average))
-    q, k = (z * wide(kappa) + wide(mu) for kappa, mu in (w.q, w.k))
-    at, mask = np.arange(T), masks.causal
+    index = np.arange(x.shape[1])
+    keys_seen = index + 1
+    mask = masks.causal
     if chunk is not None:
-        at, mask = at % chunk, mask & masks.document(at // chunk)
-    # a normalizer that does not divide by a sum of weights is given a mean over the keys
-    seen = jnp.asarray(at + 1, z.dtype)[:, None]
-    tau = seen if normalizer.denominator is None else math.sqrt(z.shape[-1])
+        keys_seen = index % chunk + 1
+        mask = masks.causal & masks.document(index // chunk)
+    if normalizer.denominator is None:  # a mean over the keys, for no sum of weights divides
+        tau = jnp.asarray(keys_seen, z.dtype)[:, None]
+    else:
+        tau = math.sqrt(z.shape[-1])
     o = attend(
-        *(a[:, :, None] for a in (q / tau, k, silu(w.v(x)))),
+        _one_head(w.q(z) / tau),
+        _one_head(w.k(z)),
+        _one_head(silu(w.v(x))),
         mods=(relative_bias(w.bias),),
         mask=mask,
         normalizer=normalizer,
         scale=1.0,
         impl=impl,
-    )
-    gated = jnp.matmul(silu(w.reset(average)) * o[:, :, 0], wide(w.u), precision="highest")
+    )[:, :, 0]
+    gated = matmul(silu(w.reset(average)) * o, w.u)
     p = sigmoid(w.update(average))
     return (p * silu(w.h(average) + gated) + (1 - p) * wide(x)).astype(x.dtype)
+
+
+def _one_head(x: Float[Array, "B T H"]) -> Float[Array, "B T 1 H"]:
+    return x[:, :, None]
 
 
 def _drawn(weights: Weights) -> Weights:
@@ -88,6 +102,14 @@ def _closed(weights: Weights) -> Weights:
     return _drawn(weights)._replace(update=update)
 
 
+def _x(x: X) -> X:
+    return x
+
+
+def _whole(x: X, weights: Weights) -> X:
+    return mega(x, weights)
+
+
 OPS = (
     Op(
         mega,
@@ -95,8 +117,8 @@ OPS = (
         draw={"weights": adjusted(_drawn), "chunk": 4},
         sizes={"Z": 6, "E": 8},
         limits=(
-            Limit("p = 0 returns x", {"weights": adjusted(_closed)}, lambda x: x),
-            Limit("one chunk", {"chunk": 9}, lambda x, weights: mega(x, weights)),
+            Limit("p = 0 returns x", {"weights": adjusted(_closed)}, _x),
+            Limit("one chunk", {"chunk": 9}, _whole),
         ),
     ),
 )

@@ -12,6 +12,7 @@ Limits: rate 1 and a convolution that is the identity make the plain sum of four
 Differs: projections around the scans belong to a layer; the paper does not name its upsampling.
 """
 
+import functools
 from typing import Annotated, NamedTuple
 
 import jax
@@ -19,14 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import gelu, silu, softplus
 
-from attnjax.core.numerics import Affine, wide
+from attnjax.core.numerics import Affine, matmul, wide
 from attnjax.core.scan.convolution import depthwise
 from attnjax.op import Draw, Limit, Op, Slot, normal
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
 from attnjax.typing import Array, Float
 
 Image = Float[Array, "B T columns W"]
-ROUTES = ((False, False), (True, False), (False, True), (True, True))  # (by columns, from the end)
+
+
+class Order(NamedTuple):
+    """An order of the cells of an image."""
+
+    by_columns: bool
+    from_the_end: bool
+
+
+ORDERS = (Order(False, False), Order(True, False), Order(False, True), Order(True, True))
 
 
 class Route(NamedTuple):
@@ -40,7 +50,7 @@ class Route(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """One for each of ROUTES."""
+    """One for each of ORDERS."""
 
     by_rows: Route
     by_columns: Route
@@ -56,36 +66,49 @@ def multiscale_scan(
     *,
     rate: int = 2,
 ) -> Image:
-    """`routes` in the order of ROUTES; the first one is scanned at full resolution."""
+    """`routes` in the order of ORDERS; the first one is scanned at full resolution."""
+    _, rows, columns, _ = x.shape
     full = wide(x)
+    fine = unflatten(scan(flatten(full, ORDERS[0]), routes[0]), x.shape, ORDERS[0])
     low = depthwise(full, down, stride=rate)
-    tokens = jnp.stack([flatten(low, way) for way in ROUTES[1:]])
-    outs = jax.vmap(scan)(tokens, jax.tree.map(lambda *w: jnp.stack(w), *routes[1:]))
-    coarse = sum(unflatten(o, low.shape, way) for o, way in zip(outs, ROUTES[1:], strict=True))
-    up = jnp.repeat(jnp.repeat(coarse, rate, axis=1), rate, axis=2)[:, : x.shape[1], : x.shape[2]]
-    out = unflatten(scan(flatten(full, ROUTES[0]), routes[0]), x.shape, ROUTES[0]) + up
-    return (out * silu(gate(full))).astype(x.dtype)
+    coarse = _sum_of_scans(low, routes[1:], ORDERS[1:])
+    up = jnp.repeat(jnp.repeat(coarse, rate, axis=1), rate, axis=2)[:, :rows, :columns]
+    return ((fine + up) * silu(gate(full))).astype(x.dtype)
+
+
+def _sum_of_scans(x: Image, routes: tuple[Route, ...], orders: tuple[Order, ...]) -> Image:
+    """The sum over routes, all scanned at the same time."""
+    tokens = jnp.stack([flatten(x, order) for order in orders])
+    stacked = jax.tree.map(lambda *w: jnp.stack(w), *routes)
+    outs = jax.vmap(scan)(tokens, stacked)
+    images = [unflatten(out, x.shape, order) for out, order in zip(outs, orders, strict=True)]
+    return functools.reduce(jnp.add, images)
 
 
 def scan(tokens: Tokens, weights: Route) -> Tokens:
     """A selective state space model along one route."""
     w = jax.tree.map(wide, weights)
-    product = lambda w: jnp.matmul(tokens, w, precision="highest")
-    rates, a = softplus(w.dt(tokens)), -jnp.exp(w.log_a)
-    return selective_ssm(tokens, rates, a, product(w.b), product(w.c)) + w.skip * tokens
+    rates = softplus(w.dt(tokens))
+    read = selective_ssm(tokens, rates, -jnp.exp(w.log_a), matmul(tokens, w.b), matmul(tokens, w.c))
+    return read + w.skip * tokens
 
 
-def flatten(x: Image, route: tuple[bool, bool]) -> Tokens:
-    columns, backward = route
-    tokens = (x.swapaxes(1, 2) if columns else x).reshape(len(x), -1, x.shape[-1])
-    return tokens[:, ::-1] if backward else tokens
+def flatten(x: Image, order: Order) -> Tokens:
+    """The cells of an image in an order."""
+    if order.by_columns:
+        x = x.swapaxes(1, 2)
+    tokens = x.reshape(len(x), -1, x.shape[-1])
+    return tokens[:, ::-1] if order.from_the_end else tokens
 
 
-def unflatten(tokens: Tokens, shape: tuple[int, ...], route: tuple[bool, bool]) -> Image:
-    columns, backward = route
-    tokens = tokens[:, ::-1] if backward else tokens
-    B, rows, across, W = shape
-    return tokens.reshape(B, across, rows, W).swapaxes(1, 2) if columns else tokens.reshape(shape)
+def unflatten(tokens: Tokens, shape: tuple[int, ...], order: Order) -> Image:
+    """The image of a shape (B,rows,columns,W) whose cells are tokens in an order."""
+    if order.from_the_end:
+        tokens = tokens[:, ::-1]
+    if not order.by_columns:
+        return tokens.reshape(shape)
+    B, rows, columns, W = shape
+    return tokens.reshape(B, columns, rows, W).swapaxes(1, 2)
 
 
 def conv_ffn(x: Image, up: Affine, kernel: Float[Array, "k k E"], down: Affine) -> Image:
@@ -93,12 +116,14 @@ def conv_ffn(x: Image, up: Affine, kernel: Float[Array, "k k E"], down: Affine) 
     return down(gelu(depthwise(up(x), kernel))).astype(x.dtype)
 
 
-def _plain(x: Image, routes: Routes, down: Array, gate: Affine) -> Image:
-    each = lambda route, way: unflatten(scan(flatten(x, way), route), x.shape, way)
-    return sum(map(each, routes, ROUTES)) * silu(gate(x))
+def _four_scans(x: Image, routes: Routes, gate: Affine) -> Image:
+    total = jnp.zeros_like(x)
+    for route, order in zip(routes, ORDERS, strict=True):
+        total += unflatten(scan(flatten(x, order), route), x.shape, order)
+    return total * silu(gate(x))
 
 
-def _same(slot: Slot) -> np.ndarray:
+def _identity_kernel(slot: Slot) -> np.ndarray:
     kernel = np.zeros(slot.shape)
     kernel[1, 1] = 1.0
     return kernel
@@ -111,6 +136,8 @@ OPS = (
         reads="all",
         draw={"down": normal(0.3)},
         sizes={"k": 3, "columns": 5},
-        limits=(Limit("rate 1: four scans", {"rate": 1, "down": Draw(_same)}, _plain),),
+        limits=(
+            Limit("rate 1: four scans", {"rate": 1, "down": Draw(_identity_kernel)}, _four_scans),
+        ),
     ),
 )

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import silu, softplus
 
-from attnjax.core.numerics import Affine, wide
+from attnjax.core.numerics import Affine, matmul, wide
 from attnjax.core.scan.convolution import causal_conv
 from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
@@ -51,16 +51,14 @@ def selective_token_mixer(
     x: Tokens, weights: Mixer, *, state: State | None = None, return_state: bool = False
 ) -> Any:
     """Causal."""
-    w, y = jax.tree.map(wide, weights), wide(x)
-    product = lambda x, w: jnp.matmul(x, w, precision="highest")
+    w = jax.tree.map(wide, weights)
     before, h = (None, None) if state is None else state
-    u, before = causal_conv(product(y, w.x), w.conv, before)
+    u, before = causal_conv(matmul(x, w.x), w.conv, before)
     u = silu(u)
-    rates, a = softplus(w.dt(u)), -jnp.exp(w.log_a)
-    read, h = selective_ssm(
-        u, rates, a, product(u, w.b), product(u, w.c), state=h, return_state=True
-    )
-    out = product((read + w.skip * u) * silu(product(y, w.gate)), w.out).astype(x.dtype)
+    dt, b, c = softplus(w.dt(u)), matmul(u, w.b), matmul(u, w.c)
+    read, h = selective_ssm(u, dt, -jnp.exp(w.log_a), b, c, state=h, return_state=True)
+    gate = silu(matmul(x, w.gate))
+    out = matmul((read + w.skip * u) * gate, w.out).astype(x.dtype)
     return (out, State(before, h)) if return_state else out
 
 

@@ -17,20 +17,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
+from attnjax.core.chunks import scan_chunks
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import linear_scan
-from attnjax.op import Draw, Limit, Op, fill, normal, uniform
+from attnjax.op import Draw, Limit, Op, Slot, fill, normal, uniform
 from attnjax.typing import Array, Float, K, PerQuery, Q, TokenK, TokenV, V
 
 Network = tuple[Float[Array, "N _ _"], ...]  # matrices of each head, silu between; one is linear
+Matrices = tuple[Float[Array, "_ _"], ...]  # those of one head
 
 
 class State(NamedTuple):
-    memory: Network  # (B,N,...)
+    """M and S, each (B,N,...)."""
+
+    memory: Network
     momentum: Network
+
+
+class Tokens(NamedTuple):
+    """What a head reads of each token."""
+
+    q: Float[Array, "*B C H"]
+    k: Float[Array, "*B C H"]
+    v: Float[Array, "*B C D"]
+    eta: Float[Array, "*B C"]
+    theta: Float[Array, "*B C"]
+    alpha: Float[Array, "*B C"]
 
 
 def titans_memory(
@@ -47,38 +62,52 @@ def titans_memory(
     return_state: bool = False,
 ) -> Any:
     """The memory starts as `weights`.  Gates are in (0, 1); a state goes on where a chunk ends."""
-    (B, T), chunk = q.shape[:2], min(chunk, q.shape[1])
-    heads = lambda x: repeat_heads(wide(x), q)
-    tokens = [jnp.moveaxis(heads(x), 1, 0) for x in (q, k, v, eta, theta, alpha)]
-    if state is None:
-        start = tuple(jnp.broadcast_to(wide(w), (B, *w.shape)) for w in weights)
-        state = State(start, jax.tree.map(jnp.zeros_like, start))
+    T = q.shape[1]
+    chunk = min(chunk, T)
+    keys, values = repeat_heads(k, q), repeat_heads(v, q)
+    tokens = Tokens(*map(wide, (q, keys, values, eta, theta, alpha)))
     whole = T - T % chunk
-    chunks = tuple(x[:whole].reshape(-1, chunk, *x.shape[1:]) for x in tokens)
-    state, out = lax.scan(jax.checkpoint(_learn), state, chunks)
-    out = out.reshape(whole, *out.shape[2:])
-    if whole < T:
-        state, rest = _learn(state, tuple(x[whole:] for x in tokens))
-        out = jnp.concatenate([out, rest])
-    out = jnp.moveaxis(out, 0, 1).astype(v.dtype)
-    return (out, state) if return_state else out
+    first = jax.tree.map(lambda x: x[:, :whole], tokens)
+    start = _untrained(weights, len(q)) if state is None else state
+    last, out = scan_chunks(jax.checkpoint(_learn), start, first, chunk)
+    if whole < T:  # tokens that filled a chunk up would decay the momentum
+        last, rest = _learn(last, jax.tree.map(lambda x: x[:, whole:], tokens))
+        out = jnp.concatenate([out, rest], axis=1)
+    out = out.astype(v.dtype)
+    return (out, last) if return_state else out
 
 
-def _learn(state: State, tokens: tuple[Array, ...]) -> tuple[State, Array]:
-    """One chunk: q, k, v (C,B,N,...) and the gates (C,B,N)."""
-    q, k, v, eta, theta, alpha = tokens
-    each = lambda f, *axes: jax.vmap(jax.vmap(jax.vmap(f)), axes)  # token, example, head
-    loss = lambda memory, k, v: jnp.sum(jnp.square(network(memory, k) - v))
-    surprise = each(jax.grad(loss), None, 0, 0)(state.memory, k, v)
-    step = lambda g, s: linear_scan(eta[..., None, None], -theta[..., None, None] * g, s)
-    momentum = jax.tree.map(step, surprise, state.momentum)
-    forget = lambda s, m: linear_scan(1 - alpha[..., None, None], s, m)
-    memory = jax.tree.map(forget, momentum, state.memory)
+def _untrained(weights: Network, examples: int) -> State:
+    memory = tuple(jnp.broadcast_to(wide(w), (examples, *w.shape)) for w in weights)
+    return State(memory, jax.tree.map(jnp.zeros_like, memory))
+
+
+def _learn(state: State, tokens: Tokens) -> tuple[State, Float[Array, "B C N D"]]:
+    """One chunk: the state after it, and y.  Tokens (B,C,N,...)."""
+    heads = jax.vmap(_learn_head, in_axes=(0, 1), out_axes=(0, 1))
+    return jax.vmap(heads)(state, tokens)
+
+
+def _learn_head(state: State, tokens: Tokens) -> tuple[State, Float[Array, "C D"]]:
+    """One chunk of one head of one example: states of (...), tokens of (C,...)."""
+    eta, theta, alpha = (gate[:, None, None] for gate in tokens[3:])
+    surprise = jax.vmap(jax.grad(_loss), (None, 0, 0))(state.memory, tokens.k, tokens.v)
+    momentum = tuple(
+        linear_scan(eta, -theta * g, start)
+        for g, start in zip(surprise, state.momentum, strict=True)
+    )
+    memory = tuple(
+        linear_scan(1 - alpha, s, start) for s, start in zip(momentum, state.memory, strict=True)
+    )
     last = jax.tree.map(lambda x: x[-1], State(memory, momentum))
-    return last, each(network, 0, 0)(memory, q)
+    return last, jax.vmap(network)(memory, tokens.q)
 
 
-def network(weights: Network, x: Array) -> Array:
+def _loss(memory: Matrices, k: Float[Array, " H"], v: Float[Array, " D"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.square(network(memory, k) - v))
+
+
+def network(weights: Matrices, x: Array) -> Array:
     """x w for one matrix, silu(x w_1) w_2 for two, and so on."""
     for w in weights[:-1]:
         x = jax.nn.silu(jnp.matmul(x, w, precision="highest"))
@@ -93,14 +122,20 @@ def _delta(q: Q, k: K, v: V, theta: PerQuery) -> Array:
     return linear_attend(q, k, v, beta=2 * theta)
 
 
+def _mlp(slot: Slot) -> tuple[np.ndarray, ...]:
+    return slot.normal("N H M", 0.4), slot.normal("N M D", 0.4)
+
+
+def _matrix_of_zeros(slot: Slot) -> tuple[np.ndarray, ...]:
+    return (slot.normal("N H D", 0.0),)
+
+
 _GATES = {"eta": uniform(0.0, 1.0), "theta": uniform(0.0, 0.2), "alpha": uniform(0.0, 0.5)}
-_MLP = Draw(lambda slot: (slot.normal("N H M", 0.4), slot.normal("N M D", 0.4)))
-_MATRIX = Draw(lambda slot: (slot.normal("N H D", 0.0),))
 OPS = (
     Op(
         titans_memory,
         papers=(313,),
-        draw={"k": normal(0.3), **_GATES, "weights": _MLP, "chunk": 4},
+        draw={"k": normal(0.3), **_GATES, "weights": Draw(_mlp), "chunk": 4},
         limits=(
             Limit(
                 "no step, no forgetting: a fixed network",
@@ -109,7 +144,12 @@ OPS = (
             ),
             Limit(
                 "a matrix that only steps follows the delta rule",
-                {"eta": fill(0.0), "alpha": fill(0.0), "weights": _MATRIX, "chunk": 1},
+                {
+                    "eta": fill(0.0),
+                    "alpha": fill(0.0),
+                    "weights": Draw(_matrix_of_zeros),
+                    "chunk": 1,
+                },
                 _delta,
             ),
         ),

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import masks
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, adjusted, fill
 from attnjax.typing import Array, Float, K, Out, PerQuery, Q, V
@@ -32,8 +32,9 @@ class Persistent(NamedTuple):
 
 def prepend(learned: Float[Array, "M K H"], x: K) -> K:
     """The learned tokens, in x's dtype, before the tokens of every example."""
-    learned = jnp.repeat(learned.astype(x.dtype), x.shape[2] // learned.shape[1], axis=1)
-    return jnp.concatenate([jnp.broadcast_to(learned, (len(x), *learned.shape)), x], axis=1)
+    B, M = len(x), len(learned)
+    learned = repeat_heads(learned.astype(x.dtype)[None], like=x)
+    return jnp.concatenate([jnp.broadcast_to(learned, (B, M, *x.shape[2:])), x], axis=1)
 
 
 def memory_as_gate(
@@ -65,7 +66,7 @@ def _none(persistent: Persistent) -> Persistent:
     return Persistent(persistent.k[:0], persistent.v[:0])
 
 
-def _near(q: Q, k: K, v: V, window: int) -> Out:
+def _window(q: Q, k: K, v: V, window: int) -> Out:
     return attend(q, k, v, mask=masks.window(window - 1))
 
 
@@ -78,7 +79,7 @@ OPS = (
             Limit(
                 "a closed gate and no persistent tokens leave sliding-window attention",
                 {"gate": fill(-100.0), "persistent": adjusted(_none)},
-                _near,
+                _window,
             ),
         ),
     ),

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax import features
-from attnjax.ops.linear_recurrent import (
-    additive_attention,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import additive_attention
+from tests.helpers import near, qkv
 from tests.ops import plain
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def additive_attention_oracle(q, k, v, w):
@@ -23,18 +23,11 @@ def additive_attention_oracle(q, k, v, w):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 PROJECTION = features.orthogonal_rows(jax.random.key(7), 16, H)
 
 
 def test_a_token_that_is_not_valid_leaves_the_pooled_query():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     w = PROJECTION[:N]
     valid = jnp.ones((B, T), bool).at[1, 6:].set(False)
     short = additive_attention(q[1:, :6], k[1:, :6], v[1:, :6], w)
@@ -45,6 +38,6 @@ def test_a_token_that_is_not_valid_leaves_the_pooled_query():
 
 
 def test_pooling_weights_sum_to_one():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     same = jnp.broadcast_to(q[:, :1], q.shape)
     near(additive_attention(same, k, v, PROJECTION[:N]), same * k * v)

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    care_attention,
-)
+from attnjax.ops.linear_recurrent import care_attention
 from tests.helpers import near
 from tests.laws.cases import BY_NAME
 from tests.ops.linear_recurrent.test_care_decoupled import decoupled_attention_oracle
@@ -32,9 +30,6 @@ def care_attention_oracle(x, memory, weights, shape):
         y = np.concatenate([_interact(u[b], weights.inter_1, shape), memory[b]], -1)
         out[b] = (y + _interact(y, weights.inter_2, shape))[:, : x.shape[-1]]
     return out
-
-
-B, T, N, H = 2, 9, 4, 8
 
 
 def test_care_carries_its_memory_to_the_next_layer():

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax import features, linear_attend, normalizers
-from attnjax.ops.linear_recurrent import (
-    Decoupled,
-    decoupled_attention,
-)
+from attnjax.ops.linear_recurrent import Decoupled, decoupled_attention
 from tests.helpers import draws, near
 from tests.ops.plain import depthwise, elu1_kernelized, weighted
+
+B = 2
 
 
 def decoupled_attention_oracle(x, weights, shape):
@@ -26,9 +25,6 @@ def decoupled_attention_oracle(x, weights, shape):
         large = depthwise(cells[..., d1 + half :], weights.large)
         out[b, :, d1:] = np.concatenate([small, large], -1).reshape(T, -1)
     return out
-
-
-B, T, N, H = 2, 9, 4, 8
 
 
 def test_decoupled_channels_are_linear_attention_or_convolutions_alone():

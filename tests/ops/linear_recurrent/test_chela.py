@@ -7,13 +7,13 @@ import numpy as np
 from attnjax.core.numerics import rms_norm
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.convolution import causal_conv, long_conv
-from attnjax.ops.linear_recurrent import (
-    chela,
-)
+from attnjax.ops.linear_recurrent import chela
 from attnjax.ops.linear_recurrent.chela import merged
 from tests.helpers import draws, near
 from tests.laws.cases import BY_NAME
 from tests.ops.plain import sigmoid, silu
+
+B, T = 2, 12
 
 
 def chela_oracle(x, weights):
@@ -32,9 +32,6 @@ def chela_oracle(x, weights):
     o /= np.sqrt((o**2).mean(-1, keepdims=True) + 1e-6)
     G = sigmoid(x @ gate[0] + gate[1])
     return G * np.einsum("btnd,ndw->btw", o, out) + (1 - G) * x
-
-
-B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
 
 
 def test_a_merged_kernel_is_the_sum_of_both_convolutions():

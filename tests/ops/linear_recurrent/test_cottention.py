@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax.ops.linear_recurrent import (
-    cottention,
-    cottention_full,
-)
-from tests.helpers import draws, near, weights_of
+from attnjax.ops.linear_recurrent import cottention, cottention_full
+from tests.helpers import near, qkv, weights_of
 from tests.ops.plain import sigmoid_gated, sums, unit
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def cottention_oracle(q, k, v, m):
@@ -27,16 +26,9 @@ def cottention_full_oracle(q, k, v, m):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 @pytest.mark.parametrize("op", [cottention, cottention_full])
 def test_cottention_ignores_the_lengths_of_queries_and_keys(op):
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     m = jnp.linspace(-2.0, 2.0, N)
     longer = jax.random.uniform(jax.random.key(3), (B, T, N, 1), minval=0.1, maxval=9.0)
     near(op(longer * q, k / longer, v, m), op(q, k, v, m))
@@ -45,7 +37,7 @@ def test_cottention_ignores_the_lengths_of_queries_and_keys(op):
 
 @pytest.mark.parametrize("op", [cottention, cottention_full])
 def test_the_weights_of_cottention_are_cosines(op):
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H)
     weights = weights_of(op, q, k, jnp.full(N, -100.0))  # a power of 0: no denominator
     assert (np.abs(weights) <= 1 + 1e-6).all() and (weights < 0).any()
     same = weights_of(op, q, q, jnp.full(N, -100.0))
@@ -56,7 +48,7 @@ def test_the_weights_of_cottention_are_cosines(op):
 
 
 def test_the_state_of_cottention_counts_its_tokens_and_does_not_grow():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     m = jnp.zeros(N)
     sizes = set()
     state = None

@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    damped_ema,
-    damped_ema_convolution,
-)
+from attnjax.ops.linear_recurrent import damped_ema, damped_ema_convolution
 from tests.helpers import draws, near
 from tests.laws.cases import BY_NAME
+
+B = 2
 
 
 def damped_ema_oracle(x, weights):
@@ -28,9 +27,6 @@ def damped_ema_convolution_oracle(x, weights):
         h = alpha * beta * x[:, t, :, None] + (1 - alpha * delta) * h
         out[:, t] = (eta * h).sum(-1)
     return out
-
-
-B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
 
 
 def test_a_damped_ema_by_scan_is_the_convolution():

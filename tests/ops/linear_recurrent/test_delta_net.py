@@ -5,18 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core.recurrence.linear import linear_attend
-from attnjax.ops.linear_recurrent import (
-    delta_net,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import delta_net
+from tests.helpers import draws, near, qkv
 from tests.ops.linear_recurrent.test_gated_delta_net import gated_delta_net_oracle
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def delta_net_oracle(q, k, v, beta):
     return gated_delta_net_oracle(q, k, v, beta, np.zeros_like(beta))
-
-
-B, T, N, H = 2, 9, 4, 8
 
 
 def orthonormal(seed=0):
@@ -61,12 +58,8 @@ def test_beta_of_two_reflects_a_state():
     near(out, -v)
 
 
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_a_zero_key_writes_nothing_and_has_a_gradient():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     beta = jnp.ones((B, T, N))
     loss = lambda q, k: delta_net(q, k, v, beta).sum()
     grads = jax.grad(loss, argnums=(0, 1))(q.at[:, 2].set(0.0), k.at[:, 3].set(0.0))

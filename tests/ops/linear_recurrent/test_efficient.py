@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    efficient_scaled_attention,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import efficient_scaled_attention
+from tests.helpers import near, qkv
 from tests.ops import plain
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def efficient_attention_oracle(q, k, v):
@@ -26,14 +26,7 @@ def efficient_scaled_attention_oracle(q, k, v):
     return plain.blend(w, v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 def test_scaled_efficient_attention_is_dot_product_attention_over_the_length():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     scores = np.einsum("btnh,bsnh->bnts", q, k) / T
     near(efficient_scaled_attention(q, k, v), np.einsum("bnts,bsnd->btnd", scores, v))

@@ -24,8 +24,11 @@ from attnjax.ops.linear_recurrent import (
     taylor_shift,
     taylor_shift_direct,
 )
-from tests.helpers import draws, near, weights_of
+from tests.helpers import draws, near, qkv, weights_of
 from tests.laws.cases import BY_NAME, expected
+
+B, T, N, H = 2, 9, 4, 8
+
 
 GATES = {  # the argument that holds the logarithm of a gate in each op
     "simple_gla": "log_decay",
@@ -49,13 +52,6 @@ def test_strong_decays_are_exact_and_finite(name, impl):
     out, pull = jax.vjp(jax.jit(lambda args: op.fn(**args, impl=impl)), args)
     near(out, expected(op, args), 2e-5)
     assert all(np.isfinite(grad).all() for grad in pull(jnp.cos(out))[0].values())
-
-
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
 
 
 TEMPERATURE = jnp.asarray([0.5, 1.0, 2.0, 4.0])
@@ -92,7 +88,7 @@ POSITIVE = set(NORMALIZED) - {"inline", "inline of relu"}
 
 @pytest.mark.parametrize("name", NORMALIZED)
 def test_the_weights_of_a_query_sum_to_one(name):
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H)
     weights = weights_of(NORMALIZED[name], q, k)
     near(weights.sum(-1), np.ones((B, N, T)))
     assert (weights.min() >= 0) == (name in POSITIVE)
@@ -116,7 +112,7 @@ FULL = {
 
 @pytest.mark.parametrize("name", FULL)
 def test_permuted_tokens_permute_the_result(name):
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     order = np.random.default_rng(0).permutation(T)
     near(FULL[name](q[:, order], k[:, order], v[:, order]), FULL[name](q, k, v)[:, order])
 
@@ -149,7 +145,7 @@ def test_no_array_grows_with_the_square_of_the_length(name):
     ],
 )
 def test_huge_exponents_neither_overflow_nor_vanish(op):
-    q, k, v = qkv(scale=100.0)
+    q, k, v = qkv(B, T, N, H, scale=100.0)
     value, grad = jax.value_and_grad(lambda q, k, v: op(q, k, v).sum(), (0, 1, 2))(q, k, v)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in grad)
     assert np.any(np.asarray(op(q, k, jnp.ones_like(v))) > 0)

@@ -7,11 +7,11 @@ import numpy as np
 
 from attnjax import features, linear_attend, normalizers
 from attnjax.core.pairwise import attend as engine
-from attnjax.ops.linear_recurrent import (
-    favor_attention_full,
-)
-from tests.helpers import draws
+from attnjax.ops.linear_recurrent import favor_attention_full
+from tests.helpers import qkv
 from tests.ops.plain import weighted
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def _favor(projection):
@@ -30,15 +30,8 @@ def favor_attention_full_oracle(q, k, v, projection):
     return weighted(q, k, v, _favor(projection), causal=False)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 def test_favor_approaches_softmax_as_features_grow():
-    q, k, v = qkv(scale=0.5)
+    q, k, v = qkv(B, T, N, H, scale=0.5)
     exact = engine.attend(q, k, v)
     error = lambda R: np.abs(
         favor_attention_full(q, k, v, features.orthogonal_rows(jax.random.key(1), R, H)) - exact
@@ -51,7 +44,7 @@ PROJECTION = features.orthogonal_rows(jax.random.key(7), 16, H)
 
 
 def test_positive_features_beat_fourier_features_as_attention():
-    q, k, v = qkv(scale=1.5)
+    q, k, v = qkv(B, T, N, H, scale=1.5)
     phi = features.trigonometric(PROJECTION)
     fourier = linear_attend(
         phi(q * H**-0.25), phi(k * H**-0.25), v, normalize=normalizers.divide, block=None

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 
 from attnjax import linear_attend, normalizers
-from attnjax.ops.linear_recurrent import (
-    flow_attention,
-)
-from tests.helpers import draws, near, weights_of
+from attnjax.ops.linear_recurrent import flow_attention
+from tests.helpers import near, qkv, weights_of
 from tests.ops import plain
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def flow_attention_oracle(q, k, v):
@@ -26,15 +26,8 @@ def flow_attention_oracle(q, k, v):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 def test_flow_is_conserved_at_sinks_and_sources():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     capacity = np.einsum("btnh,bsnh->bnts", jax.nn.sigmoid(q), jax.nn.sigmoid(k))
     incoming, outgoing = capacity.sum(-1, keepdims=True), capacity.sum(-2, keepdims=True)
     allocation = jax.nn.sigmoid((capacity / outgoing).sum(-1, keepdims=True))
@@ -51,7 +44,7 @@ def test_flow_is_conserved_at_sinks_and_sources():
 
 
 def test_flow_favors_sources_that_few_compete_with():
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H)
     weak = k.at[:, 3].set(-3.0)  # a source that little flows out of
     weights = weights_of(flow_attention, q, weak)
     assert (weights[..., 3] < np.delete(weights, 3, axis=-1).min(-1)).all()

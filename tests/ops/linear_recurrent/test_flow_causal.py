@@ -5,11 +5,11 @@ import math
 import jax
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    flow_attention_causal,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import flow_attention_causal
+from tests.helpers import near, qkv
 from tests.ops import plain
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def flow_attention_causal_oracle(q, k, v):
@@ -30,13 +30,6 @@ def flow_attention_causal_oracle(q, k, v):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 def test_the_first_token_of_causal_flow_keeps_its_value():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     near(flow_attention_causal(q, k, v)[:, 0], jax.nn.sigmoid(1.0) * v[:, 0])

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    gated_delta_net,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import gated_delta_net
+from tests.helpers import near, qkv
 from tests.ops.plain import unit
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def gated_delta_net_oracle(q, k, v, beta, log_decay):
@@ -24,13 +24,6 @@ def gated_delta_net_oracle(q, k, v, beta, log_decay):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def orthonormal(seed=0):
     """T = H keys for each head, of length 1 and orthogonal."""
     square = jax.random.normal(jax.random.key(seed), (B, N, H, H))
@@ -39,7 +32,7 @@ def orthonormal(seed=0):
 
 def test_the_gate_fades_before_the_correction():
     """With beta = 1 on one key the new value is read back, however much the state has faded."""
-    q, _, v = qkv()
+    q, _, v = qkv(B, T, N, H)
     k = jnp.broadcast_to(orthonormal()[:, :1], v.shape)
     log_decay = -jax.random.uniform(jax.random.key(3), (B, T, N))
     near(gated_delta_net(k, k, v, jnp.ones((B, T, N)), log_decay), v)

@@ -3,9 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    gla,
-)
+from attnjax.ops.linear_recurrent import gla
 from tests.helpers import near
 from tests.ops.plain import sums
 

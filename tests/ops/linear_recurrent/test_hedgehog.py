@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    hedgehog_attention,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import hedgehog_attention
+from tests.helpers import draws, near, qkv
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def hedgehog_attention_oracle(q, k, v, w_q, w_k):
@@ -21,15 +21,8 @@ def hedgehog_attention_oracle(q, k, v, w_q, w_k):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 def test_hedgehog_heads_may_share_keys():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     w_q, w_k = draws((N, H, 3), (2, H, 3))
     twice = lambda x, axis: jnp.repeat(x, 2, axis=axis)
     few = hedgehog_attention(q, k[:, :, :2], v[:, :, :2], w_q, w_k)

@@ -4,18 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    hgrn2,
-)
+from attnjax.ops.linear_recurrent import hgrn2
 from tests.helpers import draws, near
 from tests.ops.plain import sums
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def hgrn2_oracle(q, log_forget, v):
     return sums(q, 1 - np.exp(log_forget), v, log_forget)
-
-
-B, T, N, H = 2, 9, 4, 8
 
 
 def test_hgrn2_keeps_each_channel_an_average_of_values():

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from attnjax.core import features
-from attnjax.ops.linear_recurrent import (
-    infini_attention,
-    infini_delta_attention,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import infini_attention, infini_delta_attention
+from tests.helpers import near, qkv
 from tests.ops.plain import infini
+
+B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
 
 
 def infini_attention_oracle(q, k, v, beta, segment):
@@ -24,19 +23,12 @@ def infini_attention_oracle(q, k, v, beta, segment):
     return infini(q, k, v, beta, segment, recalled)
 
 
-B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
-
-
 both_rules = pytest.mark.parametrize("op", [infini_attention, infini_delta_attention])
-
-
-def qkv(length=T, seed=0):
-    return draws((B, length, N, H), (B, length, K, H), (B, length, K, D), seed=seed)
 
 
 @both_rules
 def test_segments_by_scan_are_those_of_a_loop_that_carries_a_state(op):
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K, D=D)
     beta = jnp.linspace(-1.0, 1.0, N)
     run = lambda at, state: op(
         q[:, at], k[:, at], v[:, at], beta, segment=4, state=state, return_state=True
@@ -53,7 +45,7 @@ def test_segments_by_scan_are_those_of_a_loop_that_carries_a_state(op):
 
 @both_rules
 def test_an_open_gate_reads_earlier_segments_only(op):
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K, D=D)
     run = jax.jit(lambda k, v: op(q, k, v, jnp.full(N, 100.0), segment=4))
     out = run(k, v)
     assert not out[:, :4].any()
@@ -70,7 +62,7 @@ def test_an_open_gate_reads_earlier_segments_only(op):
 
 @both_rules
 def test_a_position_code_acts_on_the_local_part_alone(op):
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K, D=D)
     coded = lambda beta: op(q, k, v, jnp.full(N, beta), segment=4, code=lambda x: 2 * x)
     plain = lambda beta: op(q, k, v, jnp.full(N, beta), segment=4)
     near(coded(100.0), plain(100.0))

@@ -3,12 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    infini_attention,
-    infini_delta_attention,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import infini_attention, infini_delta_attention
+from tests.helpers import near, qkv
 from tests.ops.plain import infini
+
+B, N, K, H, D = 2, 4, 2, 6, 5
 
 
 def infini_delta_attention_oracle(q, k, v, beta, segment):
@@ -30,15 +29,8 @@ def infini_delta_attention_oracle(q, k, v, beta, segment):
     return infini(q, k, v, beta, segment, recalled)
 
 
-B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
-
-
-def qkv(length=T, seed=0):
-    return draws((B, length, N, H), (B, length, K, H), (B, length, K, D), seed=seed)
-
-
 def test_the_delta_rule_writes_nothing_for_what_is_known():
-    q, k, v = qkv(1)
+    q, k, v = qkv(B, 1, N, H, K=K, D=D)
     twice = lambda x: jnp.concatenate([x, x], axis=1)
     run = lambda op, *qkv: op(*qkv, jnp.zeros(N), segment=1, return_state=True)[1].memory
     once = run(infini_delta_attention, q, k, v)

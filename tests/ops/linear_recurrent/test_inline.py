@@ -18,7 +18,9 @@ from attnjax.ops.linear_recurrent import (
     taylor_shift,
     taylor_shift_direct,
 )
-from tests.helpers import draws, near, weights_of
+from tests.helpers import near, qkv, weights_of
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def inline_attention_oracle(q, k, v):
@@ -28,13 +30,6 @@ def inline_attention_oracle(q, k, v):
         s = np.array([q[b, i, n] @ k[b, j, n * K // N] for j in range(S)])
         out[b, i, n] = (s - s.mean() + 1 / S) @ v[b, :, n * K // N]
     return out
-
-
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
 
 
 TEMPERATURE = jnp.asarray([0.5, 1.0, 2.0, 4.0])
@@ -67,7 +62,7 @@ NORMALIZED = {
 
 
 def test_inline_tells_collinear_queries_apart_and_division_does_not():
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H)
     divided = NORMALIZED["relu"]
     near(weights_of(divided, 3.0 * q, k), weights_of(divided, q, k))
     for name in ("inline", "inline of relu"):

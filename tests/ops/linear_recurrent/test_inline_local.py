@@ -3,12 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    inline_attention,
-    inline_local_attention,
-)
-from tests.helpers import draws, weights_of
+from attnjax.ops.linear_recurrent import inline_attention, inline_local_attention
+from tests.helpers import qkv, weights_of
 from tests.ops.linear_recurrent.test_inline import inline_attention_oracle
+
+B, N, H = 2, 4, 8
 
 
 def inline_local_attention_oracle(q, k, v, coefficients, shape):
@@ -23,15 +22,8 @@ def inline_local_attention_oracle(q, k, v, coefficients, shape):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 def test_the_local_residual_reaches_the_neighbors_of_a_cell_alone():
-    q, k, v = qkv(T=20)
+    q, k, v = qkv(B, 20, N, H)
     r = jnp.arange(1.0, 10.0).reshape(3, 3) * jnp.ones((B, N, 1, 1))
     near = lambda q, k, v: (
         inline_local_attention(q, k, v, r, shape=(4, 5)) - inline_attention(q, k, v)

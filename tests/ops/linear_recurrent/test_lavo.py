@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    lavo,
-)
+from attnjax.ops.linear_recurrent import lavo
 from tests.helpers import draws, near
 from tests.laws.cases import BY_NAME
 from tests.ops.plain import heads, softmax
+
+B = 2
 
 
 def lavo_oracle(x, weights):
@@ -27,9 +27,6 @@ def lavo_oracle(x, weights):
         s = keys @ w_k[:, n] @ (x[b, t] @ w_q[:, n]) / np.sqrt(w_q.shape[-1]) + shift
         out[b, t, n] = softmax(s) @ keys @ w_v[:, n]
     return out
-
-
-B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
 
 
 def test_an_orthogonal_memory_is_a_mean_of_constant_size():

@@ -13,8 +13,10 @@ from attnjax.ops.linear_recurrent import (
     lightning_attention,
     lightning_log_decays,
 )
-from tests.helpers import draws, near
+from tests.helpers import draws, near, qkv
 from tests.ops.plain import rms, sigmoid_gated
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def lightning_attention_oracle(q, k, v, log_decay):
@@ -34,13 +36,6 @@ def gated_lightning_attention_oracle(q, k, v, log_decay, gate):
     return rms(out.reshape(*out.shape[:2], -1)).reshape(out.shape) * gate
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def exact(oracle, **args):
     """The oracle's result in float64."""
     return oracle(**{n: np.asarray(x, np.float64) for n, x in args.items()})
@@ -49,7 +44,7 @@ def exact(oracle, **args):
 def test_lightning_attention_is_the_same_for_every_block():
     """Blocks that divide T and that do not, one that holds all, and (Q K^T * M) V."""
     with jax.enable_x64():
-        q, k, v = (jnp.asarray(x, jnp.float64) for x in qkv(13))
+        q, k, v = (jnp.asarray(x, jnp.float64) for x in qkv(B, 13, N, H))
         log_decay = jnp.asarray(lightning_log_decays(N, 3, 12), jnp.float64)
         wanted = exact(lightning_attention_oracle, q=q, k=k, v=v, log_decay=log_decay)
         for impl in (*(Chunked(n) for n in (1, 3, 4, 13, 64)), "recurrent", "parallel"):
@@ -58,7 +53,7 @@ def test_lightning_attention_is_the_same_for_every_block():
 
 def test_the_blocks_of_lightning_attention_are_those_of_its_algorithm():
     """Intra: (Q K^T * M) V.  Inter: Lam Q S.  S <- lam^C S + (lam^C Lam^-1 K)^T V."""
-    q, k, v = (np.asarray(x, np.float64) for x in qkv(12))
+    q, k, v = (np.asarray(x, np.float64) for x in qkv(B, 12, N, H))
     lam, C = np.exp(np.asarray(lightning_log_decays(N, 2, 8), np.float64)), 4
     steps = np.arange(C)
     got = lightning_attention(q, k, v, jnp.log(lam), impl=Chunked(C))
@@ -75,7 +70,7 @@ def test_the_blocks_of_lightning_attention_are_those_of_its_algorithm():
 
 def test_states_of_two_halves_add_up_to_that_of_the_whole():
     """What devices exchange: lam^T of the first state, plus the second's, which began at zero."""
-    q, k, v = qkv(12)
+    q, k, v = qkv(B, 12, N, H)
     log_decay = lightning_log_decays(N, 2, 8)
     run = lambda part, **o: lightning_attention(
         q[:, part], k[:, part], v[:, part], log_decay, return_state=True, **o
@@ -98,7 +93,7 @@ def test_lightning_decays_fall_with_heads_and_rise_with_layers():
 
 
 def test_the_gated_output_is_normed_over_all_heads():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     log_decay, ones = lightning_log_decays(N, 0, 4), jnp.ones_like(v)
     out = gated_lightning_attention(q, k, v, log_decay, ones)
     near(jnp.square(out).mean((2, 3)), jnp.ones((B, T)), 1e-4)

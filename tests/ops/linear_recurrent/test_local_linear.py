@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    local_linear_attention,
-)
-from tests.helpers import draws
+from attnjax.ops.linear_recurrent import local_linear_attention
+from tests.helpers import qkv
 from tests.laws.cases import BY_NAME
 from tests.ops.plain import depthwise, weighted
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def local_linear_attention_oracle(q, k, v, local, shape):
@@ -24,15 +24,8 @@ def local_linear_attention_oracle(q, k, v, local, shape):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 def test_relu_weights_are_zero_for_a_query_without_a_positive_key():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     local = BY_NAME["local_linear_attention"].sample()["local"]
     local = local._replace(second=0 * local.second)
     out = local_linear_attention(q.at[0, 2].set(-1.0), k, v, local, shape=(3, 3))

@@ -10,8 +10,10 @@ from attnjax.ops.linear_recurrent import (
     log_normal_attention_full,
     match_moments,
 )
-from tests.helpers import draws, near, weights_of
+from tests.helpers import draws, near, qkv, weights_of
 from tests.ops.plain import of_exponents, weighted
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def log_normal_attention_oracle(q, k, v, alpha, beta):
@@ -20,9 +22,6 @@ def log_normal_attention_oracle(q, k, v, alpha, beta):
 
 def log_normal_attention_full_oracle(q, k, v, alpha, beta):
     return weighted(alpha * q, beta * k, v, of_exponents, causal=False)
-
-
-B, T, N, H = 2, 9, 4, 8
 
 
 def moments(op, std, H=64, S=512):
@@ -50,12 +49,8 @@ def test_matched_moments_give_weights_that_vary_as_those_of_softmax():
         assert abs((centered**3).mean() / (centered**2).mean() ** 1.5) < 1.0
 
 
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 def test_moments_are_solved_for_and_have_no_gradient():
-    q, k, _ = qkv(scale=1.5)
+    q, k, _ = qkv(B, T, N, H, scale=1.5)
     alpha, beta = match_moments(q, 2.0 * k)
     assert alpha.shape == beta.shape == (B, 1, 1, 1)
     s_q = alpha * q.std((1, 2, 3), keepdims=True)
@@ -68,6 +63,6 @@ def test_moments_are_solved_for_and_have_no_gradient():
 
 
 def test_causal_log_normal_attention_ends_where_the_full_one_is():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     causal = log_normal_attention(q, k, v, 1.5, 0.5)
     near(causal[:, -1], log_normal_attention_full(q, k, v, 1.5, 0.5)[:, -1])

@@ -3,10 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    mamba2,
-    simple_gla,
-)
+from attnjax.ops.linear_recurrent import mamba2, simple_gla
 from tests.helpers import near
 from tests.laws.cases import BY_NAME
 
@@ -22,9 +19,6 @@ def mamba2_oracle(x, dt, A, B, C, D):
             out[b, t, n] += weight * dt[b, s, n] * x[b, s, n]
         out[b, t, n] += D[n] * x[b, t, n]
     return out
-
-
-B, T, N, H = 2, 9, 4, 8
 
 
 def test_mamba2_heads_share_the_b_and_c_of_their_group():

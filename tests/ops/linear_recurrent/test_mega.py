@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import normalizers
-from attnjax.ops.linear_recurrent import (
-    mega,
-)
+from attnjax.ops.linear_recurrent import mega
 from tests.helpers import near
 from tests.laws.cases import BY_NAME
 from tests.ops.linear_recurrent.test_damped_ema import damped_ema_convolution_oracle

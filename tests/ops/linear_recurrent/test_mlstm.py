@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    mlstm,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import mlstm
+from tests.helpers import draws, near, qkv
 from tests.laws.cases import BY_NAME
 from tests.ops.plain import sums
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def mlstm_oracle(q, k, v, log_i, log_f):
@@ -23,16 +23,9 @@ def mlstm_oracle(q, k, v, log_i, log_f):
     return sums(q, k, v, log_f) / np.maximum(np.abs(mass), 1)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_mlstm_stays_finite_with_huge_input_gates():
     """Where exp(log_i) overflows the newest large gate decides: o -> v times the sign of q.k."""
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     log_f = jnp.full((B, T, N), -0.1)
     square = lambda *args: (mlstm(*args) ** 2).sum()
     value_and_grad = jax.jit(jax.value_and_grad(square, argnums=tuple(range(5))))

@@ -19,9 +19,11 @@ from attnjax.ops.linear_recurrent import (
     taylor_shift_direct,
 )
 from attnjax.probes import numerical_rank
-from tests.helpers import draws, weights_of
+from tests.helpers import draws, qkv, weights_of
 from tests.ops import plain
 from tests.ops.plain import elu1_kernelized
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def rala_oracle(q, k, v, gate):
@@ -44,13 +46,6 @@ def test_rank_augmentation_raises_the_rank_of_the_output():
     rank = lambda out: int(numerical_rank(out[0, :, 0]))
     assert rank(rala(q, k, v, jnp.ones_like(gate))) == width
     assert rank(rala(q, k, v, gate)) == D
-
-
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
 
 
 TEMPERATURE = jnp.asarray([0.5, 1.0, 2.0, 4.0])
@@ -83,7 +78,7 @@ NORMALIZED = {
 
 
 def test_the_global_query_weighs_the_tokens():
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H)
     mean = q.mean(1, keepdims=True)
     liked = k.at[:, 4].set(20.0 * mean[:, 0] / jnp.linalg.norm(mean[:, 0], axis=-1, keepdims=True))
     weights = weights_of(NORMALIZED["rala"], q, liked)

@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    log_refined_gate,
-    regla,
-    safe_exp,
-)
+from attnjax.ops.linear_recurrent import log_refined_gate, regla, safe_exp
 from tests.helpers import draws, near
 from tests.laws.cases import BY_NAME
 from tests.ops.plain import rms, sigmoid_gated, sums
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def regla_oracle(q, k, v, gate, refine):
@@ -21,9 +19,6 @@ def regla_oracle(q, k, v, gate, refine):
     g, r = sigmoid_gated(gate), sigmoid_gated(refine)
     refined = (1 - r) * g**2 + r * (1 - (1 - g) ** 2)
     return rms(sums(phi(q), phi(k), v, np.log(refined)))
-
-
-B, T, N, H = 2, 9, 4, 8
 
 
 def test_the_features_of_regla_reach_one_and_stay_positive():

@@ -4,26 +4,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core.recurrence.linear import State
-from attnjax.ops.linear_recurrent import (
-    rwkv6,
-)
-from tests.helpers import draws, near, weights_of
+from attnjax.ops.linear_recurrent import rwkv6
+from tests.helpers import draws, near, qkv, weights_of
 from tests.ops.plain import sums
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def rwkv6_oracle(q, k, v, log_decay, u):
     return sums(q, k, v, log_decay, own=u, late=1)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_rwkv6_without_a_bonus_does_not_see_its_own_token():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     (log_decay,) = draws((B, T, N, H), seed=3)
     log_decay = -jnp.exp(log_decay)
     weights = weights_of(rwkv6, q, k, log_decay, jnp.zeros((N, H)))
@@ -35,7 +28,7 @@ def test_rwkv6_without_a_bonus_does_not_see_its_own_token():
 
 
 def test_rwkv6_reads_the_given_state_first():
-    q, k, v = qkv(1)
+    q, k, v = qkv(B, 1, N, H)
     (memory,) = draws((B, N, H, H), seed=3)
     log_decay, u = jnp.full((B, 1, N, H), -jnp.inf), jnp.zeros((N, H))
     out, last = rwkv6(q, k, v, log_decay, u, state=State(memory), return_state=True)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    selective_ssm,
-)
+from attnjax.ops.linear_recurrent import selective_ssm
 from tests.helpers import draws, near
+
+B = 2
 
 
 def selective_ssm_oracle(x, dt, a, b, c):
@@ -19,9 +19,6 @@ def selective_ssm_oracle(x, dt, a, b, c):
             weight = (kept * (b[:, j] * c[:, t])[:, None]).sum(-1)
             out[:, t] += weight * dt[:, j] * x[:, j]
     return out
-
-
-B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
 
 
 def test_a_selective_scan_in_chunks_is_the_recurrence():

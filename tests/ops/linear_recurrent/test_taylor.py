@@ -5,13 +5,11 @@ import numpy as np
 
 from attnjax import features, masks
 from attnjax.core.pairwise import attend as engine
-from attnjax.ops.linear_recurrent import (
-    taylor_crossover,
-    taylor_shift,
-    taylor_shift_direct,
-)
-from tests.helpers import draws, near
+from attnjax.ops.linear_recurrent import taylor_crossover, taylor_shift, taylor_shift_direct
+from tests.helpers import near, qkv
 from tests.ops import plain
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def _cosine(x, y):
@@ -29,18 +27,11 @@ def taylor_shift_oracle(q, k, v, temperature):
     return taylor_shift_direct_oracle(q, k, v, temperature)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, H=H, seed=0, scale=1.0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed, scale=scale)
-
-
 TEMPERATURE = jnp.asarray([0.5, 1.0, 2.0, 4.0])
 
 
 def test_the_causal_efficient_form_is_the_masked_direct_form():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     causal = taylor_shift(q, k, v, TEMPERATURE, block=1)
     near(causal, taylor_shift_direct(q, k, v, TEMPERATURE, mask=masks.causal))
     far = taylor_shift(q, k, v.at[:, 5:].set(7.0), TEMPERATURE, block=1)
@@ -48,7 +39,7 @@ def test_the_causal_efficient_form_is_the_masked_direct_form():
 
 
 def test_taylor_shift_approaches_softmax_for_small_scores():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     soft = lambda t: engine.attend(features.cosine(q), features.cosine(k), v, scale=t)
     error = lambda t: np.abs(taylor_shift(q, k, v, jnp.full(N, t)) - soft(t)).max()
     assert error(0.5) < 2e-2 and error(0.125) < error(0.5) / 30  # of third order: 64

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from attnjax.core.recurrence.linear import linear_attend
-from attnjax.ops.linear_recurrent import (
-    titans_memory,
-)
+from attnjax.ops.linear_recurrent import titans_memory
 from attnjax.ops.linear_recurrent.titans import network
-from tests.helpers import draws, near
+from tests.helpers import draws, near, qkv
 from tests.ops.plain import heads, sigmoid
+
+B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
 
 
 def titans_memory_oracle(q, k, v, eta, theta, alpha, weights, chunk=16):
@@ -46,9 +46,6 @@ def titans_memory_oracle(q, k, v, eta, theta, alpha, weights, chunk=16):
     return out
 
 
-B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
-
-
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_a_memory_of_any_depth_learns_by_its_gradient(layers):
     """One token, one head: M = W - theta dloss/dW."""
@@ -65,10 +62,6 @@ def test_a_memory_of_any_depth_learns_by_its_gradient(layers):
     assert not np.allclose(network(after, q), network(own, q), atol=1e-3)
 
 
-def qkv(length=T, seed=0):
-    return draws((B, length, N, H), (B, length, K, H), (B, length, K, D), seed=seed)
-
-
 def gates(seed=1):
     shapes = [(B, T, N)] * 3
     eta, theta, alpha = map(jax.nn.sigmoid, draws(*shapes, seed=seed))
@@ -81,7 +74,7 @@ def deep(seed=2):
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_a_memory_goes_on_at_the_end_of_a_chunk(chunk):
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K, D=D)
     run = lambda at, state: titans_memory(
         q[:, at], 0.3 * k[:, at], v[:, at], *(g[:, at] for g in gates()), deep(),
         chunk=chunk, state=state, return_state=True,
@@ -93,7 +86,7 @@ def test_a_memory_goes_on_at_the_end_of_a_chunk(chunk):
 
 
 def test_reading_leaves_a_memory_as_it_is():
-    (q, k, v), (other, _, _) = qkv(), qkv(seed=5)
+    (q, k, v), (other, _, _) = qkv(B, T, N, H, K=K, D=D), qkv(B, T, N, H, K=K, D=D, seed=5)
     run = lambda q: titans_memory(q, 0.3 * k, v, *gates(), deep(), return_state=True)
     (out, state), (changed, same) = run(q), run(other)
     assert jax.tree.all(jax.tree.map(np.array_equal, state, same))
@@ -102,7 +95,7 @@ def test_reading_leaves_a_memory_as_it_is():
 
 def test_forgetting_takes_the_gradient_at_the_undecayed_memory():
     """The one difference from gated DeltaNet, which erases after the decay."""
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K, D=D)
     _, theta, alpha = gates()
     zero = (jnp.zeros((N, H, D)),)
     run = lambda alpha: titans_memory(q, k, v, 0 * theta, theta, alpha, zero, chunk=1)

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.linear_recurrent import (
-    memory_as_gate,
-)
+from attnjax.ops.linear_recurrent import memory_as_gate
 from attnjax.ops.linear_recurrent.titans_gate import Persistent
-from tests.helpers import draws, near
+from tests.helpers import draws, near, qkv
 from tests.ops.plain import heads, sigmoid, softmax
+
+B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
 
 
 def memory_as_gate_oracle(q, k, v, memory, gate, persistent, window):
@@ -26,15 +26,8 @@ def memory_as_gate_oracle(q, k, v, memory, gate, persistent, window):
     return out
 
 
-B, T, N, K, H, D = 2, 12, 4, 2, 6, 5
-
-
-def qkv(length=T, seed=0):
-    return draws((B, length, N, H), (B, length, K, H), (B, length, K, D), seed=seed)
-
-
 def test_a_closed_gate_with_persistent_tokens_sees_them_always():
-    (q, k, v), (memory,) = qkv(), draws((B, T, N, D), seed=3)
+    (q, k, v), (memory,) = qkv(B, T, N, H, K=K, D=D), draws((B, T, N, D), seed=3)
     pk, pv = draws((3, K, H), (3, K, D), seed=4)
     closed = jnp.full((B, T, N), -100.0)
     v_far = jnp.zeros_like(v)
