@@ -29,6 +29,13 @@ def qkv(B, T, N, H, *, S=None, K=None, D=None, seed=0, scale=1.0, dtype=float):
     return draws(*shapes, seed=seed, scale=scale, dtype=dtype)
 
 
+def orthonormal(*shape, seed=0):
+    """Vectors of length 1, those of the last two axes (n,H) orthogonal, n <= H."""
+    n, H = shape[-2:]
+    square = np.random.default_rng(seed).normal(size=(*shape[:-2], H, H))
+    return jnp.asarray(np.linalg.qr(square)[0][..., :n, :], float)
+
+
 def close(got, want, tolerance=1e-10):
     """Two trees are alike, finite, and as near as `tolerance` times the largest of an array."""
     assert jax.tree.structure(got) == jax.tree.structure(want)

@@ -161,10 +161,6 @@ def bucket(x, planes):
     return [i ^ (i >> 1) for i in range(2**R)].index(sides)
 
 
-def sigmoid_gated(x):
-    return 1 / (1 + np.exp(-x))
-
-
 def drawn_keys(draws, density):
     """(key, how many keys it stands for) of each draw."""
     share = np.cumsum(density) / density.sum()
@@ -234,10 +230,6 @@ def blocks_of_cells(shape, block):
         at = tuple(x // y for x, y in zip(place, block, strict=True))
         found.setdefault(at, []).append(cell)
     return found
-
-
-def elu1_kernelized(x):
-    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
 
 
 def depthwise(x, kernel):

@@ -13,7 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from attnjax.core.numerics import divide, repeat_heads, wide
+from attnjax.core.numerics import divide, einsum, repeat_heads, wide
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Bool, Float, K, Out, Q, TokenK, TokenV, V
 
@@ -22,21 +22,21 @@ def additive_attention(
     q: Q, k: TokenK, v: TokenV, w: Float[Array, "N H"], *, valid: Bool[Array, "B T"] | None = None
 ) -> Out:
     """T = S and D = H; tokens that are not `valid` are left out of g, whatever they hold."""
-    heads = lambda x: repeat_heads(wide(x), q)
-    ok = jnp.ones((1, 1, 1), bool) if valid is None else valid[:, :, None]
-    queries = jnp.where(ok[..., None], wide(q), 0.0)
-    scores = jnp.einsum("BTNH,NH->BTN", queries, wide(w), precision="highest")
-    scores = scores / math.sqrt(q.shape[3])
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=1, keepdims=True))
-    e = jnp.where(ok, jnp.exp(scores - top), 0.0)
+    if valid is None:
+        valid = jnp.ones(q.shape[:2], bool)
+    pooled = valid[:, :, None]
+    queries = jnp.where(pooled[..., None], wide(q), 0.0)
+    scores = einsum("BTNH,NH->BTN", queries, w) / math.sqrt(q.shape[3])
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=1, keepdims=True))
+    e = jnp.where(pooled, jnp.exp(scores - largest), 0.0)
     a = divide(e, e.sum(axis=1, keepdims=True))
-    g = jnp.einsum("BTN,BTNH->BNH", a, queries, precision="highest")
-    return (heads(v) * (heads(k) * g[:, None])).astype(v.dtype)
+    g = einsum("BTN,BTNH->BNH", a, queries)[:, None]
+    keys, values = repeat_heads(wide(k), q), repeat_heads(wide(v), q)
+    return (values * (keys * g)).astype(v.dtype)
 
 
-def _with_the_mean(q: Q, k: K, v: V, w: Array) -> Out:
-    heads = lambda x: repeat_heads(x, q)
-    return q.mean(axis=1, keepdims=True) * heads(k) * heads(v)
+def _with_the_mean(q: Q, k: K, v: V) -> Out:
+    return q.mean(axis=1, keepdims=True) * repeat_heads(k, q) * repeat_heads(v, q)
 
 
 OPS = (

@@ -17,7 +17,7 @@ from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence import linear
 from attnjax.op import Limit, Op, fill
-from attnjax.typing import Array, Int, K, Out, PerHead, Q, TokenK, TokenV, V
+from attnjax.typing import Array, Float, Int, K, Out, PerHead, Q, TokenK, TokenV, V
 
 
 class State(NamedTuple):
@@ -27,10 +27,11 @@ class State(NamedTuple):
     count: Int[Array, ""]
 
 
-def _share(count: Array, m: PerHead) -> Array:
-    """1 / count^sigmoid(m): (T,), (N,) -> (T,N,1)."""
+def _share(counts: Int[Array, " T"], m: PerHead) -> Float[Array, "T N 1"]:
+    """1 / counts^sigmoid(m)."""
     power = jax.nn.sigmoid(wide(m))
-    return jnp.exp(-power * jnp.log(count.astype(power.dtype))[:, None])[..., None]
+    log_counts = jnp.log(counts.astype(power.dtype))
+    return jnp.exp(-power * log_counts[:, None])[..., None]
 
 
 def cottention(
@@ -47,10 +48,11 @@ def cottention(
     q, k = features.cosine(wide(q)), features.cosine(wide(k))
     past = None if state is None else state.linear
     out, last = linear.linear_attend(q, k, wide(v), state=past, return_state=True, impl=impl)
-    count = jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
-    count += 0 if state is None else state.count
-    out = (out * _share(count, m)).astype(v.dtype)
-    return (out, State(last, count[-1])) if return_state else out
+    counts = jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
+    if state is not None:
+        counts += state.count
+    out = (out * _share(counts, m)).astype(v.dtype)
+    return (out, State(last, counts[-1])) if return_state else out
 
 
 def cottention_full(q: Q, k: K, v: V, m: PerHead, *, impl: linear.Impl = None) -> Out:
@@ -58,6 +60,15 @@ def cottention_full(q: Q, k: K, v: V, m: PerHead, *, impl: linear.Impl = None) -
     q, k = features.cosine(wide(q)), features.cosine(wide(k))
     out = linear.linear_attend(q, k, wide(v), block=None, impl=impl)
     return (out * _share(jnp.full(1, k.shape[1]), m)).astype(v.dtype)
+
+
+def _mean(q: Q, k: TokenK, v: TokenV) -> Out:
+    counts = jnp.arange(1, q.shape[1] + 1)[:, None, None]
+    return linear.linear_attend(features.cosine(q), features.cosine(k), v) / counts
+
+
+def _sum(q: Q, k: K, v: V) -> Out:
+    return linear.linear_attend(features.cosine(q), features.cosine(k), v, block=None)
 
 
 OPS = (
@@ -68,10 +79,7 @@ OPS = (
             Limit(
                 "a large m gives the mean of the values times their cosines",
                 {"m": fill(100.0)},
-                lambda q, k, v, m: (
-                    linear.linear_attend(features.cosine(q), features.cosine(k), v)
-                    / jnp.arange(1, q.shape[1] + 1)[:, None, None]
-                ),
+                _mean,
             ),
         ),
     ),
@@ -83,9 +91,7 @@ OPS = (
             Limit(
                 "a small m gives the sum of the values times their cosines",
                 {"m": fill(-100.0)},
-                lambda q, k, v, m: linear.linear_attend(
-                    features.cosine(q), features.cosine(k), v, block=None
-                ),
+                _sum,
             ),
         ),
     ),

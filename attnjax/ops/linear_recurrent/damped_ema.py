@@ -8,16 +8,16 @@ section 3.1.
 Limits: alpha = beta = eta = 1 with M = 1 and delta = 1 is x itself, and with delta = 0 its sum.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import einsum, wide
 from attnjax.core.scan.convolution import long_conv
 from attnjax.core.scan.diagonal import scan_diagonal
-from attnjax.op import Draw, Limit, Op, adjusted
+from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float
 
 X = Float[Array, "B T W"]
@@ -38,13 +38,17 @@ def damped_ema(
 ) -> Any:
     """The recurrence by a parallel scan, O(T W M) memory; the state is h."""
     alpha, delta, beta, eta = map(wide, weights)
-    (B, T, _), decay = x.shape, 1 - alpha * delta
-    out, last = scan_diagonal(
-        lambda x: (jnp.broadcast_to(decay, (1, T, *decay.shape)), x[..., None] * (alpha * beta)),
-        lambda h, _: jnp.einsum("BTWM,WM->BTW", h, eta, precision="highest"),
-        wide(x),
-        jnp.zeros((B, *decay.shape), decay.dtype) if state is None else state,
-    )
+    decay = 1 - alpha * delta
+    B, T, _ = x.shape
+
+    def terms(x: Array) -> tuple[Array, Array]:
+        return jnp.broadcast_to(decay, (1, T, *decay.shape)), x[..., None] * (alpha * beta)
+
+    def read(h: Array, x: Array) -> Array:
+        return einsum("BTWM,WM->BTW", h, eta)
+
+    start = jnp.zeros((B, *decay.shape), decay.dtype) if state is None else state
+    out, last = scan_diagonal(terms, read, wide(x), start)
     out = out.astype(x.dtype)
     return (out, last) if return_state else out
 
@@ -53,34 +57,47 @@ def damped_ema_convolution(
     x: X, weights: EMA, *, state: Averages | None = None, return_state: bool = False
 ) -> Any:
     """The same by FFT, O(T (W + M)) memory for each example."""
-    (alpha, delta, beta, eta), T = map(wide, weights), x.shape[1]
+    alpha, delta, beta, eta = map(wide, weights)
+    T = x.shape[1]
     log_decay = jnp.log(jnp.maximum(1 - alpha * delta, jnp.finfo(alpha.dtype).tiny))
     powers = jnp.exp(jnp.arange(T + 1)[:, None, None] * log_decay)
-    out, _ = long_conv(x, (powers[:T] * (eta * alpha * beta)).sum(-1))
+    kernel = jnp.sum(powers[:T] * (eta * alpha * beta), axis=-1)
+    out, _ = long_conv(x, kernel)
     if state is not None:
-        out += jnp.einsum("TWM,BWM->BTW", powers[1:], eta * state, precision="highest")
+        out += einsum("TWM,BWM->BTW", powers[1:], eta * state)
     out = out.astype(x.dtype)
     if not return_state:
         return out
-    h = jnp.einsum("TWM,BTW->BWM", powers[T - 1 :: -1], wide(x), precision="highest")
-    h *= alpha * beta
-    return out, h if state is None else h + powers[T] * state
+    last = alpha * beta * einsum("TWM,BTW->BWM", powers[T - 1 :: -1], x)
+    if state is not None:
+        last += powers[T] * state
+    return out, last
 
 
 def gates_in_range(ema: EMA) -> EMA:
     """alpha and delta in (0, 1), for drawing."""
-    squash = lambda x: 1 / (1 + np.exp(-x))
-    return ema._replace(alpha=squash(ema.alpha), delta=squash(ema.delta))
+    return ema._replace(alpha=jax.nn.sigmoid(ema.alpha), delta=jax.nn.sigmoid(ema.delta))
 
 
-def _only(delta: float) -> Draw:
-    fixed = lambda ema: EMA(*(np.full_like(ema.alpha, a) for a in (1.0, delta, 1.0, 1.0)))
-    return adjusted(lambda ema: jax.tree.map(lambda x: x[:, :1], fixed(ema)))
+def _alone(ema: EMA, delta: float) -> EMA:
+    """One average of each channel, with this delta and ones for everything else."""
+    one = jnp.ones_like(ema.alpha[:, :1])
+    return EMA(alpha=one, delta=delta * one, beta=one, eta=one)
 
 
+def _x(x: X) -> X:
+    return x
+
+
+def _sum(x: X) -> X:
+    return jnp.cumsum(x, axis=1)
+
+
+_NO_MEMORY = adjusted(functools.partial(_alone, delta=1.0))
+_NO_DECAY = adjusted(functools.partial(_alone, delta=0.0))
 _LIMITS = (
-    Limit("delta = 1 with all else 1 is x", {"weights": _only(1.0)}, lambda x: x),
-    Limit("delta = 0 is the sum", {"weights": _only(0.0)}, lambda x: jnp.cumsum(x, 1)),
+    Limit("delta = 1 with all else 1 is x", {"weights": _NO_MEMORY}, _x),
+    Limit("delta = 0 is the sum", {"weights": _NO_DECAY}, _sum),
 )
 _GATES = {"weights": adjusted(gates_in_range)}
 OPS = (

@@ -18,7 +18,7 @@ from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, uniform
-from attnjax.typing import PerQuery, Q, TokenK, TokenV
+from attnjax.typing import Out, PerQuery, Q, TokenK, TokenV
 
 
 def delta_net(
@@ -46,6 +46,10 @@ def delta_net(
     )
 
 
+def _zeros(q: Q, v: TokenV) -> Out:
+    return jnp.zeros((*q.shape[:-1], v.shape[-1]))
+
+
 OPS = (
     Op(
         delta_net,
@@ -54,7 +58,7 @@ OPS = (
             Limit(
                 "beta = 0 writes nothing",
                 {"beta": fill(0.0)},
-                lambda q, k, v, beta: jnp.zeros((*q.shape[:-1], v.shape[-1])),
+                _zeros,
             ),
         ),
     ),

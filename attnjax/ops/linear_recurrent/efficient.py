@@ -13,16 +13,17 @@ import jax
 
 from attnjax.core import features
 from attnjax.core.numerics import wide
-from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.op import Limit, Op, fill
+from attnjax.ops.linear_recurrent.linear import mean_of_all
 from attnjax.typing import K, Out, Q, V
 
 
 def efficient_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Softmax over the features of each query, and over the positions of each key channel."""
+    queries = features.softmax(wide(q))
     keys = jax.nn.softmax(wide(k), axis=1)
-    return linear_attend(features.softmax(wide(q)), keys, v, block=None, impl=impl)
+    return linear_attend(queries, keys, v, block=None, impl=impl)
 
 
 def efficient_scaled_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
@@ -36,7 +37,7 @@ OPS = (
         efficient_attention,
         papers=(130,),
         reads="all",
-        limits=(Limit("k = 0 gives the mean of the values", {"k": fill(0.0)}, attend),),
+        limits=(Limit("k = 0 gives the mean of the values", {"k": fill(0.0)}, mean_of_all),),
     ),
     Op(efficient_scaled_attention, papers=(130,), reads="all"),
 )

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from attnjax.core import features, masks, numerics
-from attnjax.core.numerics import repeat_heads, wide
-from attnjax.core.pairwise.attend import attend
+from attnjax.core import features
+from attnjax.core.numerics import divide_stably, repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill
+from attnjax.ops.linear_recurrent.linear import mean_of_all, mean_so_far
 from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
@@ -42,44 +42,52 @@ def exponential_attention(
 
     A key e^-87 times smaller than the largest before it counts as zero (in float32).
     """
-    q, k = wide(q), wide(k)
-    before = None if state is None else state.reference
-    m, decay = features.running_max(lax.stop_gradient(k.max(axis=-1)), before=before)
-    out = linear_attend(
-        jnp.exp(q - lax.stop_gradient(q.max(axis=-1, keepdims=True))),
-        jnp.exp(k - m[..., None]),
+    before, sums = (None, None) if state is None else (state.reference, state.sums)
+    k = wide(k)
+    largest = lax.stop_gradient(k.max(axis=-1))
+    reference, decay = features.running_max(largest, before=before)
+    out, last = linear_attend(
+        _exp_of_query(wide(q)),
+        jnp.exp(k - reference[..., None]),
         v,
         log_decay=repeat_heads(decay, q),
-        normalize=numerics.divide_stably,
-        state=None if state is None else state.sums,
-        return_state=return_state,
+        normalize=divide_stably,
+        state=sums,
+        return_state=True,
         impl=impl,
     )
-    return (out[0], ExponentialState(out[1], m[:, -1])) if return_state else out
+    return (out, ExponentialState(last, reference[:, -1])) if return_state else out
 
 
 def exponential_attention_full(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Over all tokens: each feature has its own reference, so that no sum of weights underflows."""
-    q, k = wide(q), wide(k)
-    m = lax.stop_gradient(k.max(axis=1, keepdims=True))
-    q = q + repeat_heads(m, q)
-    q = jnp.exp(q - lax.stop_gradient(q.max(axis=-1, keepdims=True)))
+    k = wide(k)
+    reference = lax.stop_gradient(k.max(axis=1, keepdims=True))
     return linear_attend(
-        q, jnp.exp(k - m), v, normalize=numerics.divide_stably, block=None, impl=impl
+        _exp_of_query(wide(q) + repeat_heads(reference, q)),
+        jnp.exp(k - reference),
+        v,
+        normalize=divide_stably,
+        block=None,
+        impl=impl,
     )
 
 
-def _uniform(mask: masks.Mask) -> Limit:
-    return Limit(
-        "k = 0 gives the mean of the values it sees",
-        {"k": fill(0.0)},
-        lambda q, k, v: attend(q, k, v, mask=mask),
-    )
+def _exp_of_query(q: Q) -> Q:
+    """exp(q), divided by its largest feature, which no normalized output depends on."""
+    return jnp.exp(q - lax.stop_gradient(q.max(axis=-1, keepdims=True)))
 
 
 OPS = (
-    Op(exponential_attention, papers=(158,), limits=(_uniform(masks.causal),)),
     Op(
-        exponential_attention_full, papers=(158,), reads="all", limits=(_uniform(masks.everything),)
+        exponential_attention,
+        papers=(158,),
+        limits=(Limit("k = 0 gives the mean of the values so far", {"k": fill(0.0)}, mean_so_far),),
+    ),
+    Op(
+        exponential_attention_full,
+        papers=(158,),
+        reads="all",
+        limits=(Limit("k = 0 gives the mean of the values", {"k": fill(0.0)}, mean_of_all),),
     ),
 )

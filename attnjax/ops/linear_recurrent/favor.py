@@ -16,9 +16,8 @@ from typing import Any
 
 import jax
 
-from attnjax.core import features, masks
+from attnjax.core import features
 from attnjax.core.numerics import wide
-from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl
 from attnjax.op import Draw, Limit, Op, Slot, fill
 from attnjax.ops.linear_recurrent.exponential import (
@@ -26,6 +25,7 @@ from attnjax.ops.linear_recurrent.exponential import (
     exponential_attention,
     exponential_attention_full,
 )
+from attnjax.ops.linear_recurrent.linear import mean_of_all, mean_so_far
 from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
@@ -40,23 +40,24 @@ def favor_attention(
     impl: Impl = None,
 ) -> Any:
     """Causal FAVOR+; a split run must keep its projection."""
-    log_phi = _map(projection)
-    return exponential_attention(
-        log_phi(q), log_phi(k), v, state=state, return_state=return_state, impl=impl
-    )
+    log_q, log_k = _log_features(q, projection), _log_features(k, projection)
+    return exponential_attention(log_q, log_k, v, state=state, return_state=return_state, impl=impl)
 
 
 def favor_attention_full(
     q: Q, k: K, v: V, projection: Float[Array, "R H"], *, impl: Impl = None
 ) -> Out:
     """FAVOR+ over all tokens, in both directions."""
-    log_phi = _map(projection)
-    return exponential_attention_full(log_phi(q), log_phi(k), v, impl=impl)
+    log_q, log_k = _log_features(q, projection), _log_features(k, projection)
+    return exponential_attention_full(log_q, log_k, v, impl=impl)
 
 
-def _map(projection: Array) -> features.FeatureMap:
-    log_phi = features.log_favor(wide(projection))
-    return lambda x: log_phi(wide(x) * x.shape[-1] ** -0.25)
+def _log_features(
+    x: Float[Array, "B T N H"], projection: Float[Array, "R H"]
+) -> Float[Array, "B T N R"]:
+    """log phi(x)."""
+    y = wide(x) * x.shape[-1] ** -0.25
+    return features.log_favor(wide(projection))(y)
 
 
 def _orthogonal(slot: Slot) -> Array:
@@ -76,7 +77,7 @@ OPS = (
             Limit(
                 "k = 0 gives the mean of the values so far",
                 _ZERO,
-                lambda q, k, v, projection: attend(q, k, v, mask=masks.causal),
+                mean_so_far,
             ),
         ),
     ),
@@ -85,12 +86,6 @@ OPS = (
         papers=(210,),
         reads="all",
         draw=_INPUTS,
-        limits=(
-            Limit(
-                "k = 0 gives the mean of the values",
-                _ZERO,
-                lambda q, k, v, projection: attend(q, k, v),
-            ),
-        ),
+        limits=(Limit("k = 0 gives the mean of the values", _ZERO, mean_of_all),),
     ),
 )

@@ -12,31 +12,37 @@ Limits: q = k = 0 gives the mean of the values times sigmoid(1): all flows are e
 
 import jax
 import jax.numpy as jnp
+from jax.nn import sigmoid
 
-from attnjax.core.numerics import divide_stably, repeat_heads, wide
-from attnjax.core.pairwise.attend import attend
+from attnjax.core.numerics import divide_stably, einsum, repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.op import Limit, Op, fill
-from attnjax.typing import Array, K, Out, Q, V
+from attnjax.ops.linear_recurrent.linear import mean_of_all
+from attnjax.typing import Array, Float, K, Out, Q, V
 
 
 def flow_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Over all tokens, in both directions."""
     T, S = q.shape[1], k.shape[1]
-    heads = lambda x: repeat_heads(x, q)  # a source's flow differs by query head
-    sinks, sources = jax.nn.sigmoid(wide(q)), heads(jax.nn.sigmoid(wide(k)))
+    sinks = sigmoid(wide(q))
+    sources = repeat_heads(sigmoid(wide(k)), q)  # a source's flow differs by query head
     sinks_in = divide_stably(sinks, _flow(sinks, sources))
     sources_out = divide_stably(sources, _flow(sources, sinks))
-    sink, source = _flow(sinks, sources_out), _flow(sources, sinks_in)
-    competing = S * jax.nn.softmax(jnp.minimum(source, 1.0), axis=1) * heads(wide(v))
-    out = linear_attend(sinks_in, sources, competing, block=None, impl=impl)
-    return (jax.nn.sigmoid(sink * (T / S)) * out).astype(v.dtype)
+    sink = _flow(sinks, sources_out)
+    source = _flow(sources, sinks_in)
+    competition = S * jax.nn.softmax(jnp.minimum(source, 1.0), axis=1)
+    u = competition * repeat_heads(wide(v), q)
+    out = linear_attend(sinks_in, sources, u, block=None, impl=impl)
+    return (sigmoid(sink * (T / S)) * out).astype(v.dtype)
 
 
-def _flow(x: Array, y: Array) -> Array:
-    """x . the sum of y over all tokens: (B,T,N,1)."""
-    total = y.sum(axis=1)
-    return jnp.einsum("BTNH,BNH->BTN", x, total, precision="highest")[..., None]
+def _flow(x: Float[Array, "B T N H"], y: Float[Array, "B S N H"]) -> Float[Array, "B T N 1"]:
+    """x . the sum of y over all tokens."""
+    return einsum("BTNH,BNH->BTN", x, y.sum(axis=1))[..., None]
+
+
+def _uniform(q: Q, v: V) -> Out:
+    return sigmoid(1.0) * mean_of_all(q, v)
 
 
 OPS = (
@@ -48,7 +54,7 @@ OPS = (
             Limit(
                 "q = k = 0 gives the mean of the values times sigmoid(1)",
                 {"q": fill(0.0), "k": fill(0.0)},
-                lambda q, k, v: jax.nn.sigmoid(1.0) * attend(q, k, v),
+                _uniform,
             ),
         ),
     ),

@@ -14,21 +14,20 @@ Limits: q = k = 0 gives the mean of the values so far times sigmoid(1).
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax.nn import sigmoid
 
-from attnjax.core import masks
 from attnjax.core.numerics import divide_stably, repeat_heads, wide
-from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill
-from attnjax.typing import Array, Float, Int, Q, TokenK, TokenV
+from attnjax.ops.linear_recurrent.linear import mean_so_far
+from attnjax.typing import Array, Float, Int, Out, Q, TokenK, TokenV
 
 
 class FlowState(NamedTuple):
     """Sums over the tokens so far: of phi(k), phi(q), of both per flow, and of exp(source)."""
 
-    sums: State
+    sums: State | None  # None before the first token
     tokens: Int[Array, ""]
     keys: Float[Array, "B N H"]
     queries: Float[Array, "B N H"]
@@ -47,29 +46,48 @@ def flow_attention_causal(
     impl: Impl = None,
 ) -> Any:
     """Linear time; the state also counts the tokens."""
-    heads = lambda x: repeat_heads(x, q)
-    sinks, sources = jax.nn.sigmoid(wide(q)), heads(jax.nn.sigmoid(wide(k)))
-    tokens = (0 if state is None else state.tokens) + jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
+    sinks = sigmoid(wide(q))
+    sources = repeat_heads(sigmoid(wide(k)), q)
+    values = repeat_heads(wide(v), q)
+    before = _nothing(sinks) if state is None else state
+    tokens = before.tokens + jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
     i = tokens[:, None, None].astype(sinks.dtype)
-    so_far = lambda x, name: (
-        jnp.cumsum(x, axis=1) + (0.0 if state is None else getattr(state, name)[:, None])
-    )
-    keys, queries = so_far(sources, "keys"), so_far(sinks, "queries")
+
+    keys = _so_far(sources, before.keys)
+    queries = _so_far(sinks, before.queries)
     sinks_in = divide_stably(sinks, _dot(sinks, keys))
-    keys_out = so_far(i * divide_stably(sources, _dot(sources, queries)), "keys_out")
-    queries_in = so_far(i * sinks_in, "queries_in")
-    e = jnp.exp(jnp.minimum(_dot(sources, queries_in) / i, 1.0))
-    competition = so_far(e, "competition")
-    competing = i * e / competition * heads(wide(v))
-    before = None if state is None else state.sums
-    out = linear_attend(sinks_in, sources, competing, state=before, return_state=True, impl=impl)
-    result = (jax.nn.sigmoid(_dot(sinks, keys_out) / i) * out[0]).astype(v.dtype)
-    last = [x[:, -1] for x in (keys, queries, keys_out, queries_in, competition)]
-    return (result, FlowState(out[1], tokens[-1], *last)) if return_state else result
+    sources_out = divide_stably(sources, _dot(sources, queries))
+    keys_out = _so_far(i * sources_out, before.keys_out)
+    queries_in = _so_far(i * sinks_in, before.queries_in)
+    sink = _dot(sinks, keys_out) / i
+    source = _dot(sources, queries_in) / i
+
+    e = jnp.exp(jnp.minimum(source, 1.0))
+    competition = _so_far(e, before.competition)
+    u = i * e / competition * values
+    out, sums = linear_attend(sinks_in, sources, u, state=before.sums, return_state=True, impl=impl)
+    out = (sigmoid(sink) * out).astype(v.dtype)
+    last = (x[:, -1] for x in (keys, queries, keys_out, queries_in, competition))
+    return (out, FlowState(sums, tokens[-1], *last)) if return_state else out
 
 
-def _dot(x: Array, y: Array) -> Array:
+def _nothing(sinks: Float[Array, "B T N H"]) -> FlowState:
+    """The state before the first token."""
+    flow = jnp.zeros_like(sinks[:, 0])
+    return FlowState(None, jnp.int32(0), flow, flow, flow, flow, flow[..., :1])
+
+
+def _so_far(x: Float[Array, "B T N H"], before: Float[Array, "B N H"]) -> Float[Array, "B T N H"]:
+    """The sum of x over the tokens up to each, those of the state included."""
+    return jnp.cumsum(x, axis=1) + before[:, None]
+
+
+def _dot(x: Float[Array, "B T N H"], y: Float[Array, "B T N H"]) -> Float[Array, "B T N 1"]:
     return jnp.sum(x * y, axis=-1, keepdims=True)
+
+
+def _uniform(q: Q, v: TokenV) -> Out:
+    return sigmoid(1.0) * mean_so_far(q, v)
 
 
 OPS = (
@@ -80,7 +98,7 @@ OPS = (
             Limit(
                 "q = k = 0 gives the mean of the values so far times sigmoid(1)",
                 {"q": fill(0.0), "k": fill(0.0)},
-                lambda q, k, v: jax.nn.sigmoid(1.0) * attend(q, k, v, mask=masks.causal),
+                _uniform,
             ),
         ),
     ),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, log_gates
 from attnjax.ops.linear_recurrent.simple_gla import simple_gla
-from attnjax.typing import Array, Float, Q, TokenK, TokenV
+from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
 def gla(
@@ -35,6 +35,10 @@ def gla(
     )
 
 
+def _one_decay(q: Q, k: TokenK, v: TokenV) -> Out:
+    return simple_gla(q, k, v, jnp.full(q.shape[:-1], -0.3))
+
+
 OPS = (
     Op(
         gla,
@@ -43,7 +47,7 @@ OPS = (
             Limit(
                 "equal channels make it simple_gla",
                 {"log_decay": fill(-0.3)},
-                lambda q, k, v, log_decay: simple_gla(q, k, v, jnp.full(q.shape[:-1], -0.3)),
+                _one_decay,
             ),
         ),
     ),

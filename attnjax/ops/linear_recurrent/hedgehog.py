@@ -10,12 +10,12 @@ Limits: W = 0 gives the mean of the values so far.
 
 from typing import Any
 
-from attnjax.core import features, masks
+from attnjax.core import features
 from attnjax.core.numerics import wide
-from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl
 from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.linear_recurrent.exponential import ExponentialState, exponential_attention
+from attnjax.ops.linear_recurrent.linear import mean_so_far
 from attnjax.typing import Array, Float, Q, TokenK, TokenV
 
 
@@ -31,8 +31,9 @@ def hedgehog_attention(
     impl: Impl = None,
 ) -> Any:
     """Causal; every head of queries and of keys has its own map, H to 2R features."""
-    q, k = features.log_hedgehog(w_q)(wide(q)), features.log_hedgehog(w_k)(wide(k))
-    return exponential_attention(q, k, v, state=state, return_state=return_state, impl=impl)
+    log_q = features.log_hedgehog(w_q)(wide(q))
+    log_k = features.log_hedgehog(w_k)(wide(k))
+    return exponential_attention(log_q, log_k, v, state=state, return_state=return_state, impl=impl)
 
 
 OPS = (
@@ -44,7 +45,7 @@ OPS = (
             Limit(
                 "W = 0 gives the mean of the values so far",
                 {"w_q": fill(0.0), "w_k": fill(0.0)},
-                lambda q, k, v, w_q, w_k: attend(0 * q, k, v, mask=masks.causal),
+                mean_so_far,
             ),
         ),
     ),

@@ -33,6 +33,14 @@ def hgrn2(
     return gla(q, k, v, log_forget, state=state, return_state=return_state, impl=impl)
 
 
+def _zeros(v: Out) -> Out:
+    return jnp.zeros_like(v)
+
+
+def _last_value(q: Q, v: Out) -> Out:
+    return q.sum(axis=-1, keepdims=True) * v
+
+
 OPS = (
     Op(
         hgrn2,
@@ -41,12 +49,12 @@ OPS = (
             Limit(
                 "gates of 1 take nothing in",
                 {"log_forget": fill(0.0)},
-                lambda q, log_forget, v: jnp.zeros_like(v),
+                _zeros,
             ),
             Limit(
                 "gates of 0 keep the last value alone",
                 {"log_forget": fill(-10000.0)},
-                lambda q, log_forget, v: q.sum(-1, keepdims=True) * v,
+                _last_value,
             ),
         ),
     ),

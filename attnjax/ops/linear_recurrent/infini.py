@@ -18,7 +18,7 @@ import numpy as np
 
 from attnjax.core import features, masks
 from attnjax.core.chunks import cut, scan_chunks
-from attnjax.core.numerics import divide, repeat_heads, wide
+from attnjax.core.numerics import divide, einsum, repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import State
 from attnjax.op import Limit, Op, fill
@@ -77,14 +77,14 @@ def by_segments(
 
 def _write(state: State, keys: Array, values: Array) -> State:
     """The memory with the keys (B,t,N,H), after phi, and values (B,t,N,D) of a segment added."""
-    new = jnp.einsum("BtNH,BtND->BNHD", keys, values, precision="highest")
+    new = einsum("BtNH,BtND->BNHD", keys, values)
     return State(state.memory + new, _denominator(state) + keys.sum(axis=1))
 
 
 def recall(state: State, x: Array) -> Array:
     """What the memory says of keys or queries x (B,t,N,H), after phi; zero while it is empty."""
-    values = jnp.einsum("BtNH,BNHD->BtND", x, state.memory, precision="highest")
-    total = jnp.einsum("BtNH,BNH->BtN", x, _denominator(state), precision="highest")
+    values = einsum("BtNH,BNHD->BtND", x, state.memory)
+    total = einsum("BtNH,BNH->BtN", x, _denominator(state))
     return divide(values, total[..., None])
 
 

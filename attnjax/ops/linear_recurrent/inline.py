@@ -11,9 +11,9 @@ Differs: its code scales q by 1 / (S sqrt(H)), which `q` or `phi` may bring alon
 
 from attnjax.core import features
 from attnjax.core.numerics import repeat_heads, wide
-from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.op import Limit, Op, fill
+from attnjax.ops.linear_recurrent.linear import mean_of_all
 from attnjax.typing import K, Out, Q, V
 
 
@@ -33,8 +33,12 @@ OPS = (
         papers=(383,),
         reads="all",
         limits=(
-            Limit("q = 0 gives the mean of the values", {"q": fill(0.0)}, attend),
-            Limit("one key for all tokens gives the mean of the values", {"k": fill(2.0)}, attend),
+            Limit("q = 0 gives the mean of the values", {"q": fill(0.0)}, mean_of_all),
+            Limit(
+                "one key for all tokens gives the mean of the values",
+                {"k": fill(2.0)},
+                mean_of_all,
+            ),
         ),
     ),
 )

@@ -17,7 +17,7 @@ import numpy as np
 
 from attnjax.core import masks, normalizers
 from attnjax.core.mods import mod, relative_bias
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import einsum, wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
 from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float, Int
@@ -56,19 +56,20 @@ def lavo(
     T, window = x.shape[1], w.bias.shape[1]
     if state is None:
         state = _empty(x, w)
-    q = _product("BTW,WNH->BTNH", wide(x), w.q) / math.sqrt(w.q.shape[-1])
-    coefficients = _product("BTW,RW->BTR", wide(x), w.bases)
+    q = einsum("BTW,WNH->BTNH", x, w.q) / math.sqrt(w.q.shape[-1])
+    coefficients = einsum("BTW,RW->BTR", x, w.bases)
     totals = state.total[:, None] + jnp.cumsum(coefficients, axis=1)
     counts = state.count + jnp.arange(1, T + 1)
     memory = _memory_state(q, totals / counts[:, None], w)
 
     tokens = jnp.concatenate([state.before, wide(x)], axis=1)
     is_token = jnp.arange(window - 1 + T) >= window - 1 - state.count
+    hide = mod(jnp.add, key=jnp.where(is_token, 0.0, -1e30))  # a count is no static mask
     near = attend_state(
         q,
-        _product("BSW,WKH->BSKH", tokens, w.k),
-        _product("BSW,WKD->BSKD", tokens, w.v),
-        mods=(relative_bias(_table(w.bias)), mod(jnp.add, key=jnp.where(is_token, 0.0, -1e30))),
+        einsum("BSW,WKH->BSKH", tokens, w.k),
+        einsum("BSW,WKD->BSKD", tokens, w.v),
+        mods=(relative_bias(_table(w.bias)), hide),
         mask=masks.window(window - 1),
         scale=1.0,
         q_positions=np.arange(window - 1, window - 1 + T),
@@ -82,7 +83,8 @@ def lavo(
 
 def _empty(x: X, w: Weights) -> State:
     """The state before the first token."""
-    (R, W), window = w.bases.shape, w.bias.shape[1]
+    R, W = w.bases.shape
+    window = w.bias.shape[1]
     total = jnp.zeros((len(x), R), w.bases.dtype)
     before = jnp.zeros((len(x), window - 1, W), w.bases.dtype)
     return State(total, jnp.int32(0), before)
@@ -93,16 +95,12 @@ def _memory_state(
 ) -> normalizers.State:
     """What attention to the rows of M_t = diag(means_t) B leaves behind, before the division."""
     N = q.shape[2]
-    keys = jnp.repeat(_product("RW,WKH->RKH", w.bases, w.k), N // w.k.shape[1], axis=1)
-    values = jnp.repeat(_product("RW,WKD->RKD", w.bases, w.v), N // w.v.shape[1], axis=1)
+    keys = jnp.repeat(einsum("RW,WKH->RKH", w.bases, w.k), N // w.k.shape[1], axis=1)
+    values = jnp.repeat(einsum("RW,WKD->RKD", w.bases, w.v), N // w.v.shape[1], axis=1)
     means = means[:, None]  # (B,1,T,R)
-    scores = means * _product("BTNH,RNH->BNTR", q, keys)
+    scores = means * einsum("BTNH,RNH->BNTR", q, keys)
     weights, top, sums = normalizers.unnormalized(normalizers.softmax, scores, None)
-    return normalizers.State(top, sums, _product("BNTR,RND->BNTD", weights * means, values))
-
-
-def _product(spec: str, x: Array, w: Array) -> Array:
-    return jnp.einsum(spec, x, w, precision="highest")
+    return normalizers.State(top, sums, einsum("BNTR,RND->BNTD", weights * means, values))
 
 
 def _table(bias: Float[Array, "N window"]) -> Float[Array, "N R"]:
@@ -111,9 +109,9 @@ def _table(bias: Float[Array, "N window"]) -> Float[Array, "N R"]:
 
 
 def _window(x: X, weights: Weights) -> Array:
-    q = _product("BTW,WNH->BTNH", x, weights.q)
-    k = _product("BTW,WKH->BTKH", x, weights.k)
-    v = _product("BTW,WKD->BTKD", x, weights.v)
+    q = einsum("BTW,WNH->BTNH", x, weights.q)
+    k = einsum("BTW,WKH->BTKH", x, weights.k)
+    v = einsum("BTW,WKD->BTKD", x, weights.v)
     window = weights.bias.shape[1]
     bias = relative_bias(_table(weights.bias))
     return attend(q, k, v, mods=(bias,), mask=masks.window(window - 1))

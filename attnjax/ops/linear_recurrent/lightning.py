@@ -23,6 +23,7 @@ from attnjax.core.features import FeatureMap
 from attnjax.core.numerics import rms_norm, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, uniform
+from attnjax.ops.linear_recurrent.linear import plain_sums
 from attnjax.typing import Out, PerHead, Q, TokenK, TokenV
 
 
@@ -68,20 +69,20 @@ def gated_lightning_attention(
     return (out, last) if return_state else out
 
 
-_PAPERS = "Qin et al., 2024, arXiv:2405.17381; Qin et al., 2024, arXiv:2401.04658"
+_DRAWN = {"log_decay": uniform(-1.0, -0.01)}
 
 OPS = (
     Op(
         lightning_attention,
         papers=(10, 139),
-        draw={"log_decay": uniform(-1.0, -0.01)},
+        draw=_DRAWN,
         limits=(
             Limit(
                 "lam = 1 is linear attention without a normalizer",
                 {"log_decay": fill(0.0)},
-                lambda q, k, v, log_decay: linear_attend(q, k, v),
+                plain_sums,
             ),
         ),
     ),
-    Op(gated_lightning_attention, papers=(10, 139), draw={"log_decay": uniform(-1.0, -0.01)}),
+    Op(gated_lightning_attention, papers=(10, 139), draw=_DRAWN),
 )

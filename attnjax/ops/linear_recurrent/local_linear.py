@@ -41,12 +41,17 @@ def local_linear_attention(
     impl: Impl = None,
 ) -> Out:
     """On a grid given row by row, T = S = rows * columns; all tokens, in both directions."""
-    out = _linear(wide(q), wide(k), wide(v), impl)
-    flat = lambda x: wide(x).reshape(*x.shape[:-2], -1)
-    grid = flat(out).reshape(len(out), *shape, -1)
-    hidden = jax.nn.gelu(depthwise(grid, flat(local.first)), approximate=False)
-    near = depthwise(flat(local.scale) * hidden + flat(local.shift), flat(local.second))
-    return (out + near.reshape(out.shape)).astype(v.dtype)
+    y = _linear(wide(q), wide(k), wide(v), impl)
+    first, scale, shift, second = map(_channels, local)
+    grid = _channels(y).reshape(len(y), *shape, -1)
+    hidden = jax.nn.gelu(depthwise(grid, first), approximate=False)
+    near = depthwise(scale * hidden + shift, second)
+    return (y + near.reshape(y.shape)).astype(v.dtype)
+
+
+def _channels(x: Float[Array, "*X N D"]) -> Float[Array, "*X ND"]:
+    """The channels of all heads in a row, wide."""
+    return wide(x).reshape(*x.shape[:-2], -1)
 
 
 def _linear(q: Q, k: K, v: V, impl: Impl = None) -> Out:

@@ -16,9 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from attnjax.core import masks
 from attnjax.core.numerics import divide, wide
-from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.exponential import (
@@ -26,6 +24,7 @@ from attnjax.ops.linear_recurrent.exponential import (
     exponential_attention,
     exponential_attention_full,
 )
+from attnjax.ops.linear_recurrent.linear import mean_of_all, mean_so_far
 from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
@@ -63,29 +62,31 @@ def match_moments(q: Q, k: K, a: float = 0.1486, b: float = -0.3549) -> tuple[Ar
 
     a (alpha^2 var(q) + beta^2 var(k)) + b is the paper's fit of the variance of log w_ij.
     """
-    deviation = lambda x: jnp.std(lax.stop_gradient(wide(x)), axis=(1, 2, 3), keepdims=True)
-    q_std, k_std = deviation(q), deviation(k)
-    s = jnp.sqrt((jnp.square(q_std * k_std) - b) / (2 * a))
-    return divide(s, q_std), divide(s, k_std)
+    q_deviation, k_deviation = _deviation(q), _deviation(k)
+    s = jnp.sqrt((jnp.square(q_deviation * k_deviation) - b) / (2 * a))
+    return divide(s, q_deviation), divide(s, k_deviation)
 
 
-def _uniform(mask: masks.Mask) -> Limit:
-    return Limit(
-        "alpha = beta = 0 gives the mean of the values it sees",
-        {"alpha": fill(0.0), "beta": fill(0.0)},
-        lambda q, k, v, alpha, beta: attend(0 * q, k, v, mask=mask),
-    )
+def _deviation(x: Array) -> Float[Array, "B 1 1 1"]:
+    """The standard deviation of all numbers of a sequence, without gradient."""
+    return jnp.std(lax.stop_gradient(wide(x)), axis=(1, 2, 3), keepdims=True)
 
 
 _INPUTS = {"alpha": fill(1.3), "beta": fill(0.8)}
+_ZERO = {"alpha": fill(0.0), "beta": fill(0.0)}
 
 OPS = (
-    Op(log_normal_attention, papers=(158,), draw=_INPUTS, limits=(_uniform(masks.causal),)),
+    Op(
+        log_normal_attention,
+        papers=(158,),
+        draw=_INPUTS,
+        limits=(Limit("alpha = beta = 0 gives the mean of the values so far", _ZERO, mean_so_far),),
+    ),
     Op(
         log_normal_attention_full,
         papers=(158,),
         reads="all",
         draw=_INPUTS,
-        limits=(_uniform(masks.everything),),
+        limits=(Limit("alpha = beta = 0 gives the mean of the values", _ZERO, mean_of_all),),
     ),
 )

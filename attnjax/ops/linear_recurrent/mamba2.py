@@ -14,7 +14,7 @@ from typing import Any
 
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.op import Limit, Op, fill, uniform
+from attnjax.op import Limit, Op, fill, normal, uniform
 from attnjax.typing import Array, Float, PerHead, PerQuery
 
 
@@ -36,8 +36,8 @@ def mamba2(
     """
     u, dt = wide(x), wide(dt)
     y, last = linear_attend(
-        _heads(C, x),
-        _heads(B, x),
+        repeat_heads(C, x),
+        repeat_heads(B, x),
         dt[..., None] * u,
         log_decay=dt * A,
         state=state,
@@ -50,20 +50,21 @@ def mamba2(
     return (y, last) if return_state else y
 
 
-def _heads(y: Array, x: Array) -> Array:
-    """The groups of y, each repeated for its heads of x."""
-    return repeat_heads(y, x)
+def _linear(
+    x: Float[Array, "B T N D"], B: Float[Array, "B T K H"], C: Float[Array, "B T K H"]
+) -> Float[Array, "B T N D"]:
+    return linear_attend(repeat_heads(C, x), repeat_heads(B, x), x)
 
 
 OPS = (
     Op(
         mamba2,
-        draw={"dt": uniform(0.1, 1.0), "A": uniform(-2.0, -0.1)},
+        draw={"dt": uniform(0.1, 1.0), "A": uniform(-2.0, -0.1), "D": normal()},
         limits=(
             Limit(
                 "A = 0, dt = 1 and D = 0 is linear attention without a normalizer",
                 {"dt": fill(1.0), "A": fill(0.0), "D": fill(0.0)},
-                lambda x, dt, A, B, C, D: linear_attend(_heads(C, x), _heads(B, x), x),
+                _linear,
             ),
         ),
     ),

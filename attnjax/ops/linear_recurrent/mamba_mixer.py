@@ -80,6 +80,11 @@ def _two_layers(slot: Slot) -> tuple[Layer, Layer]:
     return layer.tree(), layer.tree()
 
 
+def _near_one(averages: Averages) -> Averages:
+    """So that what mixers make smaller does not vanish in two layers."""
+    return Averages(*(1.0 + numbers for numbers in averages))
+
+
 def _previous(averages: Averages) -> Averages:
     """t_l from s_{l-1} alone, s_l from t_l alone."""
     L = len(averages.alpha)
@@ -92,7 +97,7 @@ OPS = (
         mamba_mixer,
         papers=(330,),
         reads="all",
-        draw={"x": normal(0.5), "layers": Draw(_two_layers)},
+        draw={"x": normal(0.5), "layers": Draw(_two_layers), "averages": adjusted(_near_one)},
         sizes=SIZES | {"L": 2, "L+1": 3},
         limits=(
             Limit(

@@ -20,7 +20,7 @@ from attnjax.core import features
 from attnjax.core.numerics import divide, repeat_heads, wide
 from attnjax.core.recurrence import linear
 from attnjax.op import Limit, Op, fill, log_gates, normal
-from attnjax.typing import Array, Float, PerQuery, Q, TokenK, TokenV
+from attnjax.typing import Array, Float, Out, PerQuery, Q, TokenK, TokenV
 
 
 class State(NamedTuple):
@@ -42,25 +42,37 @@ def mlstm(
     impl: linear.Impl = None,
 ) -> Any:
     """Matrix LSTM; log_i is any number, log_f <= 0, such as log_sigmoid(x)."""
-    H, log_i = q.shape[3], wide(log_i)
-    before = jnp.zeros_like(log_i[:, 0]) if state is None else state.m
+    keys, values = repeat_heads(wide(k), q), repeat_heads(v, q)
+    log_i = wide(log_i)
+    if state is None:
+        before, sums = jnp.zeros_like(log_i[:, 0]), None
+    else:
+        before, sums = state.m, state.linear
     # Gradients through m cancel, as nothing depends on m; log_decay carries that of log_f.
     m, log_decay = features.running_max(log_i, wide(log_f), before)
-    k, v = (repeat_heads(x, q) for x in (k, v))
-    least = jnp.exp(-jnp.maximum(m, -80.0))[..., None]  # finite; what it divides is as good as zero
+    one = jnp.exp(-jnp.maximum(m, -80.0))[..., None]  # finite; what it divides is as good as zero
+
+    def normalize(values: Array, denominator: Array) -> Array:
+        return divide(values, jnp.maximum(jnp.abs(denominator), one))
+
     out, last = linear.linear_attend(
         q,
-        wide(k) * jnp.exp(log_i - m)[..., None] / math.sqrt(H),
-        v,
+        keys * jnp.exp(log_i - m)[..., None] / math.sqrt(q.shape[3]),
+        values,
         log_decay=log_decay,
-        normalize=lambda values, denominator: divide(
-            values, jnp.maximum(jnp.abs(denominator), least)
-        ),
-        state=None if state is None else state.linear,
+        normalize=normalize,
+        state=sums,
         return_state=True,
         impl=impl,
     )
     return (out, State(last, m[:, -1])) if return_state else out
+
+
+def _linear(q: Q, k: TokenK, v: TokenV) -> Out:
+    def normalize(values: Array, denominator: Array) -> Array:
+        return values / jnp.maximum(jnp.abs(denominator), 1.0)
+
+    return linear.linear_attend(q / math.sqrt(q.shape[3]), k, v, normalize=normalize)
 
 
 OPS = (
@@ -71,14 +83,7 @@ OPS = (
             Limit(
                 "gates of 1 give linear attention, divided by max(|q . sum of k|, 1)",
                 {"log_i": fill(0.0), "log_f": fill(0.0)},
-                lambda q, k, v, log_i, log_f: linear.linear_attend(
-                    q / math.sqrt(q.shape[-1]),
-                    k,
-                    v,
-                    normalize=lambda values, denominator: (
-                        values / jnp.maximum(jnp.abs(denominator), 1.0)
-                    ),
-                ),
+                _linear,
             ),
         ),
     ),

@@ -13,11 +13,10 @@ depthwise convolution of v of the paper's blocks; its code takes mean(q) and k a
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core import features
-from attnjax.core.numerics import divide, repeat_heads, wide
+from attnjax.core.numerics import divide, einsum, repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.op import Limit, Op, adjusted, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -33,12 +32,12 @@ def rala(
     impl: Impl = None,
 ) -> Out:
     """Over all tokens, in both directions; the weights a_j sum to S in every query head."""
-    heads = lambda x: repeat_heads(wide(x), q)
-    q, keys = wide(q), heads(k)
-    scores = jnp.einsum("BNH,BSNH->BSN", q.mean(axis=1), keys, precision="highest")
-    weights = k.shape[1] * jax.nn.softmax(scores / math.sqrt(q.shape[3]), axis=1)
-    keys = weights[..., None] * phi(keys)
-    out = linear_attend(phi(q), keys, heads(v), normalize=divide, block=None, impl=impl)
+    S, H = k.shape[1], q.shape[3]
+    q, keys, values = wide(q), repeat_heads(wide(k), q), repeat_heads(wide(v), q)
+    scores = einsum("BNH,BSNH->BSN", q.mean(axis=1), keys) / math.sqrt(H)
+    a = S * jax.nn.softmax(scores, axis=1)
+    keys = a[..., None] * phi(keys)
+    out = linear_attend(phi(q), keys, values, normalize=divide, block=None, impl=impl)
     return (wide(gate) * out).astype(v.dtype)
 
 

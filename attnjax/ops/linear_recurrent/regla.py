@@ -24,17 +24,17 @@ from attnjax.core.numerics import rms_norm, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.linear_recurrent.gla import gla
-from attnjax.typing import Array, Float, Q, TokenK, TokenV
+from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 PerChannel = Float[Array, "B T N H"]
 
 
 def safe_exp(x: Array) -> Array:
     """exp(x - max(x)) over the features of a token: in (0, 1], the largest exactly 1."""
-    # by its place: a maximum found by value divides by the number of equals, and a compiler that
-    # computes x twice may find none
-    top = jax.nn.one_hot(jnp.argmax(x, axis=-1), x.shape[-1], dtype=x.dtype)
-    return jnp.exp(x - jnp.sum(x * top, axis=-1, keepdims=True))
+    # By its place: a maximum found by value divides by the number of equals, and a compiler that
+    # computes x twice may find none.
+    is_largest = jax.nn.one_hot(jnp.argmax(x, axis=-1), x.shape[-1], dtype=x.dtype)
+    return jnp.exp(x - jnp.sum(x * is_largest, axis=-1, keepdims=True))
 
 
 def log_refined_gate(gate: Array, refine: Array) -> Array:
@@ -72,6 +72,10 @@ def regla(
     return (out, last) if return_state else out
 
 
+def _normed_linear(q: Q, k: TokenK, v: TokenV) -> Out:
+    return rms_norm(linear_attend(safe_exp(q), safe_exp(k), v))
+
+
 OPS = (
     Op(
         regla,
@@ -81,7 +85,7 @@ OPS = (
             Limit(
                 "g' = 1 is linear attention of phi(q), phi(k), normed",
                 {"gate": fill(100.0)},
-                lambda q, k, v, gate, refine: rms_norm(linear_attend(safe_exp(q), safe_exp(k), v)),
+                _normed_linear,
             ),
         ),
     ),

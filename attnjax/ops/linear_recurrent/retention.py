@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill
-from attnjax.typing import PerHead, Q, TokenK, TokenV
+from attnjax.typing import Out, PerHead, Q, TokenK, TokenV
 
 
 def retention_log_decays(heads: int) -> PerHead:
@@ -35,15 +35,21 @@ def retention(
     impl: Impl = None,
 ) -> Any:
     """Causal retention; `log_decay` is that of `retention_log_decays` if None."""
+    if log_decay is None:
+        log_decay = retention_log_decays(q.shape[2])
     return linear_attend(
         wide(q) / math.sqrt(q.shape[-1]),
         k,
         v,
-        log_decay=retention_log_decays(q.shape[2]) if log_decay is None else log_decay,
+        log_decay=log_decay,
         state=state,
         return_state=return_state,
         impl=impl,
     )
+
+
+def _linear(q: Q, k: TokenK, v: TokenV) -> Out:
+    return linear_attend(q / math.sqrt(q.shape[-1]), k, v)
 
 
 OPS = (
@@ -53,7 +59,7 @@ OPS = (
             Limit(
                 "g = 1 is linear attention without a normalizer",
                 {"log_decay": fill(0.0)},
-                lambda q, k, v: linear_attend(q / math.sqrt(q.shape[-1]), k, v),
+                _linear,
             ),
         ),
     ),

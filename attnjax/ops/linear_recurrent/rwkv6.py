@@ -16,7 +16,11 @@ import jax.numpy as jnp
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, log_gates
+from attnjax.ops.linear_recurrent.linear import plain_sums
 from attnjax.typing import Array, Float, Q, TokenK, TokenV
+
+_FIRST = ((0, 0), (1, 0), (0, 0), (0, 0))  # a token of zeros before the others
+_LAST = ((0, 0), (0, 1), (0, 0), (0, 0))
 
 
 def rwkv6(
@@ -31,21 +35,19 @@ def rwkv6(
     impl: Impl = None,
 ) -> Any:
     """Linear attention to the tokens before, each channel fading, plus u for the token itself."""
-    r, key, value = wide(q), *(repeat_heads(wide(x), q) for x in (k, v))
+    q, keys, values = wide(q), repeat_heads(wide(k), q), repeat_heads(wide(v), q)
     # One token earlier the state is S_{t-1}: a first token that writes nothing makes room.
-    late = lambda x: jnp.pad(x, ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
-    early = lambda x: jnp.pad(x, ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))
     out, last = linear_attend(
-        early(r),
-        late(key),
-        late(value),
-        log_decay=late(wide(log_decay)),
+        jnp.pad(q, _LAST),
+        jnp.pad(keys, _FIRST),
+        jnp.pad(values, _FIRST),
+        log_decay=jnp.pad(wide(log_decay), _FIRST),
         state=state,
         return_state=True,
         impl=impl,
     )
-    own = jnp.sum(r * wide(u) * key, axis=-1, keepdims=True)
-    out = (out[:, :-1] + own * value).astype(v.dtype)
+    own = jnp.sum(q * wide(u) * keys, axis=-1, keepdims=True)
+    out = (out[:, :-1] + own * values).astype(v.dtype)
     return (out, last) if return_state else out
 
 
@@ -57,7 +59,7 @@ OPS = (
             Limit(
                 "u = 1 and w = 1 is linear attention without a normalizer",
                 {"log_decay": fill(0.0), "u": fill(1.0)},
-                lambda q, k, v, log_decay, u: linear_attend(q, k, v),
+                plain_sums,
             ),
         ),
     ),

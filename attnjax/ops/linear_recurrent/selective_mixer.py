@@ -76,11 +76,15 @@ def _closed(mixer: Mixer) -> Mixer:
     return mixer._replace(gate=0 * mixer.gate)
 
 
+def _zeros(x: Tokens) -> Tokens:
+    return jnp.zeros_like(x)
+
+
 OPS = (
     Op(
         selective_token_mixer,
         papers=(330,),
         sizes=SIZES,
-        limits=(Limit("a closed gate", {"weights": adjusted(_closed)}, jnp.zeros_like),),
+        limits=(Limit("a closed gate", {"weights": adjusted(_closed)}, _zeros),),
     ),
 )

@@ -19,6 +19,7 @@ from attnjax.core.numerics import divide, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.op import Limit, Op, fill, uniform
+from attnjax.ops.linear_recurrent.linear import mean_of_all
 from attnjax.typing import K, Out, PerHead, Q, V
 
 
@@ -27,8 +28,8 @@ def taylor_shift(
 ) -> Out:
     """The efficient form; `block` as in linear_attend: 1 for causal, None for both directions."""
     phi = features.taylor(2)
-    q, k = features.cosine(wide(q)), features.cosine(wide(k))
-    q = q * wide(temperature)[:, None]
+    q = wide(temperature)[:, None] * features.cosine(wide(q))
+    k = features.cosine(wide(k))
     return linear_attend(phi(q), phi(k), v, normalize=divide, block=block, impl=impl)
 
 
@@ -42,9 +43,15 @@ def taylor_shift_direct(
     impl: Impl = None,
 ) -> Out:
     """The direct form, faster for few tokens; any mask."""
-    q, k, scale = features.cosine(wide(q)), features.cosine(wide(k)), wide(temperature)[:, None]
-    taylor = normalizers.taylor(2)
-    out = attend(q, k, wide(v), mask=mask, normalizer=taylor, scale=scale, impl=impl)
+    out = attend(
+        features.cosine(wide(q)),
+        features.cosine(wide(k)),
+        wide(v),
+        mask=mask,
+        normalizer=normalizers.taylor(2),
+        scale=wide(temperature)[:, None],
+        impl=impl,
+    )
     return out.astype(v.dtype)
 
 
@@ -61,18 +68,15 @@ def taylor_crossover(H: int) -> Crossover:
     operations   4 T^2 H + 6 T^2                         =  T (4 H^3 + 10 H^2 + 9 H + 4)
     numbers      T H + 2 T^2  (v, scores and weights)    =  H^2 (H + 1) + 2 T H + T (H + 1) + T H^2
     """
-    linear = (H + 1) ** 2
-    return Crossover(
-        operations=(4 * H**3 + 10 * H**2 + 9 * H + 4) / (4 * H + 6),
-        numbers=(linear + math.sqrt(linear**2 + 8 * H**2 * (H + 1))) / 4,
-    )
+    operations = (4 * H**3 + 10 * H**2 + 9 * H + 4) / (4 * H + 6)
+    # 2 T^2 - (H + 1)^2 T - H^2 (H + 1) = 0
+    b, c = (H + 1) ** 2, H**2 * (H + 1)
+    return Crossover(operations, numbers=(b + math.sqrt(b**2 + 8 * c)) / 4)
 
 
 _INPUTS = {"temperature": uniform(0.5, 3.0)}
 _MEAN = Limit(
-    "temperature = 0 gives the mean of the values",
-    {"temperature": fill(0.0)},
-    lambda q, k, v, temperature: attend(0 * q, k, v),
+    "temperature = 0 gives the mean of the values", {"temperature": fill(0.0)}, mean_of_all
 )
 
 OPS = (

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core.chunks import scan_chunks
-from attnjax.core.numerics import repeat_heads, wide
+from attnjax.core.numerics import matmul, repeat_heads, wide
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import linear_scan
 from attnjax.op import Draw, Limit, Op, Slot, fill, normal, uniform
@@ -110,8 +110,8 @@ def _loss(memory: Matrices, k: Float[Array, " H"], v: Float[Array, " D"]) -> Flo
 def network(weights: Matrices, x: Array) -> Array:
     """x w for one matrix, silu(x w_1) w_2 for two, and so on."""
     for w in weights[:-1]:
-        x = jax.nn.silu(jnp.matmul(x, w, precision="highest"))
-    return jnp.matmul(x, weights[-1], precision="highest")
+        x = jax.nn.silu(matmul(x, w))
+    return matmul(x, weights[-1])
 
 
 def _fixed(q: Q, weights: Network) -> Array:

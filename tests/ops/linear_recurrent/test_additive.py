@@ -1,12 +1,11 @@
-"""The oracle of `additive` in float64 loops, and its own tests."""
+"""Additive attention: its oracle; tokens that are not valid; pooling."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax import features
 from attnjax.ops.linear_recurrent import additive_attention
-from tests.helpers import near, qkv
+from tests.helpers import draw, near, qkv
 from tests.ops import plain
 
 B, T, N, H = 2, 9, 4, 8
@@ -23,21 +22,20 @@ def additive_attention_oracle(q, k, v, w):
     return out
 
 
-PROJECTION = features.orthogonal_rows(jax.random.key(7), 16, H)
+W = draw(N, H, seed=7)
 
 
 def test_a_token_that_is_not_valid_leaves_the_pooled_query():
     q, k, v = qkv(B, T, N, H)
-    w = PROJECTION[:N]
     valid = jnp.ones((B, T), bool).at[1, 6:].set(False)
-    short = additive_attention(q[1:, :6], k[1:, :6], v[1:, :6], w)
+    short = additive_attention(q[1:, :6], k[1:, :6], v[1:, :6], W)
     spoiled = q.at[1, 6:].set(jnp.nan)
-    near(additive_attention(spoiled, k, v, w, valid=valid)[1:, :6], short)
-    grad = jax.grad(lambda q: additive_attention(q, k, v, w, valid=valid)[:, :6].sum())(spoiled)
+    near(additive_attention(spoiled, k, v, W, valid=valid)[1:, :6], short)
+    grad = jax.grad(lambda q: additive_attention(q, k, v, W, valid=valid)[:, :6].sum())(spoiled)
     assert np.isfinite(grad).all() and not np.any(grad[1, 6:])
 
 
 def test_pooling_weights_sum_to_one():
     q, k, v = qkv(B, T, N, H)
     same = jnp.broadcast_to(q[:, :1], q.shape)
-    near(additive_attention(same, k, v, PROJECTION[:N]), same * k * v)
+    near(additive_attention(same, k, v, W), same * k * v)

@@ -1,4 +1,4 @@
-"""The oracle of `care` in float64 loops, and its own tests."""
+"""CARE attention: its oracle; the memory that one layer hands to the next."""
 
 import jax
 import jax.numpy as jnp

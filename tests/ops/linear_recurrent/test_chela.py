@@ -1,4 +1,4 @@
-"""The oracle of `chela` in float64 loops, and its own tests."""
+"""CHELA: its oracle; the merged kernel; what is left without convolution and gate."""
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,6 @@ def test_chela_without_convolution_and_gate_is_linear_attention():
     alone = jnp.zeros_like(w.short).at[0].set(1.0)
     w = w._replace(long=0 * w.long, short=alone, gate=w.gate._replace(b=w.gate.b + 1e4))
     z = jax.nn.silu(w.z(x))[:, :, None]
-    q, k = (jax.nn.silu(z * kappa + mu) for kappa, mu in (w.q, w.k))
+    q, k = jax.nn.silu(w.q(z)), jax.nn.silu(w.k(z))
     o = linear_attend(q, k, jax.nn.silu(jnp.einsum("BTW,WND->BTND", x, w.v)))
     near(chela(x, w), jnp.einsum("BTND,NDW->BTW", rms_norm(o), w.out), 1e-4)

@@ -1,4 +1,4 @@
-"""The oracle of `cottention` in float64 loops, and its own tests."""
+"""Cottention: its oracles; lengths of q and k; weights; the state."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from attnjax.ops.linear_recurrent import cottention, cottention_full
-from tests.helpers import near, qkv, weights_of
-from tests.ops.plain import sigmoid_gated, sums, unit
+from tests.helpers import draw, near, qkv, weights_of
+from tests.ops.plain import sigmoid, sums, unit
 
 B, T, N, H = 2, 9, 4, 8
 
 
 def cottention_oracle(q, k, v, m):
     count = np.arange(1, q.shape[1] + 1)[:, None, None]
-    return sums(unit(q), unit(k), v) / count ** sigmoid_gated(m)[:, None]
+    return sums(unit(q), unit(k), v) / count ** sigmoid(m)[:, None]
 
 
 def cottention_full_oracle(q, k, v, m):
@@ -22,7 +22,7 @@ def cottention_full_oracle(q, k, v, m):
     q, k, out = unit(q), unit(k), np.zeros((B, T, N, D))
     for b, i, n in np.ndindex(B, T, N):
         seen = sum(q[b, i, n] @ k[b, j, n * K // N] * v[b, j, n * K // N] for j in range(S))
-        out[b, i, n] = seen / S ** sigmoid_gated(m[n])
+        out[b, i, n] = seen / S ** sigmoid(m[n])
     return out
 
 
@@ -30,7 +30,7 @@ def cottention_full_oracle(q, k, v, m):
 def test_cottention_ignores_the_lengths_of_queries_and_keys(op):
     q, k, v = qkv(B, T, N, H)
     m = jnp.linspace(-2.0, 2.0, N)
-    longer = jax.random.uniform(jax.random.key(3), (B, T, N, 1), minval=0.1, maxval=9.0)
+    longer = jnp.exp(draw(B, T, N, 1, seed=3))
     near(op(longer * q, k / longer, v, m), op(q, k, v, m))
     assert np.isfinite(jax.grad(lambda q: op(q, k, v, m).sum())(0 * q)).all()
 

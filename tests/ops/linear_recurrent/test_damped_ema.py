@@ -1,4 +1,4 @@
-"""The oracle of `damped_ema` in float64 loops, and its own tests."""
+"""The damped EMA: the oracle of each form is the other form; both with a state."""
 
 import numpy as np
 

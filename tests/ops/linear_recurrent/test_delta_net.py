@@ -1,4 +1,4 @@
-"""The oracle of `delta_net` in float64 loops, and its own tests."""
+"""The delta rule: its oracle; what a state holds for a key, replaced, reflected or left."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.ops.linear_recurrent import delta_net
-from tests.helpers import draws, near, qkv
+from tests.helpers import draws, near, orthonormal, qkv
 from tests.ops.linear_recurrent.test_gated_delta_net import gated_delta_net_oracle
 
 B, T, N, H = 2, 9, 4, 8
@@ -16,14 +16,13 @@ def delta_net_oracle(q, k, v, beta):
     return gated_delta_net_oracle(q, k, v, beta, np.zeros_like(beta))
 
 
-def orthonormal(seed=0):
-    """T = H keys for each head, of length 1 and orthogonal."""
-    square = jax.random.normal(jax.random.key(seed), (B, N, H, H))
-    return jnp.linalg.qr(square)[0].swapaxes(1, 2)
+def orthonormal_keys():
+    """T = H keys for each head."""
+    return orthonormal(B, N, H, H).swapaxes(1, 2)
 
 
 def test_delta_net_stores_orthonormal_keys_exactly():
-    k, (v,) = orthonormal(), draws((B, H, N, H))
+    k, (v,) = orthonormal_keys(), draws((B, H, N, H))
     ones = jnp.ones((B, H, N))
     _, state = delta_net(k, k, v, ones, return_state=True)
     held = jnp.einsum("BTNH,BNHD->BTND", k, state.memory, precision="highest")
@@ -33,7 +32,7 @@ def test_delta_net_stores_orthonormal_keys_exactly():
 
 def test_the_delta_rule_replaces_what_a_key_held():
     """Written twice: sums read back both values, the delta rule with beta = 1 the new one."""
-    k, (old, new) = orthonormal(), draws((B, H, N, H), (B, H, N, H))
+    k, (old, new) = orthonormal_keys(), draws((B, H, N, H), (B, H, N, H))
     twice = jnp.concatenate([k, k[:, :1]], axis=1)
     values = jnp.concatenate([old, new[:, :1]], axis=1)
     out = delta_net(twice, 3.0 * twice, values, jnp.ones((B, H + 1, N)))
@@ -52,7 +51,7 @@ def test_the_delta_rule_replaces_what_a_key_held():
 
 def test_beta_of_two_reflects_a_state():
     """I - 2 k k^T has the eigenvalue -1: the value that a key holds changes its sign."""
-    k, (v,) = orthonormal()[:, :1], draws((B, 1, N, H))
+    k, (v,) = orthonormal_keys()[:, :1], draws((B, 1, N, H))
     _, state = delta_net(k, k, v, jnp.ones((B, 1, N)), return_state=True)
     out = delta_net(k, k, 0 * v, jnp.full((B, 1, N), 2.0), state=state)
     near(out, -v)

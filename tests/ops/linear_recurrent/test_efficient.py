@@ -1,4 +1,4 @@
-"""The oracle of `efficient` in float64 loops, and its own tests."""
+"""Efficient attention: its oracles; the scaled one in T x S form."""
 
 import numpy as np
 

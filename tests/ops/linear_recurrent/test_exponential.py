@@ -1,4 +1,4 @@
-"""The oracle of `exponential` in float64 loops, and its own tests."""
+"""Attention of exponential features: its oracles."""
 
 from tests.ops.plain import of_exponents, weighted
 

@@ -1,4 +1,4 @@
-"""."""
+"""What members of the family share: strong decays, sums of weights, permutations, cost."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from attnjax.ops.linear_recurrent import (
     taylor_shift,
     taylor_shift_direct,
 )
-from tests.helpers import draws, near, qkv, weights_of
+from tests.helpers import draw, draws, near, qkv, weights_of
 from tests.laws.cases import BY_NAME, expected
 
 B, T, N, H = 2, 9, 4, 8
@@ -55,11 +55,7 @@ def test_strong_decays_are_exact_and_finite(name, impl):
 
 
 TEMPERATURE = jnp.asarray([0.5, 1.0, 2.0, 4.0])
-
-
-PROJECTION = features.orthogonal_rows(jax.random.key(7), 16, H)
-
-
+PROJECTION = draw(16, H, seed=7)
 OPEN = jnp.ones((B, T, N, T))
 
 

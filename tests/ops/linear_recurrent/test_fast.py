@@ -1,4 +1,4 @@
-"""The oracle of `fast` in float64 loops, and its own tests."""
+"""FAST attention: its oracles; the order of its polynomial."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The oracle of `favor` in float64 loops, and its own tests."""
+"""FAVOR+: its oracles; how near it comes to softmax."""
 
 import math
 

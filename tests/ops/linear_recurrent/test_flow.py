@@ -1,4 +1,4 @@
-"""The oracle of `flow` in float64 loops, and its own tests."""
+"""Flow attention: its oracle; flows are conserved; sources compete."""
 
 import jax
 import numpy as np

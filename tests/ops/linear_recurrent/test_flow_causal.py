@@ -1,4 +1,4 @@
-"""The oracle of `flow_causal` in float64 loops, and its own tests."""
+"""Causal flow attention: its oracle; its first token."""
 
 import math
 

@@ -1,11 +1,10 @@
-"""The oracle of `gated_delta_net` in float64 loops, and its own tests."""
+"""The gated delta rule: its oracle; the gate comes before the correction."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from attnjax.ops.linear_recurrent import gated_delta_net
-from tests.helpers import near, qkv
+from tests.helpers import draw, near, orthonormal, qkv
 from tests.ops.plain import unit
 
 B, T, N, H = 2, 9, 4, 8
@@ -24,15 +23,9 @@ def gated_delta_net_oracle(q, k, v, beta, log_decay):
     return out
 
 
-def orthonormal(seed=0):
-    """T = H keys for each head, of length 1 and orthogonal."""
-    square = jax.random.normal(jax.random.key(seed), (B, N, H, H))
-    return jnp.linalg.qr(square)[0].swapaxes(1, 2)
-
-
 def test_the_gate_fades_before_the_correction():
     """With beta = 1 on one key the new value is read back, however much the state has faded."""
     q, _, v = qkv(B, T, N, H)
-    k = jnp.broadcast_to(orthonormal()[:, :1], v.shape)
-    log_decay = -jax.random.uniform(jax.random.key(3), (B, T, N))
+    k = jnp.broadcast_to(orthonormal(B, 1, N, 1, H)[..., 0, :], v.shape)
+    log_decay = -jnp.abs(draw(B, T, N, seed=3))
     near(gated_delta_net(k, k, v, jnp.ones((B, T, N)), log_decay), v)

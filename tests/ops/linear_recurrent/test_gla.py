@@ -1,4 +1,4 @@
-"""The oracle of `gla` in float64 loops, and its own tests."""
+"""Gated linear attention: its oracle; channels fade apart."""
 
 import jax.numpy as jnp
 import numpy as np

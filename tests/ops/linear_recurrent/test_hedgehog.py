@@ -1,4 +1,4 @@
-"""The oracle of `hedgehog` in float64 loops, and its own tests."""
+"""Hedgehog: its oracle; heads that share keys."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The oracle of `hgrn2` in float64 loops, and its own tests."""
+"""HGRN2: its oracle; channels are averages."""
 
 import jax
 import jax.numpy as jnp

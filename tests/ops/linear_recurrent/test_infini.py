@@ -1,4 +1,4 @@
-"""The oracle of `infini` in float64 loops, and its own tests."""
+"""Infini-attention: its oracle; segments, gate and position code, for either way of writing."""
 
 import jax
 import jax.numpy as jnp

@@ -1,23 +1,9 @@
-"""The oracle of `inline` in float64 loops, and its own tests."""
+"""InLine attention: its oracle; collinear queries."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from attnjax import features, linear_attend, normalizers
-from attnjax.ops.linear_recurrent import (
-    efficient_attention,
-    exponential_attention,
-    exponential_attention_full,
-    fast_attention,
-    fast_attention_full,
-    favor_attention,
-    favor_attention_full,
-    inline_attention,
-    rala,
-    taylor_shift,
-    taylor_shift_direct,
-)
+from attnjax.ops.linear_recurrent import inline_attention
 from tests.helpers import near, qkv, weights_of
 
 B, T, N, H = 2, 9, 4, 8
@@ -32,39 +18,14 @@ def inline_attention_oracle(q, k, v):
     return out
 
 
-TEMPERATURE = jnp.asarray([0.5, 1.0, 2.0, 4.0])
-
-
-PROJECTION = features.orthogonal_rows(jax.random.key(7), 16, H)
-
-
-OPEN = jnp.ones((B, T, N, T))
-
-
-# What normalizes its weights: their rows sum to one.
-NORMALIZED = {
-    "efficient": efficient_attention,
-    "exponential": exponential_attention,
-    "exponential full": exponential_attention_full,
-    "fast": fast_attention,
-    "fast full": fast_attention_full,
-    "favor": lambda q, k, v: favor_attention(q, k, v, PROJECTION),
-    "favor full": lambda q, k, v: favor_attention_full(q, k, v, PROJECTION),
-    "inline": inline_attention,
-    "inline of relu": lambda q, k, v: inline_attention(q, k, v, phi=features.relu),
-    "rala": lambda q, k, v: rala(q, k, v, OPEN),
-    "relu": lambda q, k, v: linear_attend(
-        features.relu(q), features.relu(k), v, normalize=normalizers.divide, block=None
-    ),
-    "taylor": lambda q, k, v: taylor_shift(q, k, v, TEMPERATURE),
-    "taylor direct": lambda q, k, v: taylor_shift_direct(q, k, v, TEMPERATURE),
-}
-
-
 def test_inline_tells_collinear_queries_apart_and_division_does_not():
+    def divided(q, k, v):
+        q, k = features.relu(q), features.relu(k)
+        return linear_attend(q, k, v, normalize=normalizers.divide, block=None)
+
     q, k, _ = qkv(B, T, N, H)
-    divided = NORMALIZED["relu"]
     near(weights_of(divided, 3.0 * q, k), weights_of(divided, q, k))
-    for name in ("inline", "inline of relu"):
-        away = np.abs(weights_of(NORMALIZED[name], 3 * q, k) - weights_of(NORMALIZED[name], q, k))
+    for phi in (features.identity, features.relu):
+        weights = weights_of(inline_attention, q, k, phi=phi)
+        away = np.abs(weights_of(inline_attention, 3.0 * q, k, phi=phi) - weights)
         assert (away.max(-1) > 0.1).all()

@@ -1,4 +1,4 @@
-"""The oracle of `inline_local` in float64 loops, and its own tests."""
+"""InLine attention with neighbors: its oracle; which cells it reaches."""
 
 import jax.numpy as jnp
 import numpy as np

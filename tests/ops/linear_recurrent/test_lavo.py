@@ -1,4 +1,4 @@
-"""The oracle of `lavo` in float64 loops, and its own tests."""
+"""LAVO: its oracle; the state is an orthogonal mean of constant size."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The oracle of `lightning` in float64 loops, and its own tests."""
+"""Lightning attention: its oracles; blocks, states, decays and the gated output."""
 
 import math
 
@@ -14,7 +14,7 @@ from attnjax.ops.linear_recurrent import (
     lightning_log_decays,
 )
 from tests.helpers import draws, near, qkv
-from tests.ops.plain import rms, sigmoid_gated
+from tests.ops.plain import rms, silu
 
 B, T, N, H = 2, 9, 4, 8
 
@@ -29,16 +29,8 @@ def lightning_attention_oracle(q, k, v, log_decay):
 
 
 def gated_lightning_attention_oracle(q, k, v, log_decay, gate):
-    def silu(x):
-        return x * sigmoid_gated(x)
-
     out = lightning_attention_oracle(silu(q), silu(k), v, log_decay)
     return rms(out.reshape(*out.shape[:2], -1)).reshape(out.shape) * gate
-
-
-def exact(oracle, **args):
-    """The oracle's result in float64."""
-    return oracle(**{n: np.asarray(x, np.float64) for n, x in args.items()})
 
 
 def test_lightning_attention_is_the_same_for_every_block():
@@ -46,7 +38,7 @@ def test_lightning_attention_is_the_same_for_every_block():
     with jax.enable_x64():
         q, k, v = (jnp.asarray(x, jnp.float64) for x in qkv(B, 13, N, H))
         log_decay = jnp.asarray(lightning_log_decays(N, 3, 12), jnp.float64)
-        wanted = exact(lightning_attention_oracle, q=q, k=k, v=v, log_decay=log_decay)
+        wanted = lightning_attention_oracle(*map(np.asarray, (q, k, v, log_decay)))
         for impl in (*(Chunked(n) for n in (1, 3, 4, 13, 64)), "recurrent", "parallel"):
             near(lightning_attention(q, k, v, log_decay, impl=impl), wanted, 1e-12)
 

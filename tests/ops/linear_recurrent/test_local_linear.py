@@ -1,4 +1,4 @@
-"""The oracle of `local_linear` in float64 loops, and its own tests."""
+"""ReLU attention with local concentration: its oracle; queries without a positive key."""
 
 import math
 

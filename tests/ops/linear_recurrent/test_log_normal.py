@@ -1,4 +1,4 @@
-"""The oracle of `log_normal` in float64 loops, and its own tests."""
+"""Log-normal attention: its oracles; matched moments; the causal form."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The oracle of `log_normal_diagonal` in float64 loops, and its own tests."""
+"""LLN+Diag: its oracle."""
 
 import numpy as np
 

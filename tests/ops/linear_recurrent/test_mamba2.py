@@ -1,4 +1,4 @@
-"""The oracle of `mamba2` in float64 loops, and its own tests."""
+"""Mamba-2: its oracle; groups, the skip connection, steps of zero."""
 
 import jax.numpy as jnp
 import numpy as np

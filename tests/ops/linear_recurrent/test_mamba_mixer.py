@@ -1,4 +1,4 @@
-"""The oracle of `mamba_mixer` in float64 loops, and its own tests."""
+"""MambaMixer: its oracle."""
 
 from tests.ops.linear_recurrent.test_selective_mixer import (
     both_directions,

@@ -1,4 +1,4 @@
-"""The oracle of `mambattention` in float64 loops, and its own tests."""
+"""MambAttention: its oracle; one set of weights for both axes."""
 
 import jax.numpy as jnp
 import numpy as np

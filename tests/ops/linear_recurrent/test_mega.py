@@ -1,7 +1,6 @@
-"""The oracle of `mega` in float64 loops, and its own tests."""
+"""Mega: its oracle; with softmax instead of laplace."""
 
-from math import erf as _erf
-from math import pi as _pi
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,9 @@ def mega_oracle(x, weights, chunk=None):
         start = 0 if chunk is None else t // chunk * chunk
         for j in range(start, t + 1):
             s = Q[b, t] @ K[b, j] / (t + 1 - start) + bias[radius + max(j - t, -radius)]
-            O[b, t] += 0.5 * (1 + _erf((s - 0.5**0.5) / (2 / (4 * _pi)) ** 0.5)) * V[b, j]
+            sigma = math.sqrt(1 / (4 * math.pi))
+            f = (1 + math.erf((s - math.sqrt(0.5)) / (sigma * math.sqrt(2)))) / 2
+            O[b, t] += f * V[b, j]
     R, P = silu(smooth @ reset[0] + reset[1]), sigmoid(smooth @ update[0] + update[1])
     return P * silu(smooth @ h[0] + h[1] + (R * O) @ u) + (1 - P) * x
 
@@ -35,13 +36,12 @@ def test_mega_with_softmax_averages_where_scores_are_equal():
     x, w = (BY_NAME["mega"].sample()[name] for name in ("x", "weights"))
     zero = jax.tree.map(jnp.zeros_like, w)
     # no reset by the gate's maps, no path past attention: out = silu(silu(b) mean(V) u)
-    w = zero._replace(
-        ema=w.ema, v=w.v, u=w.u, reset=zero.reset._replace(b=zero.reset.b + 1.0),
-        update=zero.update._replace(b=zero.update.b + 100.0),
-    )  # fmt: skip
-    v = jax.nn.silu(x @ w.v.w + w.v.b)
-    mean = jnp.cumsum(v, axis=1) / jnp.arange(1, x.shape[1] + 1)[:, None]
-    out = lambda o: jax.nn.silu((jax.nn.silu(1.0) * o) @ w.u)
-    near(mega(x, w, normalizer=normalizers.softmax), out(mean))
+    reset = zero.reset._replace(b=zero.reset.b + 1.0)
+    update = zero.update._replace(b=zero.update.b + 100.0)
+    w = zero._replace(ema=w.ema, v=w.v, u=w.u, reset=reset, update=update)
+    total = jnp.cumsum(jax.nn.silu(w.v(x)), axis=1)
     seen = jnp.arange(1, x.shape[1] + 1)[:, None]
-    near(mega(x, w), out(normalizers.laplace.numerator(jnp.zeros(()), None, (), ()) * mean * seen))
+    out = lambda o: jax.nn.silu((jax.nn.silu(1.0) * o) @ w.u)
+    near(mega(x, w, normalizer=normalizers.softmax), out(total / seen))
+    weight = normalizers.laplace.numerator(jnp.zeros(()), None, (), ())
+    near(mega(x, w), out(weight * total))

@@ -1,4 +1,4 @@
-"""The oracle of `mlstm` in float64 loops, and its own tests."""
+"""The mLSTM: its oracle; huge gates; its stabilizer leaves no trace."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from attnjax.ops.linear_recurrent import mlstm
 from tests.helpers import draws, near, qkv
-from tests.laws.cases import BY_NAME
+from tests.laws.cases import BY_NAME, expected
 from tests.ops.plain import sums
 
 B, T, N, H = 2, 9, 4, 8
@@ -41,14 +41,10 @@ def test_mlstm_stays_finite_with_huge_input_gates():
     assert not np.any(out(q, k, v, -rising - 1e3, log_f))
 
 
-def exact(oracle, **args):
-    """The oracle's result in float64."""
-    return oracle(**{n: np.asarray(x, np.float64) for n, x in args.items()})
-
-
 def test_mlstm_forgets_its_stabilizer_where_gates_are_ordinary():
     """exp(-m) in the place of 1 makes the result that of the plain formula, not of m."""
-    args = BY_NAME["mlstm"].sample(seed=2)
-    near(mlstm(**args), exact(mlstm_oracle, **args), 2e-5)
+    op = BY_NAME["mlstm"]
+    args = op.sample(seed=2)
+    near(mlstm(**args), expected(op, args), 2e-5)
     lower = {**args, "log_i": args["log_i"] - 20.0}  # every division is by 1
-    near(mlstm(**lower) * math.exp(20), exact(mlstm_oracle, **lower) * math.exp(20), 2e-5)
+    near(mlstm(**lower) * math.exp(20), expected(op, lower) * math.exp(20), 2e-5)

@@ -1,4 +1,4 @@
-"""The oracle of `multiscale_scan` in float64 loops, and its own tests."""
+"""The multi-scale scan: its oracle; orders, resolutions, and the mixer of channels."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""The oracle of `regla` in float64 loops, and its own tests."""
+"""ReGLA: its oracle; feature map, refined gate and normed output."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,14 @@ import numpy as np
 from attnjax.ops.linear_recurrent import log_refined_gate, regla, safe_exp
 from tests.helpers import draws, near
 from tests.laws.cases import BY_NAME
-from tests.ops.plain import rms, sigmoid_gated, sums
+from tests.ops.plain import rms, sigmoid, sums
 
 B, T, N, H = 2, 9, 4, 8
 
 
 def regla_oracle(q, k, v, gate, refine):
-    def phi(x):
-        return np.exp(x - x.max(-1, keepdims=True))
-
-    g, r = sigmoid_gated(gate), sigmoid_gated(refine)
+    phi = lambda x: np.exp(x - x.max(-1, keepdims=True))
+    g, r = sigmoid(gate), sigmoid(refine)
     refined = (1 - r) * g**2 + r * (1 - (1 - g) ** 2)
     return rms(sums(phi(q), phi(k), v, np.log(refined)))
 

@@ -1,4 +1,4 @@
-"""The oracle of `retention` in float64 loops, and its own tests."""
+"""Retention: its oracle; decays of the paper."""
 
 import math
 

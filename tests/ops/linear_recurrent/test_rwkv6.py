@@ -1,4 +1,4 @@
-"""The oracle of `rwkv6` in float64 loops, and its own tests."""
+"""RWKV-6: its oracle; the bonus of the own token; the state is read first."""
 
 import jax.numpy as jnp
 import numpy as np

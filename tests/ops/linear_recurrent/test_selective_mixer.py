@@ -1,4 +1,4 @@
-"""The oracle of `selective_mixer` in float64 loops, and its own tests."""
+"""The selective token mixer: its oracle, also in both directions."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The oracle of `selective_ssm` in float64 loops, and its own tests."""
+"""The selective state space model: its oracle; longer than a chunk."""
 
 import jax
 import jax.numpy as jnp

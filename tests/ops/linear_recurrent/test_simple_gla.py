@@ -1,4 +1,4 @@
-"""The oracle of `simple_gla` in float64 loops, and its own tests."""
+"""Linear attention with one gate a head: its oracle; a gate of zero."""
 
 import jax.numpy as jnp
 

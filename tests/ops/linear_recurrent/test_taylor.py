@@ -1,4 +1,4 @@
-"""The oracle of `taylor` in float64 loops, and its own tests."""
+"""TaylorShift: its oracles; both forms, softmax, the polynomial, the crossovers."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The oracle of `titans` in float64 loops, and its own tests."""
+"""The memory of Titans: its oracle; depth, chunks, reading, and forgetting beside DeltaNet."""
 
 from itertools import pairwise
 
@@ -26,16 +26,16 @@ def titans_memory_oracle(q, k, v, eta, theta, alpha, weights, chunk=16):
         momentum = [np.zeros_like(w) for w in memory]
         for t in range(T):
             if t % chunk == 0:
-                at = [w.copy() for w in memory]
+                held = [w.copy() for w in memory]  # where the gradients of the chunk are taken
             key, value = k[b, t, n], v[b, t, n]
-            if len(at) == 1:
-                gradient = [2 * np.outer(key, key @ at[0] - value)]
+            if len(held) == 1:
+                gradient = [2 * np.outer(key, key @ held[0] - value)]
             else:
-                hidden = key @ at[0]
+                hidden = key @ held[0]
                 gate = sigmoid(hidden)
-                error = 2 * (hidden * gate @ at[1] - value)
+                error = 2 * (hidden * gate @ held[1] - value)
                 slope = gate * (1 + hidden * (1 - gate))
-                gradient = [np.outer(key, at[1] @ error * slope), np.outer(hidden * gate, error)]
+                gradient = [np.outer(key, held[1] @ error * slope), np.outer(hidden * gate, error)]
             for i, g in enumerate(gradient):
                 momentum[i] = eta[b, t, n] * momentum[i] - theta[b, t, n] * g
                 memory[i] = (1 - alpha[b, t, n]) * memory[i] + momentum[i]
@@ -75,13 +75,15 @@ def deep(seed=2):
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_a_memory_goes_on_at_the_end_of_a_chunk(chunk):
     q, k, v = qkv(B, T, N, H, K=K, D=D)
-    run = lambda at, state: titans_memory(
-        q[:, at], 0.3 * k[:, at], v[:, at], *(g[:, at] for g in gates()), deep(),
-        chunk=chunk, state=state, return_state=True,
-    )  # fmt: skip
-    whole = run(slice(T), None)
-    first, state = run(slice(8), None)
-    second, state = run(slice(8, T), state)
+    tokens = (q, 0.3 * k, v, *gates())
+
+    def run(start, stop, state):
+        part = [x[:, start:stop] for x in tokens]
+        return titans_memory(*part, deep(), chunk=chunk, state=state, return_state=True)
+
+    whole = run(0, T, None)
+    first, state = run(0, 8, None)
+    second, state = run(8, T, state)
     near((jnp.concatenate([first, second], axis=1), state), whole)
 
 

@@ -1,4 +1,4 @@
-"""The oracle of `titans_gate` in float64 loops, and its own tests."""
+"""Memory as a gate: its oracle; persistent tokens."""
 
 import jax.numpy as jnp
 import numpy as np
