@@ -18,7 +18,7 @@ from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, log_gates, uniform
 from attnjax.ops.linear_recurrent.delta_net import delta_net
-from attnjax.typing import Out, PerQuery, Q, TokenK, TokenV
+from attnjax.typing import PerQuery, Q, TokenK, TokenV
 
 
 def gated_delta_net(
@@ -45,10 +45,6 @@ def gated_delta_net(
     )
 
 
-def _delta_net(q: Q, k: TokenK, v: TokenV, beta: PerQuery) -> Out:
-    return delta_net(q, k, v, beta)
-
-
 OPS = (
     Op(
         gated_delta_net,
@@ -58,7 +54,7 @@ OPS = (
             Limit(
                 "gates of 1 make it delta_net",
                 {"log_decay": fill(0.0)},
-                _delta_net,
+                delta_net,
             ),
         ),
     ),

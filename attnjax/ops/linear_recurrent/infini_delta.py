@@ -24,7 +24,7 @@ from attnjax.ops.linear_recurrent.infini import (
     infini_attention,
     recall,
 )
-from attnjax.typing import Array, Out, PerHead, Q, TokenK, TokenV
+from attnjax.typing import Array, PerHead, Q, TokenK, TokenV
 
 
 def infini_delta_attention(
@@ -48,10 +48,6 @@ def _unknown(state: State, keys: Array, values: Array) -> Array:
     return values - recall(state, keys)
 
 
-def _infini_in_segments_of_5(q: Q, k: TokenK, v: TokenV, beta: PerHead) -> Out:
-    return infini_attention(q, k, v, beta, segment=5)
-
-
 OPS = (
     Op(
         infini_delta_attention,
@@ -59,11 +55,7 @@ OPS = (
         draw=INPUTS,
         limits=(
             *LIMITS,
-            Limit(
-                "two segments are those of infini_attention",
-                {"segment": 5},
-                _infini_in_segments_of_5,
-            ),
+            Limit("two segments are those of infini_attention", {"segment": 5}, infini_attention),
         ),
         exempt=EXEMPT,
     ),

@@ -31,13 +31,14 @@ def log_normal_diagonal_attention(
 ) -> Out:
     """Both halves see all tokens of a block of `width`; `impl` is that of the linear half."""
     q, k, values = wide(q), wide(k), wide(v)
-    blocks = np.eye(-(-q.shape[1] // width), -(-k.shape[1] // width), dtype=bool)
-    near = attend(q, k, values, mask=masks.block_layout(blocks, width, width))
+    query_blocks, key_blocks = -(-q.shape[1] // width), -(-k.shape[1] // width)
+    same_block = masks.block_layout(np.eye(query_blocks, key_blocks, dtype=bool), width, width)
+    near = attend(q, k, values, mask=same_block)
     far = log_normal_attention_full(q, k, values, alpha, beta, impl=impl)
     return ((near + far) / 2).astype(v.dtype)
 
 
-def _halves(q: Q, k: K, v: V, alpha: Array, beta: Array, width: int) -> Out:
+def _halves(q: Q, k: K, v: V, alpha: Array, beta: Array) -> Out:
     return (log_normal_attention_full(q, k, v, alpha, beta) + attend(q, k, v)) / 2
 
 

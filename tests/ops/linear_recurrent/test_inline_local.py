@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.ops.linear_recurrent import inline_attention, inline_local_attention
-from tests.helpers import qkv, weights_of
+from tests.helpers import near, qkv, weights_of
 from tests.ops.linear_recurrent.test_inline import inline_attention_oracle
 
 B, N, H = 2, 4, 8
@@ -25,12 +25,14 @@ def inline_local_attention_oracle(q, k, v, coefficients, shape):
 def test_the_local_residual_reaches_the_neighbors_of_a_cell_alone():
     q, k, v = qkv(B, 20, N, H)
     r = jnp.arange(1.0, 10.0).reshape(3, 3) * jnp.ones((B, N, 1, 1))
-    near = lambda q, k, v: (
-        inline_local_attention(q, k, v, r, shape=(4, 5)) - inline_attention(q, k, v)
-    )
-    cell = weights_of(near, q, k)[0, 0, 1 * 5 + 2].reshape(4, 5)
+
+    def residual(q, k, v):
+        with_neighbors = inline_local_attention(q, k, v, r, shape=(4, 5))
+        return with_neighbors - inline_attention(q, k, v)
+
+    weights = weights_of(residual, q, k)[0, 0].reshape(20, 4, 5)
+    cell, corner = weights[1 * 5 + 2], weights[0]
     want = np.zeros((4, 5))
     want[0:3, 1:4] = np.arange(1, 10).reshape(3, 3)
     near(cell, want, 1e-4)
-    corner = weights_of(near, q, k)[0, 0, 0].reshape(4, 5)
     near(corner[:2, :2], [[5, 6], [8, 9]], 1e-4)
