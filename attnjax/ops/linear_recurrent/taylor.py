@@ -17,20 +17,20 @@ from typing import NamedTuple
 from attnjax.core import features, masks, normalizers
 from attnjax.core.numerics import divide, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.recurrence.linear import linear_attend
+from attnjax.core.recurrence import linear
 from attnjax.op import Limit, Op, fill, uniform
 from attnjax.ops.linear_recurrent.linear import mean_of_all
 from attnjax.typing import K, Out, PerHead, Q, V
 
 
 def taylor_shift(
-    q: Q, k: K, v: V, temperature: PerHead, *, block: int | None = None, impl: Impl = None
+    q: Q, k: K, v: V, temperature: PerHead, *, block: int | None = None, impl: linear.Impl = None
 ) -> Out:
     """The efficient form; `block` as in linear_attend: 1 for causal, None for both directions."""
     phi = features.taylor(2)
     q = wide(temperature)[:, None] * features.cosine(wide(q))
     k = features.cosine(wide(k))
-    return linear_attend(phi(q), phi(k), v, normalize=divide, block=block, impl=impl)
+    return linear.linear_attend(phi(q), phi(k), v, normalize=divide, block=block, impl=impl)
 
 
 def taylor_shift_direct(
