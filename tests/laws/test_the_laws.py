@@ -10,7 +10,7 @@ import pytest
 from attnjax import attend, linear_attend, masks
 from attnjax.core.pairwise.attend import Impl
 from attnjax.op import Op
-from attnjax.typing import K, Out, Q, TokenK, TokenV, V
+from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 from tests.laws import cases
 from tests.laws import test_one_device as laws
 
@@ -141,3 +141,12 @@ def test_a_sample_is_drawn_argument_by_argument():
     changed = op.sample(1, {"k": jnp.zeros(3)}, N=6)
     assert changed["k"].shape == (3,) and changed["q"].shape == (2, 9, 6, 8)
     assert np.array_equal(changed["v"], first["v"])
+
+
+def test_a_tuple_of_arrays_is_no_array_argument():
+    """As the network of a memory is: its members may have any number, so none tells a shape."""
+
+    def op(q: Q, layers: tuple[Float[Array, "N H D"], ...], bias: V | None = None) -> Out:
+        raise NotImplementedError
+
+    assert set(Op(op).shapes) == {"q", "bias"}
