@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 from jax.nn import sigmoid, silu
 
+from attnjax.core import features
 from attnjax.core.numerics import Affine, einsum, rms_norm, wide
 from attnjax.core.recurrence import linear
 from attnjax.core.recurrence.linear import Impl, linear_attend
@@ -87,15 +88,13 @@ def _closed(weights: Weights) -> Weights:
     return weights._replace(gate=weights.gate._replace(b=weights.gate.b - 100.0))
 
 
-def _x(x: X) -> X:
-    return x
-
-
 OPS = (
     Op(
         chela,
         papers=(273,),
         sizes={"L": 6, "C": 3, "Z": 7},
-        limits=(Limit("a closed gate returns x", {"weights": adjusted(_closed)}, _x),),
+        limits=(
+            Limit("a closed gate returns x", {"weights": adjusted(_closed)}, features.identity),
+        ),
     ),
 )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from attnjax.core import features
 from attnjax.core.numerics import einsum, wide
 from attnjax.core.scan.convolution import long_conv
 from attnjax.core.scan.diagonal import scan_diagonal
@@ -85,10 +86,6 @@ def _alone(ema: EMA, delta: float) -> EMA:
     return EMA(alpha=one, delta=delta * one, beta=one, eta=one)
 
 
-def _x(x: X) -> X:
-    return x
-
-
 def _sum(x: X) -> X:
     return jnp.cumsum(x, axis=1)
 
@@ -96,7 +93,7 @@ def _sum(x: X) -> X:
 _NO_MEMORY = adjusted(functools.partial(_alone, delta=1.0))
 _NO_DECAY = adjusted(functools.partial(_alone, delta=0.0))
 _LIMITS = (
-    Limit("delta = 1 with all else 1 is x", {"weights": _NO_MEMORY}, _x),
+    Limit("delta = 1 with all else 1 is x", {"weights": _NO_MEMORY}, features.identity),
     Limit("delta = 0 is the sum", {"weights": _NO_DECAY}, _sum),
 )
 _GATES = {"weights": adjusted(gates_in_range)}

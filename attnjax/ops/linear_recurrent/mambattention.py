@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from attnjax.core import features
 from attnjax.core.numerics import einsum, layer_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, adjusted, normal
@@ -93,10 +94,6 @@ def _silent_mixers(axis: Axis) -> Axis:
     return axis._replace(forward=forward, backward=backward)
 
 
-def _x(x: Grid) -> Grid:
-    return x
-
-
 _SILENT = {
     "shared": adjusted(_silent_attention),
     "time": adjusted(_silent_mixers),
@@ -109,6 +106,6 @@ OPS = (
         reads="all",
         draw={"x": normal(0.5)},
         sizes=SIZES | {"F": 5},
-        limits=(Limit("without output maps", _SILENT, _x),),
+        limits=(Limit("without output maps", _SILENT, features.identity),),
     ),
 )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import sigmoid, silu
 
-from attnjax.core import masks, normalizers
+from attnjax.core import features, masks, normalizers
 from attnjax.core.mods import relative_bias
 from attnjax.core.normalizers import Normalizer
 from attnjax.core.numerics import Affine, matmul, wide
@@ -93,17 +93,13 @@ def _one_head(x: Float[Array, "B T H"]) -> Float[Array, "B T 1 H"]:
     return x[:, :, None]
 
 
-def _drawn(weights: Weights) -> Weights:
+def _ema_in_range(weights: Weights) -> Weights:
     return weights._replace(ema=gates_in_range(weights.ema))
 
 
 def _closed(weights: Weights) -> Weights:
     update = weights.update._replace(b=weights.update.b - 100.0)
-    return _drawn(weights)._replace(update=update)
-
-
-def _x(x: X) -> X:
-    return x
+    return _ema_in_range(weights)._replace(update=update)
 
 
 def _whole(x: X, weights: Weights) -> X:
@@ -114,10 +110,10 @@ OPS = (
     Op(
         mega,
         papers=(226,),
-        draw={"weights": adjusted(_drawn), "chunk": 4},
+        draw={"weights": adjusted(_ema_in_range), "chunk": 4},
         sizes={"Z": 6, "E": 8},
         limits=(
-            Limit("p = 0 returns x", {"weights": adjusted(_closed)}, _x),
+            Limit("p = 0 returns x", {"weights": adjusted(_closed)}, features.identity),
             Limit("one chunk", {"chunk": 9}, _whole),
         ),
     ),
