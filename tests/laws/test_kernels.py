@@ -10,8 +10,6 @@ from attnjax.core.pairwise.triton import Triton
 from attnjax.core.recurrence import triton as recurrence
 from tests.laws.cases import Case, applies, as_numpy, close_trees, direction
 
-pytest.importorskip("triton")
-
 KERNELS = {
     "attend": Triton(block_q=16, block_k=16, interpret=True),
     "linear_attend": recurrence.Triton(chunk=16, interpret=True),
@@ -25,6 +23,7 @@ def ops(*laws):
 
 def by_kernels(op, given, **sizes):
     """The case by kernels; skips with their reason where they do not run it."""
+    pytest.importorskip("triton")
     c = Case(op, KERNELS[op.engine], **sizes)
     try:
         jax.eval_shape(c.call, given)
