@@ -146,7 +146,9 @@ def emit(name: str, fn: Callable[..., Any], *arguments: Any) -> str:
             many = isinstance(each, tuple)
             names += [f"a{i}[{j}]" for j in range(len(each))] if many else [f"a{i}"]
             scalars.append(tuple(map(scalar, each)) if many else scalar(each))
-        closed, result = jax.make_jaxpr(fn, return_shape=True)(*scalars)
+        # Inside shard_map scalars have its mesh in their type: JAX would add "sums" over no axis.
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            closed, result = jax.make_jaxpr(fn, return_shape=True)(*scalars)
         several = isinstance(result, tuple | list)
         leaves = list(result) if several else [result]
         if not all(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):

@@ -30,7 +30,8 @@ def pvary_like(tree: Tree, like: Any) -> Tree:
     """`tree`, its arrays varying over every axis that any array in `like` varies over.
 
     The cast does nothing to values; its transpose is the sum over the axes, so that what is
-    replicated gets the gradient of all devices.
+    replicated gets the gradient of all devices.  They are added in float32 at least: sums of
+    bfloat16 would lose what small shares bring to large ones.
     """
     wanted = frozenset[str]().union(*(_axes(x) for x in jax.tree.leaves(like)))
     if not wanted:
@@ -38,7 +39,11 @@ def pvary_like(tree: Tree, like: Any) -> Tree:
 
     def cast(x: Any) -> Any:
         missing = tuple(sorted(wanted - _axes(x)))
-        return lax.pcast(x, missing, to="varying") if missing else x
+        if not missing:
+            return x
+        narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+        wide = x.astype(jnp.float32) if narrow else x
+        return lax.pcast(wide, missing, to="varying").astype(x.dtype)
 
     return jax.tree.map(cast, tree)
 
