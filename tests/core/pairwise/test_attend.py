@@ -266,11 +266,11 @@ def test_a_bad_key_spoils_exactly_the_rows_that_see_it():
 @pytest.mark.parametrize("X", [None, 1, 2, 8])
 def test_values_with_more_heads_than_keys_are_repeated_keys(impl, X):
     """In value and gradient, with operands, a bad key and a selection of each kind of heads."""
-    q, k, v, key = draw((B, T, 8, H), (B, S, 2, H), (B, S, 4, D), (B, S, 2), seed=9)
+    q, k, v, key = draws((B, T, 8, H), (B, S, 2, H), (B, S, 4, D), (B, S, 2), seed=9)
     v = v.at[1, 7, 3].set(jnp.nan)  # of query heads 6 and 7
     blocks = None
     if X is not None:
-        (scores,) = draw((B, 3, X, 3), seed=10)
+        (scores,) = draws((B, 3, X, 3), seed=10)
         blocks = select.top_k(scores, 2, block_q=3, block_k=4)
     repeated = lambda x: jnp.repeat(x, 4, axis=2)
 
