@@ -87,12 +87,17 @@ def _scalars(dtypes):
     return jax.tree.map(lambda dtype: jax.ShapeDtypeStruct((), dtype), tuple(dtypes))
 
 
-def by_jax(fn, dtypes, arrays):
-    """The same results by jnp, one scalar at a time."""
+def by_jax(fn, dtypes, arrays, floats=np.float32):
+    """The same results by jnp, one scalar at a time, computed in the dtype `floats`."""
     shape = np.broadcast_shapes(*(np.shape(x) for x in arrays))
     taken = {d: iter([x for x in arrays if x.dtype.name == d]) for d in (F, I, B)}
-    flat = lambda dtype: jnp.asarray(np.broadcast_to(next(taken[dtype]), shape).ravel())
-    out = jax.jit(jax.vmap(fn))(*jax.tree.map(flat, tuple(dtypes)))
+
+    def flat(dtype):
+        x = np.broadcast_to(next(taken[dtype]), shape).ravel()
+        return jnp.asarray(x, floats if dtype == F else x.dtype)
+
+    with jax.enable_x64(floats == np.float64):
+        out = jax.jit(jax.vmap(fn))(*jax.tree.map(flat, tuple(dtypes)))
     return [np.asarray(x, np.float32).reshape(shape) for x in jax.tree.leaves(out)]
 
 
@@ -367,9 +372,9 @@ def pullback(fn, n, rest=()):
     return back
 
 
-def agree(folder, functions, arrays, rtol=1e-5, atol=1e-6):
+def agree(folder, functions, arrays, rtol=1e-5, atol=1e-6, floats=np.float32):
     got = run(folder, functions, arrays)
-    want = [x for fn, dtypes in functions for x in by_jax(fn, dtypes, arrays)]
+    want = [x for fn, dtypes in functions for x in by_jax(fn, dtypes, arrays, floats)]
     for n, (a, b) in enumerate(zip(got, want, strict=True)):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=str(n))
 
@@ -436,7 +441,8 @@ def test_mods(tmp_path):
     functions.append((mods._alibi, (F, I, I, F)))
     alibi = lambda s, slope, q, k: mods._alibi(s, q, k, slope)
     functions.append((pullback(alibi, 2), (F, F, I, I, F)))
-    agree(tmp_path, functions, FLOATS + POSITIONS)
+    # in float64: XLA's tanh is not the same in all of its emitters, where it is almost 1
+    agree(tmp_path, functions, FLOATS + POSITIONS, floats=np.float64)
 
 
 def test_masks(tmp_path):
