@@ -11,7 +11,7 @@ Differs: a mask over all keys; the cache that drops keys and renumbers positions
 from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, by_sizes
-from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.softmax_core.multi_head import causal_attention, multi_head_attention
 from attnjax.typing import K, Out, Q, V
 
 
@@ -35,6 +35,10 @@ def sink_window_attention(
     return attend(q, k, v, mask=kept & mask, impl=impl)
 
 
+def _sliding(q: Q, k: K, v: V, window: int) -> Out:
+    return multi_head_attention(q, k, v, mask=masks.window(window - 1))
+
+
 OPS = (
     Op(
         sink_window_attention,
@@ -44,15 +48,9 @@ OPS = (
             Limit(
                 "up to sinks + window tokens it is causal attention",
                 {"window": by_sizes(lambda z: max(z["T"] - 2, 1))},
-                lambda q, k, v, sinks, window: multi_head_attention(q, k, v, mask=masks.causal),
+                causal_attention,
             ),
-            Limit(
-                "no sinks: sliding-window attention",
-                {"sinks": 0},
-                lambda q, k, v, sinks, window: multi_head_attention(
-                    q, k, v, mask=masks.window(window - 1)
-                ),
-            ),
+            Limit("no sinks: sliding-window attention", {"sinks": 0}, _sliding),
         ),
     ),
 )

@@ -19,7 +19,7 @@ import numpy as np
 
 from attnjax.core import masks, mods
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.op import Limit, Op, by_sizes, grid, square_grid
+from attnjax.op import Limit, Op, Sizes, by_sizes, grid, square_grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
@@ -46,14 +46,26 @@ def neighborhood_attention(
     near = masks.neighborhood(shape, window, stride, dilation, causal)
     if table is None:
         return attend(q, k, v, mask=near, impl=impl)
-    widths = tuple(int(2 * w - 1) for w in np.broadcast_to(window, len(shape)))
-    if table.shape != (q.shape[2], *widths):
-        raise ValueError(f"table: shape {table.shape}; expected {(q.shape[2], *widths)}")
+    axes = len(shape)
+    reach = np.broadcast_to(window, axes) - 1  # in steps of the dilation
+    expected = (q.shape[2], *(2 * reach + 1).tolist())
+    if table.shape != expected:
+        raise ValueError(f"table: shape {table.shape}; expected {expected}")
+    entries = _entries(shape, reach, np.broadcast_to(dilation, axes))
+    bias = mods.pair_bias(table[:, *entries][None])
+    return attend(q, k, v, mods=(bias,), mask=near, impl=impl)
+
+
+def _entries(shape: Sequence[int], reach: np.ndarray, dilation: np.ndarray) -> np.ndarray:
+    """The table's index for each axis and pair, (axes,T,T); pairs beyond the window are masked."""
     cells = np.indices(shape).reshape(len(shape), -1)
-    w, g = (np.broadcast_to(x, len(shape))[:, None, None] for x in (window, dilation))
-    steps = (cells[:, None, :] - cells[:, :, None]) // g
-    bias = table[:, *(np.clip(steps, 1 - w, w - 1) + w - 1)]  # pairs beyond are masked
-    return attend(q, k, v, mods=(mods.pair_bias(bias[None]),), mask=near, impl=impl)
+    steps = (cells[:, None, :] - cells[:, :, None]) // dilation[:, None, None]
+    reach = reach[:, None, None]
+    return np.clip(steps, -reach, reach) + reach
+
+
+def _window(z: Sizes) -> tuple[int, ...]:
+    return tuple(min(3, n) for n in grid(z["T"]))
 
 
 def _blocks(q: Q, k: K, v: V, shape: tuple[int, int], window: tuple[int, int]) -> Out:
@@ -68,10 +80,7 @@ OPS = (
         neighborhood_attention,
         papers=(240, 212, 1, 56),
         reads="all",
-        draw={
-            "shape": square_grid,
-            "window": by_sizes(lambda z: tuple(min(3, n) for n in grid(z["T"]))),
-        },
+        draw={"shape": square_grid, "window": by_sizes(_window)},
         sizes={"T": 24, "S": 24},
         limits=(
             Limit(

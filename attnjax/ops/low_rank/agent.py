@@ -14,8 +14,8 @@ overlap, also where they do not divide the grid.
 """
 
 import functools
+import math
 from collections.abc import Sequence
-from itertools import permutations
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ import numpy as np
 from attnjax.core import mods
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.scan.convolution import depthwise
-from attnjax.op import Draw, Limit, Op, Slot, by_sizes, grid, square_grid
+from attnjax.core.scan.convolution import depthwise_of_heads
+from attnjax.op import Draw, Limit, Op, Sizes, Slot, by_sizes, grid, square_grid
 from attnjax.ops.low_rank.linformer import mean_pool_projection, project_tokens
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
@@ -48,36 +48,53 @@ def agent_attention(
     biases    B_1 and B_2, see `place_bias`
     kernel    DWC's, (3,3,N,D) or another size; None leaves it out
     """
-    (B, T, N, _), S = q.shape, k.shape[1]
-    if np.prod(shape) != T or (kernel is not None and S != T):
+    T, S = q.shape[1], k.shape[1]
+    if math.prod(shape) != T or (kernel is not None and S != T):
         raise ValueError(f"shape: {tuple(shape)}; expected T = {T} and S = {S} cells")
     if isinstance(agents, Sequence):
-        if len(agents) != len(shape):
-            raise ValueError(f"agents: {tuple(agents)}; expected one number for each of {shape}")
-        pool = functools.reduce(jnp.kron, map(mean_pool_projection, shape, agents))
-        agents = project_tokens("agents", pool, q, N)
-    reading, telling = ((), ()) if biases is None else ((mods.pair_bias(b[None]),) for b in biases)
-    read = attend(wide(agents), wide(k), wide(v), mods=reading, impl=impl)
-    out = attend(wide(q), wide(agents), read, mods=telling, impl=impl)
+        agents = _pooled(q, shape, agents)
+    of_keys, of_queries = (), ()
+    if biases is not None:
+        of_keys, of_queries = ((mods.pair_bias(bias[None]),) for bias in biases)
+    read = attend(wide(agents), wide(k), wide(v), mods=of_keys, impl=impl)
+    out = attend(wide(q), wide(agents), read, mods=of_queries, impl=impl)
     if kernel is not None:
-        values = repeat_heads(v, q).reshape(B, *shape, -1)
-        dwc = depthwise(values, kernel.reshape(*kernel.shape[:-2], -1))
-        out = out + dwc.reshape(out.shape)
+        out = out + depthwise_of_heads(repeat_heads(v, q), kernel, shape)
     return out.astype(q.dtype)
+
+
+def _pooled(q: Q, shape: Sequence[int], agents: Sequence[int]) -> Float[Array, "B M N H"]:
+    """The means of the queries in windows of the grid, as many on each axis as `agents` says."""
+    if len(agents) != len(shape):
+        raise ValueError(f"agents: {tuple(agents)}; expected one number for each of {shape}")
+    pool = functools.reduce(jnp.kron, map(mean_pool_projection, shape, agents))
+    return project_tokens("agents", pool, q, q.shape[2])
 
 
 def place_bias(blocks: Float[Array, "N M ..."], *axes: Float[Array, "N M X"]) -> Array:
     """Biases (N,M,T) at (i,j): blocks(i,j), bilinear from (N,M,r,c), + rows[i] + columns[j]."""
+    heads = blocks.shape[:2]
     shape = tuple(x.shape[-1] for x in axes)
-    total = jax.image.resize(wide(blocks), (*blocks.shape[:2], *shape), "linear", antialias=False)
-    for a, x in enumerate(axes):
-        total += jnp.expand_dims(wide(x), [2 + b for b in range(len(axes)) if b != a])
-    return total.reshape(*blocks.shape[:2], -1)
+    total = jax.image.resize(wide(blocks), (*heads, *shape), "linear", antialias=False)
+    for axis, x in enumerate(axes):
+        others = [2 + other for other in range(len(axes)) if other != axis]
+        total += jnp.expand_dims(wide(x), others)
+    return total.reshape(*heads, -1)
 
 
-def _biases(slot: Slot) -> tuple:
-    sides = min(4, slot.sizes["T"]), slot.sizes["T"]
-    return tuple(slot.rng.standard_normal((slot.sizes["N"], *x)) for x in permutations(sides))
+def _few(z: Sizes) -> tuple[int, ...]:
+    """At most two agents on each axis."""
+    return tuple(min(2, n) for n in grid(z["T"]))
+
+
+def _biases(slot: Slot) -> tuple[np.ndarray, np.ndarray]:
+    N, M, T = slot.sizes["N"], math.prod(_few(slot.sizes)), slot.sizes["T"]
+    return slot.rng.standard_normal((N, M, T)), slot.rng.standard_normal((N, T, M))
+
+
+def _one_agent(q: Q, k: TokenK, v: TokenV) -> Out:
+    read = attend(q.mean(1, keepdims=True), k, v)
+    return jnp.broadcast_to(read, (*q.shape[:3], v.shape[-1]))
 
 
 OPS = (
@@ -87,7 +104,7 @@ OPS = (
         reads="all",
         draw={
             "shape": square_grid,
-            "agents": by_sizes(lambda z: tuple(min(2, n) for n in grid(z["T"]))),
+            "agents": by_sizes(_few),
             "kernel": Draw(lambda slot: slot.normal("3 3 N D")),
             "biases": Draw(_biases),
         },
@@ -95,7 +112,7 @@ OPS = (
             Limit(
                 "with one agent every token gets what it reads",
                 {"agents": (1, 1), "biases": None, "kernel": None},
-                lambda q, k, v: attend(q.mean(1, keepdims=True), k, v) + 0 * q,
+                _one_agent,
             ),
         ),
     ),

@@ -39,18 +39,24 @@ def linformer(
     may be given for both, and to every layer. Of a longer one the first S columns count. `visible`
     says which keys are tokens: padding is zero before it is projected.
     """
-    B, S, N = *k.shape[:2], q.shape[2]
+    N = q.shape[2]
     if visible is not None:
-        if getattr(visible, "shape", None) != (B, S):
-            raise ValueError(
-                f"visible: {getattr(visible, 'shape', visible)}; expected booleans (B,S) = "
-                f"{(B, S)}, which keys are tokens. A causal mask, or any that differs by query, "
-                "cannot be kept: each projected key is a mixture of all keys"
-            )
-        k, v = (jnp.where(visible[..., None, None], x, 0.0) for x in (k, v))
+        k, v = _without_padding(k, visible), _without_padding(v, visible)
     k = project_tokens("key_projection", key_projection, k, N)
     v = project_tokens("value_projection", value_projection, v, N)
     return attend(wide(q), k, v, impl=impl).astype(q.dtype)
+
+
+def _without_padding(x: K, visible: Bool[Array, "B S"]) -> K:
+    """Zeros for what is no token, NaN or not."""
+    shape = getattr(visible, "shape", None)
+    if shape != x.shape[:2]:
+        raise ValueError(
+            f"visible: {visible if shape is None else shape}; expected booleans (B,S) = "
+            f"{x.shape[:2]}, which keys are tokens. A causal mask, or any that differs by query, "
+            "cannot be kept: each projected key is a mixture of all keys"
+        )
+    return jnp.where(visible[..., None, None], x, 0.0)
 
 
 def project_tokens(name: str, weight: Projection, x: K, N: int) -> Float[Array, "B R N H"]:
@@ -64,23 +70,24 @@ def project_tokens(name: str, weight: Projection, x: K, N: int) -> Float[Array, 
         )
     x = wide(x)
     weight = weight[..., :S].astype(x.dtype)
-    if weight.ndim == 3:
-        x, weight = jnp.repeat(x, N // heads, 2), jnp.repeat(weight, N // len(weight), 0)
-    letters = "RS" if weight.ndim == 2 else "NRS"
-    out = jnp.einsum(f"{letters},BSNH->BRNH", weight, x, precision="highest")
-    return jnp.repeat(out, N // out.shape[2], axis=2)
+    if weight.ndim == 2:
+        mixed = jnp.einsum("RS,BSKH->BRKH", weight, x, precision="highest")
+        return jnp.repeat(mixed, N // heads, axis=2)
+    x = jnp.repeat(x, N // heads, axis=2)
+    weight = jnp.repeat(weight, N // len(weight), axis=0)
+    return jnp.einsum("NRS,BSNH->BRNH", weight, x, precision="highest")
 
 
 def mean_pool_projection(S: int, R: int) -> Float[Array, "R S"]:
     """The projection that averages R runs of neighboring keys, equally long but for one key."""
     if not 1 <= R <= S:
         raise ValueError(f"R: {R}; expected an integer from 1 to S = {S}")
-    inside = np.arange(S) * R // S == np.arange(R)[:, None]
+    run_of_key = np.arange(S) * R // S
+    inside = run_of_key == np.arange(R)[:, None]
     return jnp.asarray(inside / inside.sum(1, keepdims=True))
 
 
 _all_keys = by_sizes(lambda z: np.eye(z["S"]))
-
 
 OPS = (
     Op(

@@ -53,9 +53,9 @@ def fourier_features(
     if bands < 1:
         raise ValueError(f"bands: {bands}; expected at least 1")
     x = wide(x)
-    top = np.broadcast_to(np.asarray(rate, np.float64), x.shape[-1:]) / 2
-    f = jnp.asarray(np.linspace(1.0, top, bands, axis=-1), x.dtype)  # (d,bands)
-    angle = (np.pi * f * x[..., None]).reshape(*x.shape[:-1], -1)
+    highest = np.broadcast_to(np.asarray(rate, np.float64), x.shape[-1:]) / 2
+    frequencies = jnp.asarray(np.linspace(1.0, highest, bands, axis=-1), x.dtype)  # (d,bands)
+    angle = (np.pi * frequencies * x[..., None]).reshape(*x.shape[:-1], -1)
     return jnp.concatenate([x, jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -63,12 +63,6 @@ OPS = (
     Op(
         perceiver_attention,
         papers=(228,),
-        limits=(
-            Limit(
-                "latents that are the inputs: self-attention",
-                {},
-                lambda q, k, v: multi_head_attention(q, k, v),
-            ),
-        ),
+        limits=(Limit("latents that are the inputs: self-attention", {}, multi_head_attention),),
     ),
 )

@@ -12,6 +12,7 @@ Differs: q_rel and k_rel are the projected tables of each head, given by the lay
 import math
 
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core import masks, mods
 from attnjax.core.numerics import finite, repeat_heads, wide
@@ -39,17 +40,16 @@ def disentangled_attention(
     scale = 1 / math.sqrt(3 * q.shape[-1])
     # a table of the core runs over j - i = -m .. m, 2m + 1 entries; delta merges the last two of
     # i - j, which are the first two of j - i for k_rel, and the last two for q_rel
-    steps = jnp.arange(entries + 1)
-    keys = wide(k_rel)[jnp.minimum(entries - steps, entries - 1)]
-    queries = wide(q_rel)[jnp.minimum(steps, entries - 1)]
-    repeated = repeat_heads(finite(k), q)
+    steps = np.arange(entries + 1)
+    keys = wide(k_rel)[np.minimum(entries - steps, entries - 1)]
+    queries = wide(q_rel)[np.minimum(steps, entries - 1)]
     content_to_position = jnp.einsum("BTNH,RNH->BTNR", finite(q), keys) * scale
-    position_to_content = jnp.einsum("BSNH,RNH->BSNR", repeated, queries) * scale
+    position_to_content = jnp.einsum("BSNH,RNH->BSNR", repeat_heads(finite(k), q), queries) * scale
     terms = (mods.query_relative(content_to_position), mods.key_relative(position_to_content))
     return attend(q, k, v, mods=terms, mask=mask, scale=scale, impl=impl)
 
 
-def _third(q: Q, k: K, v: V, q_rel: Array, k_rel: Array) -> Out:
+def _third(q: Q, k: K, v: V) -> Out:
     return attend(q, k, v, scale=1 / math.sqrt(3 * q.shape[-1]))
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op
-from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import K, Out, Q, V
 
 
@@ -26,18 +26,18 @@ def dual_triangle_attention(
     for name, x in (("q", q), ("v", v)):
         if x.shape[-1] % 2:
             raise ValueError(f"{name}: width {x.shape[-1]}; expected an even width, one half each")
-    past, future = masks.window(None, 0), masks.window(0, None)
-    (q1, q2), (k1, k2), (v1, v2) = (jnp.split(x, 2, axis=-1) for x in (q, k, v))
-    back = attend(q1, k1, v1, mask=mask & past, impl=impl)
-    ahead = attend(q2, k2, v2, mask=mask & future, impl=impl)
+    q1, q2 = jnp.split(q, 2, axis=-1)
+    k1, k2 = jnp.split(k, 2, axis=-1)
+    v1, v2 = jnp.split(v, 2, axis=-1)
+    back = attend(q1, k1, v1, mask=mask & masks.window(None, 0), impl=impl)
+    ahead = attend(q2, k2, v2, mask=mask & masks.window(0, None), impl=impl)
     return jnp.concatenate([back, ahead], axis=-1)
 
 
 def _reversed_halves(q: Q, k: K, v: V) -> Out:
     h, d = q.shape[-1] // 2, v.shape[-1] // 2
-    turned = [x[:, ::-1] for x in (q[..., h:], k[..., h:], v[..., d:])]
-    back = multi_head_attention(q[..., :h], k[..., :h], v[..., :d], mask=masks.causal)
-    ahead = multi_head_attention(*turned, mask=masks.causal)[:, ::-1]
+    back = causal_attention(q[..., :h], k[..., :h], v[..., :d])
+    ahead = causal_attention(q[:, ::-1, :, h:], k[:, ::-1, :, h:], v[:, ::-1, :, d:])[:, ::-1]
     return jnp.concatenate([back, ahead], axis=-1)
 
 

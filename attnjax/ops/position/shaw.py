@@ -10,8 +10,6 @@ Limits: zero tables are softmax attention.
 
 import math
 
-import jax.numpy as jnp
-
 from attnjax.core import masks, mods
 from attnjax.core.numerics import project
 from attnjax.core.pairwise.attend import Impl, attend
@@ -34,12 +32,12 @@ def shaw_relative_attention(
 
     Keys meet the table as q . table_k, (B,T,N,R), never as (T,S,H).
     """
-    far = project(q, jnp.swapaxes(table_k, 0, 1)) / math.sqrt(q.shape[-1])
+    of_distances = project(q, table_k.T) / math.sqrt(q.shape[-1])
     return attend(
         q,
         k,
         mods.relative_values(v, table_v),
-        mods=(mods.query_relative(far),),
+        mods=(mods.query_relative(of_distances),),
         mask=mask,
         impl=impl,
     )
@@ -53,7 +51,7 @@ OPS = (
             Limit(
                 "zero tables are softmax attention",
                 {"table_k": fill(0.0), "table_v": fill(0.0)},
-                lambda q, k, v, table_k, table_v: multi_head_attention(q, k, v),
+                multi_head_attention,
             ),
         ),
     ),

@@ -8,14 +8,12 @@ Limits: f = 1 is causal softmax; log f = -slope of a head is ALiBi with that slo
 Differs: the Pro block's output gate, norms and token shift belong to a layer.
 """
 
-import functools
-
 import jax.numpy as jnp
 
 from attnjax.core import masks, mods
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Draw, Limit, Op, Slot, fill, log_gates
-from attnjax.ops.softmax_core.multi_head import multi_head_attention
+from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, K, Out, PerQuery, Q, TokenK, TokenV, V
 
 
@@ -50,16 +48,8 @@ OPS = (
         papers=(137,),
         draw={"log_f": log_gates},
         limits=(
-            Limit(
-                "log_f = 0 is causal softmax attention",
-                {"log_f": fill(0.0)},
-                functools.partial(multi_head_attention, mask=masks.causal),
-            ),
-            Limit(
-                "a constant log_f = -slope of each head is ALiBi",
-                {"log_f": Draw(_slopes)},
-                _alibi,
-            ),
+            Limit("log_f = 0 is causal softmax attention", {"log_f": fill(0.0)}, causal_attention),
+            Limit("a constant log_f = -slope of a head is ALiBi", {"log_f": Draw(_slopes)}, _alibi),
         ),
     ),
 )

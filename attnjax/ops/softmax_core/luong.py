@@ -59,8 +59,9 @@ def luong_location(
     q: Q, v: V, w: Float[Array, "S H"], *, mask: masks.Mask = masks.everything, impl: Impl = None
 ) -> Out:
     """The score of place j is row j of `w` times q_i: no keys, and S is fixed by `w`."""
-    places = jnp.broadcast_to(w.astype(q.dtype)[None, :, None], (*v.shape[:3], w.shape[1]))
-    return luong_dot(q, places, v, mask=mask, impl=impl)
+    B, S, heads, _ = v.shape
+    rows = jnp.broadcast_to(w.astype(q.dtype)[:, None], (B, S, heads, w.shape[1]))
+    return luong_dot(q, rows, v, mask=mask, impl=impl)
 
 
 OPS = (
@@ -69,13 +70,7 @@ OPS = (
         luong_general,
         papers=(208,),
         draw={"w": normal(0.3)},
-        limits=(
-            Limit(
-                "w = I is luong_dot",
-                {"w": by_sizes(lambda z: np.eye(z["H"]))},
-                luong_dot,
-            ),
-        ),
+        limits=(Limit("w = I is luong_dot", {"w": by_sizes(lambda z: np.eye(z["H"]))}, luong_dot),),
     ),
     Op(luong_concat, papers=(208,)),
     Op(luong_location, papers=(208,), draw={"w": normal(0.5)}),

@@ -12,11 +12,12 @@ general score pass q W as q.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
-from attnjax.op import Draw, Limit, Op, by_sizes
+from attnjax.op import Draw, Limit, Op, Slot, by_sizes
 from attnjax.ops.softmax_core.luong import luong_dot
 from attnjax.typing import Array, K, Out, PerQuery, Q, V
 
@@ -49,17 +50,22 @@ def luong_local_predictive(
             f"radius: {radius}; expected at least 1, the Gaussian's width is half of it"
         )
     center = jnp.moveaxis(wide(center), 2, 1)[..., None]
-    off = jnp.arange(k.shape[1], dtype=center.dtype)[None, None, None] - center  # (B,N,T,S)
-    near = jnp.abs(off) <= radius
+    offset = jnp.arange(k.shape[1], dtype=center.dtype) - center  # (B,N,T,S)
+    near = jnp.abs(offset) <= radius
     seen = mask & masks.array(near)
     weights = attention_weights(wide(q), wide(k), mask=seen, scale=1.0)
-    bell = jnp.exp(-2 * jnp.square(jnp.where(near, off, 0.0) / radius))  # sigma = radius / 2
-    given = mods.mod(_instead, pair=weights * bell)
-    return attend(q, k, v, mods=(given,), mask=seen, normalizer=normalizers.relu(), impl=impl)
+    bell = jnp.exp(-2 * jnp.square(jnp.where(near, offset, 0.0) / radius))  # sigma = radius / 2
+    # the sum of weights times values, by the engine: weights are scores that relu leaves alone
+    as_scores = mods.mod(_replaced, pair=weights * bell)
+    return attend(q, k, v, mods=(as_scores,), mask=seen, normalizer=normalizers.relu(), impl=impl)
 
 
-def _instead(score: Array, weight: Array) -> Array:
+def _replaced(score: Array, weight: Array) -> Array:
     return weight
+
+
+def _places(slot: Slot) -> np.ndarray:
+    return slot.rng.uniform(0.0, slot.sizes["S"], slot.shape)
 
 
 OPS = (
@@ -78,9 +84,6 @@ OPS = (
     Op(
         luong_local_predictive,
         papers=(208,),
-        draw={
-            "center": Draw(lambda slot: slot.rng.uniform(0.0, slot.sizes["S"], slot.shape)),
-            "radius": 3,
-        },
+        draw={"center": Draw(_places), "radius": 3},
     ),
 )

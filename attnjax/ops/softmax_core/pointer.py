@@ -40,18 +40,15 @@ def unused(chosen: Int[Array, "B T"], inputs: int) -> masks.Mask:
     return masks.array((jnp.cumsum(taken, axis=1) == taken)[:, None])
 
 
+def _alike(q: Q, k: K) -> Weights:
+    (B, T, N, _), S = q.shape, k.shape[1]
+    return jnp.full((B, N, T, S), 1 / S)
+
+
 OPS = (
     Op(
         pointer_attention,
         papers=(320,),
-        limits=(
-            Limit(
-                "w_score = 0 points everywhere alike",
-                {"w_score": fill(0.0)},
-                lambda q, k, w_query, w_key, w_score: jnp.full(
-                    (q.shape[0], q.shape[2], q.shape[1], k.shape[1]), 1 / k.shape[1]
-                ),
-            ),
-        ),
+        limits=(Limit("w_score = 0 points everywhere alike", {"w_score": fill(0.0)}, _alike),),
     ),
 )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import masks, normalizers
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import rms_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -33,7 +33,7 @@ def rela(
     A query whose scores are all negative gets zero.
     """
     x = wide(attend(q, k, v, mask=mask, normalizer=normalizers.relu(), impl=impl))
-    return (_norm(x) * wide(gain)[None, None]).astype(q.dtype)
+    return (_norm(x) * wide(gain)).astype(q.dtype)
 
 
 def rela_gated(
@@ -48,12 +48,21 @@ def rela_gated(
 ) -> Out:
     """`rela` times sigmoid(gate x), x the output before the norm; `gate` is w, (N, D)."""
     x = wide(attend(q, k, v, mask=mask, normalizer=normalizers.relu(), impl=impl))
-    opened = jax.nn.sigmoid(wide(gate)[None, None] * x)
-    return (opened * _norm(x) * wide(gain)[None, None]).astype(q.dtype)
+    opened = jax.nn.sigmoid(wide(gate) * x)
+    return (opened * _norm(x) * wide(gain)).astype(q.dtype)
 
 
-def _norm(x: Array) -> Array:
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(2, 3), keepdims=True) + 1e-6)
+def _norm(x: Out) -> Out:
+    """x over its root mean square, of all heads of a token together."""
+    return rms_norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+
+def _zeros(q: Q, v: V) -> Out:
+    return jnp.zeros((*q.shape[:3], v.shape[-1]))
+
+
+def _half(q: Q, k: K, v: V, gain: Array) -> Out:
+    return rela(q, k, v, gain) / 2
 
 
 OPS = (
@@ -61,22 +70,12 @@ OPS = (
         rela,
         papers=(266,),
         limits=(
-            Limit(
-                "q = 0: every score is zero, and so is the output",
-                {"q": fill(0.0)},
-                lambda q, k, v, gain: jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype),
-            ),
+            Limit("q = 0: every score is zero, and so is the output", {"q": fill(0.0)}, _zeros),
         ),
     ),
     Op(
         rela_gated,
         papers=(266,),
-        limits=(
-            Limit(
-                "a gate of zero halves rela",
-                {"gate": fill(0.0)},
-                lambda q, k, v, gain, gate: rela(q, k, v, gain) / 2,
-            ),
-        ),
+        limits=(Limit("a gate of zero halves rela", {"gate": fill(0.0)}, _half),),
     ),
 )

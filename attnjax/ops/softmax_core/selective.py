@@ -15,15 +15,17 @@ from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
 from attnjax.op import Limit, Op, fill
+from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
 def selection(q: Q, k: K, *, mask: masks.Mask = masks.causal) -> Float[Array, "B T S"]:
     """F: how strongly the tokens before query i have asked to forget key j; never negative."""
     others = mask & ~masks.sinks(1) & ~masks.window(0, 0)
-    asked = attention_weights(wide(q), wide(k), mask=others, normalizer=normalizers.relu())[:, 0]
-    # the sum over strictly earlier queries: a shift by one, then a running sum
-    return jnp.cumsum(jnp.pad(asked, ((0, 0), (1, 0), (0, 0)))[:, :-1], axis=1)
+    scores = attention_weights(wide(q), wide(k), mask=others, normalizer=normalizers.relu())
+    asked = scores[:, 0]  # (B,T,S), of head 0
+    strictly_before = jnp.pad(asked, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    return jnp.cumsum(strictly_before, axis=1)
 
 
 def selective_attention(
@@ -45,7 +47,7 @@ OPS = (
             Limit(
                 "q = 0 asks for nothing: the mean of the values so far",
                 {"q": fill(0.0)},
-                lambda q, k, v: attend(jnp.zeros_like(q), k, v, mask=masks.causal),
+                causal_attention,
             ),
         ),
     ),

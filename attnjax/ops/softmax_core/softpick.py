@@ -22,16 +22,16 @@ def softpick_attention(
     return attend(q, k, v, mask=mask, normalizer=normalizers.softpick(eps=1e-6), impl=impl)
 
 
+def _zeros(q: Q, v: V) -> Out:
+    return jnp.zeros((*q.shape[:3], v.shape[-1]))
+
+
 OPS = (
     Op(
         softpick_attention,
         papers=(247,),
         limits=(
-            Limit(
-                "q = 0: every score is zero, and so is the output",
-                {"q": fill(0.0)},
-                lambda q, k, v: jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype),
-            ),
+            Limit("q = 0: every score is zero, and so is the output", {"q": fill(0.0)}, _zeros),
         ),
     ),
 )

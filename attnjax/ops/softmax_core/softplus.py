@@ -18,6 +18,7 @@ from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import working_dtype
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, fill
+from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, K, Out, Q, V
 
 
@@ -37,7 +38,7 @@ def softplus_attention(
     The causal mask costs nothing to count, any other one is formed once, T x S booleans.
     """
     H = q.shape[-1]
-    longer = mods.mod(_times, query=jnp.log(_visible(mask, q, k)))
+    longer = mods.mod(jnp.multiply, query=jnp.log(_visible(mask, q, k)))
     return attend(
         q,
         k,
@@ -52,18 +53,15 @@ def softplus_attention(
 
 def _visible(mask: masks.Mask, q: Q, k: K) -> Array:
     """The number of keys each query sees, (T,) or (B,T,N), at least one."""
-    (B, T, N), S = q.shape[:3], k.shape[1]
+    B, T, N, _ = q.shape
+    S = k.shape[1]
     if mask == masks.causal:
-        n = jnp.minimum(jnp.arange(1, T + 1), S)
+        count = jnp.minimum(jnp.arange(1, T + 1), S)
     else:
-        n = jnp.maximum(jnp.asarray(mask.dense(T, S)).sum(-1), 1)
-    if n.ndim == 3:  # a mask that differs between sequences or heads
-        n = jnp.broadcast_to(jnp.moveaxis(n, 1, 2), (B, T, N))
-    return n.astype(working_dtype(q.dtype))
-
-
-def _times(score: Array, log_n: Array) -> Array:
-    return score * log_n
+        count = jnp.maximum(jnp.asarray(mask.dense(T, S)).sum(-1), 1)
+    if count.ndim == 3:  # a mask that differs between sequences or heads
+        count = jnp.broadcast_to(jnp.moveaxis(count, 1, 2), (B, T, N))
+    return count.astype(working_dtype(q.dtype))
 
 
 OPS = (
@@ -75,7 +73,7 @@ OPS = (
             Limit(
                 "q = 0 gives the mean of the visible values",
                 {"q": fill(0.0)},
-                lambda q, k, v, power, offset: attend(0 * q, k, v, mask=masks.causal),
+                causal_attention,
             ),
         ),
     ),

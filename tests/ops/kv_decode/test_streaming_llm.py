@@ -1,11 +1,13 @@
-"""The oracle of `streaming_llm` in float64 loops, and its own tests."""
+"""StreamingLLM: its oracle, and how many keys a query sees."""
 
 import numpy as np
 import pytest
 
 from attnjax.ops.kv_decode import sink_window_attention
-from tests.helpers import draws, weights_of
+from tests.helpers import qkv, weights_of
 from tests.ops.plain import blend, both, weights
+
+B, N, H = 2, 4, 8
 
 
 def sink_window_attention_oracle(q, k, v, sinks, window, allowed=None):
@@ -18,15 +20,8 @@ def sink_window_attention_oracle(q, k, v, sinks, window, allowed=None):
     return blend(weights(q, k, both(allowed, kept)), v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_sinks_and_window_bound_the_keys_of_a_query():
-    q, k, v = qkv(12)
+    q, k, v = qkv(B, 12, N, H)
     weights = weights_of(sink_window_attention, q, k, sinks=2, window=3)
     assert [(row > 0).sum() for row in weights[0, 0]] == [1, 2, 3, 4, 5, 5, 5, 5, 5, 5, 5, 5]
     with pytest.raises(ValueError, match="window: 0; expected at least 1"):

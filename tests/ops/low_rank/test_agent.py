@@ -1,4 +1,4 @@
-"""The oracle of `agent` in float64 loops, and its own tests."""
+"""Agent attention: its oracle, its two matrices, grids of agents, biases, cost, a layer."""
 
 import jax
 import jax.numpy as jnp
@@ -7,36 +7,30 @@ import pytest
 from flax import nnx
 
 from attnjax.nn import Agents, Attention
-from attnjax.ops.low_rank import (
-    agent_attention,
-    linformer,
-    perceiver_attention,
-    place_bias,
-)
+from attnjax.ops.low_rank import agent_attention, linformer, perceiver_attention, place_bias
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.probes import numerical_rank
-from tests.helpers import draw, near, weights_of
+from tests.helpers import draw, near, qkv, weights_of
 from tests.ops.plain import softmax
+
+B, T, N, K, H = 2, 12, 4, 2, 8
 
 
 def agent_attention_oracle(q, k, v, shape, agents, biases, kernel):
     (B, T, N, H), (S, K, D) = q.shape, v.shape[1:]
     (rows, columns), (r, c) = shape, agents
     cells = list(np.ndindex(rows, columns))
-    pooled = []  # the cells of each agent: run i of r takes the rows y with floor(y r / rows) = i
-    for i, j in np.ndindex(r, c):
-        pooled.append(
-            [t for t, (y, x) in enumerate(cells) if (y * r // rows, x * c // columns) == (i, j)]
-        )
+    # the cells of each agent: run i of r takes the rows y with floor(y r / rows) = i
+    agent_of = [(y * r // rows, x * c // columns) for y, x in cells]
+    pooled = [[t for t in range(T) if agent_of[t] == agent] for agent in np.ndindex(r, c)]
     out = np.zeros((B, T, N, D))
     for b, n in np.ndindex(B, N):
         g = n * K // N
         tokens = [np.mean([q[b, t, n] for t in of], axis=0) for of in pooled]
         read = []
         for m, a in enumerate(tokens):
-            w = softmax(
-                np.array([a @ k[b, s, g] / np.sqrt(H) + biases[0][n, m, s] for s in range(S)])
-            )
+            logits = [a @ k[b, s, g] / np.sqrt(H) + biases[0][n, m, s] for s in range(S)]
+            w = softmax(np.array(logits))
             read.append(sum(w[s] * v[b, s, g] for s in range(S)))
         for t, (y, x) in enumerate(cells):
             logits = [
@@ -50,18 +44,10 @@ def agent_attention_oracle(q, k, v, shape, agents, biases, kernel):
     return out
 
 
-B, T, N, K, H = 2, 12, 4, 2, 8
-
-
-def qkv():
-    return draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
-
-
 def test_two_stages_are_the_product_of_two_softmax_matrices_of_low_rank():
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H, K=K)
     a, biases = draw(B, 3, N, H, seed=4), (draw(N, 3, T, seed=5), draw(N, T, 3, seed=6))
-    op = lambda v: agent_attention(q, k, v, shape=(3, 4), agents=a, biases=biases)
-    got = weights_of(op)
+    got = weights_of(agent_attention, q, k, shape=(3, 4), agents=a, biases=biases)
     scores = lambda x, y: np.einsum("btnh,bsnh->bnts", x, y) / np.sqrt(H)
     soften = lambda s: np.asarray(jax.nn.softmax(s, axis=-1))
     k = jnp.repeat(k, N // K, axis=2)
@@ -69,12 +55,12 @@ def test_two_stages_are_the_product_of_two_softmax_matrices_of_low_rank():
     near(got, want)
     near(got.sum(-1), np.ones((B, N, T)))  # a constant map of values stays as it is
     assert (numerical_rank(jnp.asarray(got)) <= 3).all()
-    full = weights_of(lambda v: multi_head_attention(q, k[:, :, ::2], v))
+    full = weights_of(multi_head_attention, q, k)
     assert (numerical_rank(jnp.asarray(full)) > 3).all()
 
 
 def test_the_order_of_agents_does_not_matter():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     a, (b1, b2) = draw(B, 3, N, H, seed=4), (draw(N, 3, T, seed=5), draw(N, T, 3, seed=6))
     run = lambda a, b1, b2: agent_attention(q, k, v, shape=(12,), agents=a, biases=(b1, b2))
     order = np.array([2, 0, 1])
@@ -83,7 +69,7 @@ def test_the_order_of_agents_does_not_matter():
 
 
 def test_agents_on_a_line_and_the_convolution_of_a_line():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     pooled = q.reshape(B, 3, 4, N, H).mean(2)
     shift = jnp.zeros((3, N, H)).at[0].set(1.0)  # the value of the cell before
     got = agent_attention(q, k, v, shape=(12,), agents=(3,), kernel=shift)
@@ -97,8 +83,8 @@ def test_place_bias_is_bilinear_in_blocks_and_adds_rows_and_columns():
     got = np.asarray(place_bias(blocks, rows, columns)).reshape(4, 6)
     for i, j in np.ndindex(4, 6):
         y, x = np.clip((i + 0.5) * 2 / 4 - 0.5, 0, 1), np.clip((j + 0.5) * 2 / 6 - 0.5, 0, 1)
-        near = np.array([1 - y, y]) @ np.asarray(blocks[0, 0]) @ np.array([1 - x, x])
-        near(got[i, j], near + rows[0, 0, i] + columns[0, 0, j])
+        inside = np.array([1 - y, y]) @ np.asarray(blocks[0, 0]) @ np.array([1 - x, x])
+        near(got[i, j], inside + rows[0, 0, i] + columns[0, 0, j])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +96,7 @@ def test_place_bias_is_bilinear_in_blocks_and_adds_rows_and_columns():
 )
 def test_grids_that_do_not_fit(given, message):
     with pytest.raises(ValueError, match=message):
-        agent_attention(*qkv(), **({"shape": (3, 4), "agents": (2, 2)} | given))
+        agent_attention(*qkv(B, T, N, H, K=K), **({"shape": (3, 4), "agents": (2, 2)} | given))
 
 
 def test_agents_train_in_a_layer():

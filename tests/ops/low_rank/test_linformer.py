@@ -1,4 +1,4 @@
-"""The oracle of `linformer` in float64 loops, and its own tests."""
+"""Linformer: its oracle, whose projections serve whom, padding, what it refuses."""
 
 import jax
 import jax.numpy as jnp
@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 
 from attnjax import masks
-from attnjax.ops.low_rank import (
-    linformer,
-    mean_pool_projection,
-)
+from attnjax.ops.low_rank import linformer, mean_pool_projection
 from attnjax.ops.softmax_core import multi_head_attention
-from tests.helpers import draw, near, weights_of
+from tests.helpers import draw, near, qkv, weights_of
 from tests.ops.plain import blend, weights
+
+B, T, N, K, H = 2, 12, 4, 2, 8
 
 
 def linformer_oracle(q, k, v, key_projection, value_projection):
     (B, S, K, _), N = k.shape, q.shape[2]
 
     def mixed(x, weight):
-        heads = (
-            [weight] * N if weight.ndim == 2 else [weight[n * len(weight) // N] for n in range(N)]
-        )
+        each = weight[None] if weight.ndim == 2 else weight
+        heads = [each[n * len(each) // N] for n in range(N)]
         out = np.zeros((B, weight.shape[-2], N, x.shape[-1]))
         for b, r, n, s in np.ndindex(*out.shape[:3], S):
             out[b, r, n] += heads[n][r, s] * x[b, s, n * K // N]
@@ -31,15 +29,8 @@ def linformer_oracle(q, k, v, key_projection, value_projection):
     return blend(weights(q, few, None), mixed(v, value_projection))
 
 
-B, T, N, K, H = 2, 12, 4, 2, 8
-
-
-def qkv():
-    return draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
-
-
 def test_projections_of_key_heads_serve_their_query_heads():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     e, f = draw(K, 5, T, seed=3), draw(5, T, seed=4)
     each = jnp.repeat(e, N // K, axis=0)
     near(linformer(q, k, v, e, f), linformer(q, k, v, each, jnp.stack([f] * N)))
@@ -47,13 +38,13 @@ def test_projections_of_key_heads_serve_their_query_heads():
 
 
 def test_a_longer_projection_serves_a_shorter_text():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     e, f = draw(5, T + 3, seed=3), draw(N, 5, T + 3, seed=4)
     near(linformer(q, k, v, e, f), linformer(q, k, v, e[:, :T], f[..., :T]))
 
 
 def test_padding_is_zero_before_it_is_projected():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     e = mean_pool_projection(T, 3)
     visible = jnp.arange(T) < jnp.array([[T], [7]])
     spoil = lambda x: jnp.where(visible[..., None, None], x, jnp.nan)
@@ -67,9 +58,10 @@ def test_padding_is_zero_before_it_is_projected():
 
 
 def test_linformer_averages_values_and_looks_ahead():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     e = draw(5, T, seed=3)
-    weights = weights_of(lambda eye: linformer(q, k, eye, e, mean_pool_projection(T, 5)))
+    averaged = lambda q, k, eye: linformer(q, k, eye, e, mean_pool_projection(T, 5))
+    weights = weights_of(averaged, q, k)
     near(weights.sum(-1), np.ones((B, N, T)))
     assert (weights > 0).all()
     assert not np.allclose(linformer(q, k, v, e, e), multi_head_attention(q, k, v), atol=0.1)
@@ -87,7 +79,7 @@ def test_linformer_averages_values_and_looks_ahead():
     ],
 )
 def test_what_linformer_refuses(given, message):
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     usual = {"key_projection": draw(5, T), "value_projection": draw(5, T)}
     with pytest.raises(ValueError, match=message):
         linformer(q, k, v, **(usual | given))
@@ -95,7 +87,7 @@ def test_what_linformer_refuses(given, message):
 
 def test_a_mask_is_no_argument_of_linformer():
     with pytest.raises(TypeError, match="mask"):
-        linformer(*qkv(), draw(5, T), draw(5, T), mask=masks.causal)
+        linformer(*qkv(B, T, N, H, K=K), draw(5, T), draw(5, T), mask=masks.causal)
 
 
 def test_mean_pooling_is_a_projection():

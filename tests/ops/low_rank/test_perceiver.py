@@ -1,4 +1,4 @@
-"""The oracle of `perceiver` in float64 loops, and its own tests."""
+"""Perceiver: the oracle, learned latents, Fourier features, and the network."""
 
 import jax
 import jax.numpy as jnp
@@ -8,27 +8,19 @@ from flax import nnx
 
 from attnjax import attend
 from attnjax.nn import Perceiver
-from attnjax.ops.low_rank import (
-    fourier_features,
-    perceiver_attention,
-)
-from tests.helpers import draw, near
+from attnjax.ops.low_rank import fourier_features, perceiver_attention
+from tests.helpers import draw, near, qkv
 from tests.ops.plain import blend, weights
+
+B, T, N, K, H = 2, 12, 4, 2, 8
 
 
 def perceiver_attention_oracle(q, k, v, allowed=None):
     return blend(weights(q, k, allowed), v)
 
 
-B, T, N, K, H = 2, 12, 4, 2, 8
-
-
-def qkv():
-    return draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
-
-
 def test_learned_latents_are_the_same_for_all_examples():
-    _, k, v = qkv()
+    _, k, v = qkv(B, T, N, H, K=K)
     z = draw(5, N, H, seed=3)
     got = perceiver_attention(z, k, v)
     near(got[1], attend(z[None], k[1:], v[1:])[0])
@@ -37,7 +29,7 @@ def test_learned_latents_are_the_same_for_all_examples():
 
 
 def test_fourier_features_reach_the_nyquist_frequency():
-    x = jax.random.uniform(jax.random.key(0), (4, 2), minval=-1.0, maxval=1.0)
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1.0, 1.0, (4, 2)), jnp.float32)
     got = np.asarray(fourier_features(x, 3, (8, 20)))
     assert got.shape == (4, 2 * (2 * 3 + 1))
     for i in range(4):
@@ -53,9 +45,8 @@ def test_fourier_features_reach_the_nyquist_frequency():
 
 
 def perceiver(rounds=3):
-    return Perceiver(
-        5, 3, latents=4, width=8, heads=2, layers=1, rounds=rounds, rngs=nnx.Rngs(0)
-    )  # fmt: skip
+    sizes = {"latents": 4, "width": 8, "heads": 2, "layers": 1}
+    return Perceiver(5, 3, **sizes, rounds=rounds, rngs=nnx.Rngs(0))
 
 
 def by_hand(model, x):
@@ -72,11 +63,9 @@ def by_hand(model, x):
         context = h if x is None else norm(part.input_norm, x)
         out = np.zeros_like(z)
         for n in range(part.attention.q.out_features[0]):
-            q, k, v = (
-                y @ get(m.kernel)[:, n]
-                for y, m in ((h, part.attention.q), (context, part.attention.k),
-                             (context, part.attention.v))
-            )  # fmt: skip
+            q = h @ get(part.attention.q.kernel)[:, n]
+            k = context @ get(part.attention.k.kernel)[:, n]
+            v = context @ get(part.attention.v.kernel)[:, n]
             w = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]))
             out += w / w.sum(-1, keepdims=True) @ v @ get(part.attention.o.kernel)[n]
         z = z + out

@@ -1,11 +1,13 @@
-"""The oracle of `disentangled` in float64 loops, and its own tests."""
+"""Disentangled attention: its oracle, and tables that do not fit."""
 
 import numpy as np
 import pytest
 
 from attnjax.ops.position import disentangled_attention
-from tests.helpers import draws
+from tests.helpers import draws, qkv
 from tests.ops.plain import blend, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def disentangled_attention_oracle(q, k, v, q_rel, k_rel, allowed=None):
@@ -26,15 +28,8 @@ def disentangled_attention_oracle(q, k, v, q_rel, k_rel, allowed=None):
     return blend(weights(q, k, allowed, logit=score), v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_disentangled_attention_refuses_tables_that_do_not_fit():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     odd, even = draws((5, N, H), (6, N, H))
     with pytest.raises(ValueError, match=r"q_rel, k_rel: \(5, 4, 8\) .* expected"):
         disentangled_attention(q, k, v, odd, odd)

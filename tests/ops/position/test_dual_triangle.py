@@ -1,12 +1,14 @@
-"""The oracle of `dual_triangle` in float64 loops, and its own tests."""
+"""Dual triangle attention: its oracle, which way each half looks, odd widths."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attnjax.ops.position import dual_triangle_attention
-from tests.helpers import draws, near
+from tests.helpers import near, qkv
 from tests.ops.plain import blend, both, causal, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def dual_triangle_attention_oracle(q, k, v, allowed=None):
@@ -19,15 +21,8 @@ def dual_triangle_attention_oracle(q, k, v, allowed=None):
     return np.concatenate([lower, upper], axis=-1)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_dual_triangle_halves_look_one_way_each():
-    past, other = qkv(), qkv(seed=1)
+    past, other = qkv(B, T, N, H), qkv(B, T, N, H, seed=1)
     mixed = [
         jnp.concatenate([a[:, :5], b[:, 5:]], axis=1) for a, b in zip(past, other, strict=True)
     ]
@@ -39,6 +34,6 @@ def test_dual_triangle_halves_look_one_way_each():
 
 
 def test_dual_triangle_refuses_an_odd_width():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     with pytest.raises(ValueError, match="v: width 7; expected an even width"):
         dual_triangle_attention(q, k, v[..., :7])

@@ -1,4 +1,4 @@
-"""The oracle of `shaw` in float64 loops, and its own tests."""
+"""The oracle of Shaw's relative attention."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The oracle of `clipped_softmax` in float64 loops, and its own tests."""
+"""Clipped softmax and gated attention: their oracles, exact zeros, gates of one head and token."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ from attnjax.ops.softmax_core import (
     gated_attention,
     multi_head_attention,
 )
-from tests.helpers import draws, near, weights_of
+from tests.helpers import near, qkv, weights_of
 from tests.ops.plain import blend, sigmoid, softmax, weights
 from tests.ops.softmax_core.test_multi_head import multi_head_attention_oracle
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def clipped_softmax_attention_oracle(q, k, v, gamma, zeta, allowed=None):
@@ -26,15 +28,8 @@ def gated_attention_oracle(q, k, v, gate, allowed=None):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_clipped_softmax_has_exact_zeros_that_pass_no_gradient():
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H)
     clipped = lambda k, v: clipped_softmax_attention(q, k, v, gamma=-0.1)
     weights = weights_of(lambda q, k, v: clipped(k, v), q, k)
     soft = weights_of(multi_head_attention, q, k)
@@ -47,7 +42,7 @@ def test_clipped_softmax_has_exact_zeros_that_pass_no_gradient():
 
 
 def test_a_closed_gate_closes_its_own_head_and_token_only():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     gate = jnp.full((B, T, N), 100.0).at[1, 3, 2].set(-100.0)
     out = gated_attention(q, k, v, gate)
     near(out, multi_head_attention(q, k, v).at[1, 3, 2].set(0.0))

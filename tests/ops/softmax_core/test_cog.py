@@ -1,15 +1,14 @@
-"""The oracle of `cog` in float64 loops, and its own tests."""
+"""Cog attention: its oracle, signed weights, softmax where scores are positive."""
 
 import jax.numpy as jnp
 import numpy as np
 
 from attnjax import masks
-from attnjax.ops.softmax_core import (
-    cog_attention,
-    multi_head_attention,
-)
-from tests.helpers import draws, near, weights_of
+from attnjax.ops.softmax_core import cog_attention, multi_head_attention
+from tests.helpers import near, qkv, weights_of
 from tests.ops.plain import blend, causal, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def cog_attention_oracle(q, k, v, allowed=None):
@@ -21,15 +20,8 @@ def cog_attention_oracle(q, k, v, allowed=None):
     return blend(weights(q, k, allowed, signed), v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_cog_weights_are_signed_and_softmax_when_scores_are_positive():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     weights = weights_of(cog_attention, q, k)
     near(np.abs(weights).sum(-1), np.ones((B, N, T)))
     assert (weights < 0).any()

@@ -1,15 +1,14 @@
-"""The oracle of `forgetting` in float64 loops, and its own tests."""
+"""Forgetting attention: its oracle, and a closed gate."""
 
 import jax.numpy as jnp
 import numpy as np
 
 from attnjax import masks
-from attnjax.ops.softmax_core import (
-    forgetting_attention,
-    multi_head_attention,
-)
-from tests.helpers import draws, near
+from attnjax.ops.softmax_core import forgetting_attention, multi_head_attention
+from tests.helpers import near, qkv
 from tests.ops.plain import blend, causal, kv, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def forgetting_attention_oracle(q, k, v, log_f, allowed=None):
@@ -25,15 +24,8 @@ def forgetting_attention_oracle(q, k, v, log_f, allowed=None):
     return blend(weights(q, k, allowed, logit=score), v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_a_closed_forget_gate_hides_all_keys_before_it():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     log_f = jnp.zeros((B, T, N)).at[:, 4].set(-1e9)
     after = forgetting_attention(q, k, v, log_f)[:, 4:]
     near(after, multi_head_attention(q[:, 4:], k[:, 4:], v[:, 4:], mask=masks.causal))

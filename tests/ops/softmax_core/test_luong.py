@@ -1,13 +1,12 @@
-"""The oracle of `luong` in float64 loops, and its own tests."""
+"""Luong's global attention: the oracles of four scores, and the missing scale."""
 
 import numpy as np
 
-from attnjax.ops.softmax_core import (
-    luong_dot,
-    multi_head_attention,
-)
-from tests.helpers import draws, near
+from attnjax.ops.softmax_core import luong_dot, multi_head_attention
+from tests.helpers import near, qkv
 from tests.ops.plain import blend, kv, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def luong_dot_oracle(q, k, v, allowed=None):
@@ -33,13 +32,6 @@ def luong_location_oracle(q, v, w, allowed=None):
     return blend(weights(q, v, allowed, logit=lambda b, n, i, j: w[j] @ q[b, i, n]), v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_luong_dot_is_not_scaled():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     near(luong_dot(q, k, v), multi_head_attention(q * H**0.5, k, v))

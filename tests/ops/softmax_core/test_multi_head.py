@@ -1,38 +1,30 @@
-"""The oracle of `multi_head` in float64 loops, and its own tests."""
+"""Multi-head attention and sinusoidal positions: the oracle, jax.nn's, symmetries."""
 
 import jax
 import numpy as np
 import pytest
 
 from attnjax import masks
-from attnjax.ops.softmax_core import (
-    multi_head_attention,
-    sinusoidal_positions,
-)
-from tests.helpers import draws, near
+from attnjax.ops.softmax_core import multi_head_attention, sinusoidal_positions
+from tests.helpers import near, qkv
 from tests.ops.plain import blend, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def multi_head_attention_oracle(q, k, v, allowed=None):
     return blend(weights(q, k, allowed), v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_multi_head_attention_is_that_of_jax_nn():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     near(multi_head_attention(q, k, v), jax.nn.dot_product_attention(q, k, v))
     causal = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     near(multi_head_attention(q, k, v, mask=masks.causal), causal)
 
 
 def test_multi_head_attention_without_positions_permutes_with_its_tokens():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     order = np.random.default_rng(0).permutation(T)
     permuted = multi_head_attention(q[:, order], k[:, order], v[:, order])
     near(permuted, multi_head_attention(q, k, v)[:, order])

@@ -1,15 +1,13 @@
-"""The oracle of `pointer` in float64 loops, and its own tests."""
+"""Pointer networks: the oracle, symmetry, luong_concat of their weights, used inputs."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.ops.softmax_core import (
-    luong_concat,
-    pointer_attention,
-    unused,
-)
-from tests.helpers import draws, near
+from attnjax.ops.softmax_core import luong_concat, pointer_attention, unused
+from tests.helpers import draws, near, qkv
 from tests.ops.plain import kv, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def pointer_attention_oracle(q, k, w_query, w_key, w_score, allowed=None):
@@ -19,15 +17,8 @@ def pointer_attention_oracle(q, k, w_query, w_key, w_score, allowed=None):
     return weights(q, k, allowed, logit=score)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_pointers_follow_their_inputs_and_avoid_used_ones():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     w_query, w_key, w_score = draws((H, 5), (H, 5), (5,), seed=1)
     p = pointer_attention(q, k, w_query, w_key, w_score)
     near(p.sum(-1), np.ones((B, N, T)))

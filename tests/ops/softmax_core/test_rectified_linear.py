@@ -1,12 +1,12 @@
-"""The oracle of `rectified_linear` in float64 loops, and its own tests."""
+"""Rectified linear attention: its oracles, and the scale of scores."""
 
 import numpy as np
 
-from attnjax.ops.softmax_core import (
-    rela,
-)
-from tests.helpers import draws, near
+from attnjax.ops.softmax_core import rela
+from tests.helpers import draw, near, qkv
 from tests.ops.plain import blend, sigmoid, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def rela_oracle(q, k, v, gain, allowed=None):
@@ -30,14 +30,7 @@ def _rms_norm(x, gain):
     return out
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_rela_ignores_the_scale_of_scores():
-    q, k, v = qkv()
-    (gain,) = draws((N, H), seed=2)
+    q, k, v = qkv(B, T, N, H)
+    gain = draw(N, H, seed=2)
     near(rela(7.0 * q, k, v, gain), rela(q, k, v, gain), 1e-4)

@@ -1,16 +1,14 @@
-"""The oracle of `selective` in float64 loops, and its own tests."""
+"""Selective attention: its oracle, and what selection spares."""
 
 import jax.numpy as jnp
 import numpy as np
 
 from attnjax import masks
-from attnjax.ops.softmax_core import (
-    multi_head_attention,
-    selection,
-    selective_attention,
-)
-from tests.helpers import draws, near
+from attnjax.ops.softmax_core import multi_head_attention, selection, selective_attention
+from tests.helpers import near, qkv
 from tests.ops.plain import blend, causal, kv, visible, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def selective_attention_oracle(q, k, v, allowed=None):
@@ -27,24 +25,14 @@ def selective_attention_oracle(q, k, v, allowed=None):
     return blend(weights(q, k, allowed, logit=score), v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_selection_grows_and_spares_the_first_token_and_the_asking_one():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H)
     F = np.asarray(selection(q, k))
     assert (np.diff(F, axis=1) >= 0).all() and F.max() > 0
     assert (F[:, :, 0] == 0).all()
     for later in (0, 1):  # neither the query now nor the one before asks to forget itself
         assert (np.diagonal(F, offset=-later, axis1=1, axis2=2) == 0).all()
     modest = q.at[:, :, 0].set(0.0)  # head 0 asks for nothing
-    near(
-        selective_attention(modest, k, v),
-        multi_head_attention(modest, k, v, mask=masks.causal),
-    )
-    assert jnp.abs(selective_attention(q, k, v)[:, :, 1:] - multi_head_attention(
-        q, k, v, mask=masks.causal)[:, :, 1:]).max() > 0.01  # fmt: skip
+    near(selective_attention(modest, k, v), multi_head_attention(modest, k, v, mask=masks.causal))
+    plain = multi_head_attention(q, k, v, mask=masks.causal)
+    assert jnp.abs(selective_attention(q, k, v) - plain)[:, :, 1:].max() > 0.01

@@ -1,15 +1,15 @@
-"""The oracle of `softpick` in float64 loops, and its own tests."""
+"""Softpick: its oracle, and scores below zero."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from attnjax import masks
-from attnjax.ops.softmax_core import (
-    softpick_attention,
-)
-from tests.helpers import draws, weights_of
+from attnjax.ops.softmax_core import softpick_attention
+from tests.helpers import qkv, weights_of
 from tests.ops.plain import blend, causal, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def softpick_attention_oracle(q, k, v, allowed=None):
@@ -21,15 +21,8 @@ def softpick_attention_oracle(q, k, v, allowed=None):
     return blend(weights(q, k, allowed, softpick), v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_softpick_gives_zero_to_scores_below_zero_yet_moves_them():
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H)
     scores = np.einsum("btnh,bsnh->bnts", q, k)
     weights = weights_of(softpick_attention, q, k, mask=masks.everything)
     assert (weights[scores <= 0] == 0).all() and (weights[scores > 1e-3] > 0).all()

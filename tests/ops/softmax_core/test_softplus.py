@@ -1,12 +1,12 @@
-"""The oracle of `softplus` in float64 loops, and its own tests."""
+"""Softplus attention: its oracle, sums of weights, exact zeros."""
 
 import numpy as np
 
-from attnjax.ops.softmax_core import (
-    softplus_attention,
-)
-from tests.helpers import draws, near, weights_of
+from attnjax.ops.softmax_core import softplus_attention
+from tests.helpers import near, qkv, weights_of
 from tests.ops.plain import blend, causal, kv, weights
+
+B, T, N, H = 2, 9, 4, 8
 
 
 def softplus_attention_oracle(q, k, v, power, offset, allowed=None):
@@ -23,15 +23,8 @@ def softplus_attention_oracle(q, k, v, power, offset, allowed=None):
     return blend(weights(q, k, allowed, reweighted, dot), v)
 
 
-B, T, N, H = 2, 9, 4, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, N, H), (B, T, N, H), seed=seed)
-
-
 def test_softplus_weights_sum_to_one_and_sharpen_to_exact_zeros():
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, T, N, H)
     seen = np.tril(np.ones((T, T), bool))
     plain = weights_of(softplus_attention, q, k)
     near(plain.sum(-1), np.ones((B, N, T)))
