@@ -1,8 +1,5 @@
-"""The oracle of `flexprefill` in float64 loops, and its own tests."""
+"""FlexPrefill: its oracle, the pattern and the budget of each head, the Jensen-Shannon distance."""
 
-import functools
-
-import jax
 import numpy as np
 import pytest
 
@@ -10,8 +7,10 @@ from attnjax import masks
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.ops.sparse_select import flexprefill, flexprefill_selection
 from attnjax.ops.sparse_select.flexprefill import js_distance
-from tests.helpers import draw, near
+from tests.helpers import near, pairs_of, qkv, run
 from tests.ops.plain import blend, both, cut_tail, reach, softmax, weights
+
+B, N, K, H = 2, 4, 2, 8
 
 
 def _divergence(p, q):
@@ -64,39 +63,17 @@ def flexprefill_oracle(q, k, v, block_size, gamma, tau, min_budget, allowed=None
     return blend(weights(q, k, both(allowed, seen)), v)
 
 
-def qkv(T=12, N=4, K=2, H=8, seed=0):
-    return draw(2, T, N, H, seed=seed), draw(2, T, K, H, seed=seed + 1), draw(2, T, K, H, seed=9)
-
-
-def run(fn, *args, **static):
-    """fn of arrays, jitted; some programs hold integers and selectors of blocks as well."""
-    return jax.jit(functools.partial(fn, **static))(*args)
-
-
-def members(selection):
-    """The set of (u, b) of each example and head."""
-    indices, valid = np.asarray(selection.indices), np.asarray(selection.valid)
-    (B, U, X, _) = indices.shape
-    return [
-        [
-            {(u, int(c)) for u in range(U) for c in indices[b, u, x][valid[b, u, x]]}
-            for x in range(X)
-        ]
-        for b in range(B)
-    ]
-
-
 @pytest.mark.parametrize(("tau", "aware"), [(0.0, {False}), (0.075, {False, True}), (2.0, {True})])
 def test_flexprefill_chooses_the_blocks_of_the_pattern_of_each_head(tau, aware):
-    q, k, _ = qkv(T=21, H=4)
-    given = dict(block_size=3, gamma=0.6, tau=tau, min_budget=8)
-    chosen = members(run(flexprefill_selection, q, k, **given))
-    found = set()
+    q, k, _ = qkv(B, 21, N, 4, K=K, seed=1)
+    given = {"block_size": 3, "gamma": 0.6, "tau": tau, "min_budget": 8}
+    chosen = pairs_of(run(flexprefill_selection, q, k, **given))
+    patterns = set()
     for b, n in np.ndindex(2, 4):
         want, kind = _pattern(np.float64(q[b, :, n]), np.float64(k[b, :, n // 2]), **given)
         assert chosen[b][n] == want
-        found.add(bool(kind))
-    assert found == aware
+        patterns.add(bool(kind))
+    assert patterns == aware
     sizes = [len(pairs) for heads in chosen for pairs in heads]
     assert len(set(sizes)) > 1 and min(sizes) < 28, "each head has a budget of its own"
     for pairs in (pairs for heads in chosen for pairs in heads):
@@ -106,12 +83,10 @@ def test_flexprefill_chooses_the_blocks_of_the_pattern_of_each_head(tau, aware):
 
 
 def test_flexprefill_keeps_the_fewest_pairs_that_reach_gamma():
-    q, k, _ = qkv(T=24, H=4)
+    q, k, _ = qkv(B, 24, N, 4, K=K)
     gamma, size = 0.7, 3
-    chosen = members(run(
-        flexprefill_selection, q, k,
-        block_size=size, gamma=gamma, tau=2.0, min_budget=0,
-    ))  # fmt: skip
+    given = {"block_size": size, "gamma": gamma, "tau": 2.0, "min_budget": 0}
+    chosen = pairs_of(run(flexprefill_selection, q, k, **given))
     for b, n in np.ndindex(2, 4):
         mean = lambda x: np.float64(x).reshape(8, size, 4).mean(1)
         scores = mean(q[b, :, n]) @ mean(k[b, :, n // 2]).T / 2
@@ -123,7 +98,7 @@ def test_flexprefill_keeps_the_fewest_pairs_that_reach_gamma():
 
 
 def test_flexprefill_of_everything_is_causal_attention_and_of_little_is_not():
-    q, k, v = qkv(T=21)
+    q, k, v = qkv(B, 21, N, H, K=K)
     of = lambda **given: run(flexprefill, q, k, v, block_size=3, **given)
     full = run(multi_head_attention, q, k, v, mask=masks.causal)
     near(of(min_budget=21, gamma=0.1), full)  # the budget alone
@@ -142,6 +117,6 @@ def test_the_js_distance_is_a_distance():
 
 
 def test_flexprefill_refuses_another_length_of_keys():
-    q, k, _ = qkv()
+    q, k, _ = qkv(B, 12, N, H, K=K)
     with pytest.raises(ValueError, match="k: length S = 9; expected q's T = 12"):
         flexprefill(q, k[:, :9], k[:, :9])

@@ -1,10 +1,13 @@
 """Landmark retrieval: its oracle, few blocks, heads that retrieve together, what is refused."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attnjax import masks
+from attnjax.core.positions import rotary
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.ops.sparse_select import landmark_attention, landmark_retrieval
 from tests.helpers import exact, near, qkv
@@ -73,6 +76,19 @@ def test_heads_that_retrieve_together_follow_the_largest_score(heads):
     together = landmark_retrieval(q, k, v, heads=heads, **sizes)
     near(together, landmark_retrieval_oracle(*exact((q, k, v)), heads=heads, **sizes))
     assert jnp.abs(together - landmark_retrieval(q, k, v, **sizes)).max() > 0.05
+
+
+def test_blocks_far_behind_share_one_place():
+    """Two old blocks change places: their distance is cut off, so nobody far ahead notices."""
+    q, k, v = qkv(B, T, N, H, K=K)
+    order = np.r_[4:8, 0:4, 8:T]  # blocks 0 and 1
+    op = functools.partial(landmark_retrieval, q, block=3, top_k=1)
+    near(op(k[:, order], v[:, order], base=10.0)[:, 12:], op(k, v, base=10.0)[:, 12:])
+    at = jnp.arange(T)
+    turned = lambda k: landmark_retrieval(
+        rotary(q, at, 10.0), rotary(k, at, 10.0), v[:, order], block=3, top_k=4
+    )
+    assert jnp.abs(turned(k[:, order]) - turned(k))[:, 12:].max() > 0.05
 
 
 def test_landmarks_tell_what_does_not_fit():

@@ -1,4 +1,4 @@
-"""The oracle of `moba` in float64 loops, and its own tests."""
+"""The oracle of MoBA."""
 
 import numpy as np
 

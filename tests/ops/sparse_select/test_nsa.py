@@ -1,4 +1,4 @@
-"""The oracle of `nsa` in float64 loops, and its own tests."""
+"""Native sparse attention: its oracle, its branches, what it selects, the layer."""
 
 import functools
 
@@ -11,12 +11,12 @@ from flax import nnx
 from attnjax import masks
 from attnjax.nn import NativeSparse
 from attnjax.ops.softmax_core import multi_head_attention
-from attnjax.ops.sparse_select import (
-    nsa,
-)
+from attnjax.ops.sparse_select import nsa
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention
-from tests.helpers import draws, near
+from tests.helpers import draws, exact, near, qkv
 from tests.ops.plain import blend, both, causal, weights
+
+B, T, N, K, H = 2, 31, 4, 2, 8
 
 
 def _mean_of_runs(x, length, stride):
@@ -68,29 +68,15 @@ def native_sparse_attention_oracle(
     return gates[..., :1] * one + gates[..., 1:2] * two + gates[..., 2:] * three
 
 
-B, T, N, K, H = 2, 13, 4, 2, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, K, H), (B, T, K, H), seed=seed)
-
-
-def exact(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
 # Runs of 4 at strides of 2, blocks of 4: 4 of 8 blocks of 31 tokens, so one is chosen freely.
 SIZES = Branches(length=4, stride=2, size=4, top=4, window=5)
 
 
-LONG = 31
-
-
 def test_nsa_runs_its_branches_over_keys_of_their_own():
-    q, k, v = qkv(LONG)
-    n = (LONG - 4) // 2 + 1
-    (gates,) = draws((B, LONG, 1, 3), seed=1)
-    compressed, local = draws(*((B, n, K, H),) * 2, seed=2), draws(*((B, LONG, K, H),) * 2, seed=3)
+    q, k, v = qkv(B, T, N, H, K=K)
+    n = (T - 4) // 2 + 1
+    (gates,) = draws((B, T, 1, 3), seed=1)
+    compressed, local = draws(*((B, n, K, H),) * 2, seed=2), draws(*((B, T, K, H),) * 2, seed=3)
     options = {"compressed": tuple(compressed), "local": tuple(local)}
     got = native_sparse_attention(q, k, v, gates, branches=SIZES, **options)
     oracle = native_sparse_attention_oracle
@@ -104,13 +90,13 @@ def layer(**sizes):
 def test_nsa_layer_is_the_paper_s_formula_from_the_input_on():
     module = layer()
     module.compress[0].code[...] *= 50  # as large as what it is added to
-    (x,) = draws((B, LONG, 12))
+    (x,) = draws((B, T, 12))
     weight = lambda m: exact(m.kernel[...])
     project = lambda m: np.einsum("btw,wnh->btnh", exact(x), weight(m))
     runs = []
     for phi, m in zip(module.compress, module.compressed, strict=True):
         each = []
-        for start in range(0, LONG - 4 + 1, 2):
+        for start in range(0, T - 4 + 1, 2):
             block = project(m)[:, start : start + 4] + exact(phi.code[...])[:, None]
             flat = block.transpose(0, 2, 1, 3).reshape(B, K, -1)
             hidden = np.maximum(flat @ weight(phi.inner) + exact(phi.inner.bias[...]), 0)
@@ -130,7 +116,7 @@ def test_nsa_layer_is_the_paper_s_formula_from_the_input_on():
 
 def test_nsa_layer_is_causal_and_trains_all_it_has():
     module = layer()
-    x, other = draws((B, LONG, 12), (B, LONG, 12))
+    x, other = draws((B, T, 12), (B, T, 12))
     fn = nnx.jit(lambda m, x: m(x))
     past = fn(module, x)
     for now in (9, 18):  # inside a block, and before a run is whole
@@ -157,10 +143,10 @@ def chosen(q, runs, mask=masks.causal, sizes=SIZES):
 
 def test_nsa_selects_for_a_group_the_first_the_two_latest_and_the_most_important():
     """Of a key that only the second of two heads looks for, in a run that two blocks share."""
-    q = jnp.zeros((1, LONG, 2, H)).at[:, :, 1, 0].set(30.0)
+    q = jnp.zeros((1, T, 2, H)).at[:, :, 1, 0].set(30.0)
     runs = jnp.zeros((1, 14, 1, H)).at[:, 5, 0, 0].set(30.0)  # tokens 10..13: blocks 2 and 3
     found = chosen(q, runs, sizes=SIZES._replace(top=5))
-    assert found.shape == (1, LONG, 1, 5)
+    assert found.shape == (1, T, 1, 5)
     assert [set(row) for row in found[0, [0, 5, 12, 13, 30], 0]] == [
         {0, -1}, {0, 1, -1}, {0, 2, 3, 1, -1}, {0, 2, 3, 1, -1}, {0, 2, 3, 6, 7},
     ]  # fmt: skip
@@ -169,8 +155,8 @@ def test_nsa_selects_for_a_group_the_first_the_two_latest_and_the_most_important
 
 
 def test_nsa_few_blocks_are_not_all_blocks():
-    q, k, v = qkv(LONG)
-    gates = jnp.zeros((B, LONG, 1, 3)).at[..., 1].set(1.0)
+    q, k, v = qkv(B, T, N, H, K=K)
+    gates = jnp.zeros((B, T, 1, 3)).at[..., 1].set(1.0)
     op = functools.partial(native_sparse_attention, q, k, v, gates)
     dense = multi_head_attention(q, k, v, mask=masks.causal)
     near(op(branches=SIZES._replace(top=8)), dense)
@@ -181,13 +167,13 @@ def test_nsa_few_blocks_are_not_all_blocks():
 
 
 def test_nsa_tells_what_does_not_fit():
-    q, k, v = qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     gates = jnp.ones((B, T, N, 3))
     op = functools.partial(native_sparse_attention, q, k, v)
     for wrong in (Branches(stride=5), Branches(size=40), Branches(top=2), Branches(window=0)):
         with pytest.raises(ValueError, match="branches: .* expected stride to divide"):
             op(gates, branches=wrong)
-    with pytest.raises(ValueError, match=r"gates: shape \(2, 13, 4, 2\); expected \(B,T,N or 1,3"):
+    with pytest.raises(ValueError, match=r"gates: shape \(2, 31, 4, 2\); expected \(B,T,N or 1,3"):
         op(gates[..., :2])
-    with pytest.raises(ValueError, match="compressed: 13 keys; expected 5 runs"):
+    with pytest.raises(ValueError, match="compressed: 31 keys; expected 14 runs"):
         op(gates, compressed=(k, v), branches=SIZES)

@@ -1,4 +1,4 @@
-"""The oracle of `seer` in float64 loops, and its own tests."""
+"""SeerAttention: its oracles, pooled queries, what its loss says, that its gate learns."""
 
 import functools
 
@@ -13,12 +13,11 @@ from attnjax import masks, nn
 from attnjax.core.blocks import block_maps, select
 from attnjax.core.positions import rotary
 from attnjax.ops.softmax_core import multi_head_attention
-from attnjax.ops.sparse_select import (
-    landmark_retrieval,
-    seer_attention,
-)
-from tests.helpers import draw, draws, near
-from tests.ops.plain import blend, both, cut_tail, softmax, weights
+from attnjax.ops.sparse_select import seer_attention
+from tests.helpers import draw, exact, near, qkv, run
+from tests.ops.plain import blend, both, causal, cut_tail, softmax, weights
+
+B, T, N, K, H = 2, 12, 4, 2, 8
 
 
 def _rotated(x, position, base):
@@ -70,20 +69,11 @@ def seer_attention_oracle(q, k, v, w_q, w_k, blocks, choose, allowed=None):
     return blend(weights(q, k, both(allowed, seen)), v)
 
 
-def small_qkv(T=12, N=4, K=2, H=8, seed=0):
-    return draw(2, T, N, H, seed=seed), draw(2, T, K, H, seed=seed + 1), draw(2, T, K, H, seed=9)
-
-
-def run(fn, *args, **static):
-    """fn of arrays, jitted; some programs hold integers and selectors of blocks as well."""
-    return jax.jit(functools.partial(fn, **static))(*args)
-
-
 def _seer_truth(q, k, blocks, base, allowed=None):
     """The dense map, its largest weight in each block, rows to sum one: (B,N,U,n)."""
     (B, T, N, _), S = q.shape, k.shape[1]
-    causal = np.array([[j <= i for j in range(S)] for i in range(T)])
-    dense = weights(_rotated_tokens(q, base), _rotated_tokens(k, base), both(allowed, causal))
+    seen = both(allowed, causal(T, S))
+    dense = weights(_rotated_tokens(q, base), _rotated_tokens(k, base), seen)
     rows, columns = cut_tail(T, blocks[0]), cut_tail(S, blocks[1])
     peak = np.zeros((B, N, len(rows), len(columns)))
     for b, n, u, c in np.ndindex(peak.shape):
@@ -92,7 +82,8 @@ def _seer_truth(q, k, blocks, base, allowed=None):
 
 
 def seer_loss_oracle(q, k, w_q, w_k, blocks, allowed=None):
-    truth, total, base = _seer_truth(q, k, blocks, 10000.0, allowed), 0.0, 10000.0
+    base, total = 10000.0, 0.0
+    truth = _seer_truth(q, k, blocks, base, allowed)
     for b, n, u in np.ndindex(truth.shape[:3]):
         share = _gate(q, k, w_q, w_k, blocks, base, b, n, u)
         total += sum(truth[b, n, u, c] * np.log(truth[b, n, u, c] / share[c]) for c in share)
@@ -110,15 +101,15 @@ W_Q, W_K = draw(4, 8, 6, seed=3), draw(2, 24, 6, seed=4, scale=0.5)
     ],
 )
 def test_seer_of_pooled_queries_equals_the_formula(blocks, choose):
-    q, k, v = small_qkv(T=11)
+    q, k, v = qkv(B, 11, N, H, K=K)
     got = run(seer_attention, q, k, v, W_Q, W_K, blocks=blocks, choose=choose)
-    near(got, seer_attention_oracle(*map(np.float64, (q, k, v, W_Q, W_K)), blocks, choose))
+    near(got, seer_attention_oracle(*exact((q, k, v, W_Q, W_K)), blocks, choose))
     turned = [np.asarray(rotary(x, np.arange(11))) for x in (q, k)]
     assert not np.allclose(got, run(multi_head_attention, *turned, v, mask=masks.causal), atol=0.01)
 
 
 def test_seer_without_rotary_positions_and_all_blocks_is_causal_attention():
-    q, k, v = small_qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     everything = functools.partial(select.threshold, least=-1e9)
     got = run(seer_attention, q, k, v, W_Q, W_K, blocks=(3, 3), choose=everything, base=None)
     near(got, run(multi_head_attention, q, k, v, mask=masks.causal))
@@ -129,14 +120,12 @@ def gate_loss(q, k, w_q, w_k):
 
 
 def test_the_seer_loss_is_the_divergence_from_the_pooled_dense_map():
-    q, k, _ = small_qkv(T=11)
-    truth = _seer_truth(np.float64(q), np.float64(k), (3, 3), 10000.0)
+    q, k, _ = qkv(B, 11, N, H, K=K)
+    truth = _seer_truth(*exact((q, k)), (3, 3), 10000.0)
     turned = [np.asarray(rotary(x, np.arange(11))) for x in (q, k)]
-    peak = np.asarray(
-        block_maps.block_peak(*turned, 3, 3, mask=masks.causal)
-    )  # not from a dense map
+    peak = np.asarray(block_maps.block_peak(*turned, 3, 3, mask=masks.causal))  # without the map
     near(np.swapaxes(peak / peak.sum(-1, keepdims=True), 1, 2), truth)
-    want = seer_loss_oracle(*map(np.float64, (q, k, W_Q, W_K)), (3, 3))
+    want = seer_loss_oracle(*exact((q, k, W_Q, W_K)), (3, 3))
     loss, slopes = jax.jit(jax.value_and_grad(gate_loss, argnums=(0, 1, 2, 3)))(q, k, W_Q, W_K)
     near(loss, want)
     assert loss > 0.01
@@ -147,7 +136,7 @@ def test_the_seer_loss_is_the_divergence_from_the_pooled_dense_map():
 
 
 def test_the_seer_loss_leaves_padding_out():
-    q, k, _ = small_qkv(T=9)
+    q, k, _ = qkv(B, 9, N, H, K=K)
     padded = [np.concatenate([x, np.full_like(x[:, :4], np.nan)], axis=1) for x in (q, k)]
     lengths = np.array([9, 9])
     masked = functools.partial(nn.seer_loss, blocks=(3, 3), mask=masks.lengths(lengths, lengths))
@@ -155,23 +144,21 @@ def test_the_seer_loss_leaves_padding_out():
 
 
 def test_a_seer_gate_learns_what_attention_looks_at():
-    gate = nn.SeerGate(
-        4, 8, kv_heads=2, gate_width=8, blocks=(1, 4), rngs=nnx.Rngs(0),
-        choose=functools.partial(select.top_k, k=2),
-    )  # fmt: skip
+    sizes = {"kv_heads": 2, "gate_width": 8, "blocks": (1, 4)}
+    two = functools.partial(select.top_k, k=2)
+    gate = nn.SeerGate(4, 8, **sizes, choose=two, rngs=nnx.Rngs(0))
     layer = nn.Attention(16, 4, kv_heads=2, head_width=8, attend=gate, rngs=nnx.Rngs(1))
     x = jnp.asarray(draw(2, 16, 16, scale=3.0))
     graph, params = nnx.split(layer)
     q, k, v = layer.project(x)
-    map_of = block_maps.block_mass(
-        *(rotary(y, np.arange(16)) for y in (q, k)), 1, 4, mask=masks.causal
-    )
+    turned = [rotary(y, np.arange(16)) for y in (q, k)]
+    mass = block_maps.block_mass(*turned, 1, 4, mask=masks.causal)
 
     @jax.jit
     def recall(params):
         """The share of attention's weight that falls on the chosen blocks."""
         chosen = nnx.merge(graph, params).attend.selection(q, k)
-        return (jnp.take_along_axis(map_of, chosen.indices, -1) * chosen.valid).sum(-1).mean()
+        return (jnp.take_along_axis(mass, chosen.indices, -1) * chosen.valid).sum(-1).mean()
 
     def loss(params):
         layer = nnx.merge(graph, params)
@@ -196,41 +183,18 @@ def test_a_seer_gate_learns_what_attention_looks_at():
 
 
 def test_a_seer_gate_attends_as_seer_attention():
-    q, k, v = small_qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     gate = nn.SeerGate(4, 8, kv_heads=2, gate_width=6, blocks=(3, 3), rngs=nnx.Rngs(0))
     gate.choose = functools.partial(select.top_k, k=2)
     weights = [x[...] for x in (gate.w_q, gate.w_k)]
     assert [x.shape for x in weights] == [(4, 8, 6), (2, 24, 6)]
     got = nnx.jit(lambda gate: gate(q, k, v))(gate)
-    near(got, seer_attention_oracle(*map(np.float64, (q, k, v, *weights)), (3, 3), gate.choose))
+    near(got, seer_attention_oracle(*exact((q, k, v, *weights)), (3, 3), gate.choose))
 
 
 def test_seer_refuses_what_does_not_fit():
-    q, k, v = small_qkv()
+    q, k, v = qkv(B, T, N, H, K=K)
     with pytest.raises(ValueError, match=r"blocks: \(3, 4\); expected the first to divide"):
         seer_attention(q, k, v, W_Q, W_K, blocks=(3, 4))
     with pytest.raises(ValueError, match="kv_heads: got 3, expected a divisor of heads 4"):
         nn.SeerGate(4, 8, kv_heads=3, rngs=nnx.Rngs(0))
-
-
-B, T, N, K, H = 2, 13, 4, 2, 8
-
-
-def qkv(T=T, seed=0):
-    return draws((B, T, N, H), (B, T, K, H), (B, T, K, H), seed=seed)
-
-
-BLOCKS = 19  # tokens: four blocks of three and a landmark, and three more
-
-
-def test_blocks_far_behind_share_one_place():
-    """Two old blocks change places: their distance is cut off, so nobody far ahead notices."""
-    q, k, v = qkv(BLOCKS)
-    order = np.r_[4:8, 0:4, 8:BLOCKS]  # blocks 0 and 1
-    op = functools.partial(landmark_retrieval, q, block=3, top_k=1)
-    near(op(k[:, order], v[:, order], base=10.0)[:, 12:], op(k, v, base=10.0)[:, 12:])
-    at = jnp.arange(BLOCKS)
-    turned = lambda k: landmark_retrieval(
-        rotary(q, at, 10.0), rotary(k, at, 10.0), v[:, order], block=3, top_k=4
-    )
-    assert jnp.abs(turned(k[:, order]) - turned(k))[:, 12:].max() > 0.05
