@@ -83,8 +83,8 @@ def test_nsa_runs_its_branches_over_keys_of_their_own():
     near(got, oracle(*exact((q, k, v, gates)), SIZES, **exact(options)))
 
 
-def layer(**sizes):
-    return NativeSparse(12, N, kv_heads=K, branches=SIZES, rngs=nnx.Rngs(0), **sizes)
+def layer():
+    return NativeSparse(12, N, kv_heads=K, branches=SIZES, rngs=nnx.Rngs(0))
 
 
 def test_nsa_layer_is_the_paper_s_formula_from_the_input_on():
