@@ -65,7 +65,7 @@ def test_dynamic_masks_by_blocks_equal_the_masked_dense_form_with_gradients():
 
     got = slopes(lambda q, v, w: of(q, k, v, w, A, window=3, impl="blockwise"), q, v, W)
     want = slopes(lambda q, v, w: masked_dense(q, k, v, w, seen), q, v, W)
-    jax.tree.map(functools.partial(near, tolerance=1e-4), got, want)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-4), got, want)
     assert np.any(got[0][2]), "gradients reach w"
     full = run(masked_dense, q, k, v, W, causal(12, 12))  # a key bias, and no key left out
     near(run(of, q, k, v, W, A, window=12), full)
