@@ -41,17 +41,21 @@ def qkv(T=T, S=None, N=N, K=K, H=H, D=D, B=B):
     return normal(B, T, N, H), normal(B, S, K, H, seed=1), normal(B, S, K, D, seed=2)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(fn, args):
+    """As one program; the cotangent depends on its shape only."""
+    out, pull = jax.vjp(fn, *args)
+    return out, *pull(jnp.asarray(normal(*out.shape, seed=3), out.dtype))
+
+
 def same(fn, *args, tolerance=2e-5, impl=IMPL):
     """fn(impl, *args) equals its dense form in float64, in value and in every gradient."""
     with jax.enable_x64():
         exact = [jnp.asarray(x, jnp.float64) for x in args]
-        want, pull = jax.vjp(functools.partial(fn, "dense"), *exact)
-        step = normal(*want.shape, seed=3)
-        grads = [np.asarray(x) for x in pull(jnp.asarray(step))]
-        want = np.asarray(want)
+        want = jax.tree.map(np.asarray, value_and_gradients(functools.partial(fn, "dense"), exact))
     given = [jnp.asarray(x, jnp.float32) for x in args]
-    got, pull = jax.vjp(functools.partial(fn, impl), *given)
-    for x, y in zip([got, *pull(jnp.asarray(step, jnp.float32))], [want, *grads], strict=True):
+    got = value_and_gradients(functools.partial(fn, impl), given)
+    for x, y in zip(got, want, strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1, np.abs(y).max()))
 
 
@@ -222,7 +226,10 @@ def test_rows_with_nothing_allowed_are_zero_and_nan_reaches_who_sees_it():
     k, v = k.at[0, 15, 1, 2].set(jnp.inf), v.at[1, 7, 0, 2].set(jnp.nan)
     mask = masks.causal & masks.window(5) & ~masks.sinks(2)
     for n in (normalizers.softmax, normalizers.sigmoid(), normalizers.hard, normalizers.sparsemax):
-        got, want = (attend(q, k, v, mask=mask, normalizer=n, impl=i) for i in (IMPL, "dense"))
+        got, want = (
+            jax.jit(functools.partial(attend, mask=mask, normalizer=n, impl=i))(q, k, v)
+            for i in (IMPL, "dense")
+        )
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
         assert np.isnan(got).any() and not np.isnan(got).all()
         np.testing.assert_array_equal(got[:, :2], 0)
@@ -481,9 +488,13 @@ def errs_at_most_twice_as_much(name, dtype, T, H, impl, in_their_own_dtype):
     if name == "documents":
         options["mask"] = masks.document(np.arange(T) * 10 // 3 // T) & masks.causal
 
-    def pulled(impl, given):
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(impl, given):
         out, pull = jax.vjp(lambda *x: attend(*x, impl=impl, **options), *given)
-        return [np.asarray(x, np.float64) for x in (out, *pull(jnp.asarray(step, out.dtype)))]
+        return out, *pull(jnp.asarray(step, out.dtype))
+
+    def pulled(impl, given):
+        return [np.asarray(x, np.float64) for x in both(impl, given)]
 
     with jax.enable_x64():
         want = pulled("dense", [x.astype(jnp.float64) for x in given])
