@@ -293,7 +293,7 @@ def selected_form(heads: str, block_q: int, block: int, top: int) -> Form:
     heads   letter of those that select for themselves, "N" or "K"
     """
 
-    # With one query a block that is what ops.sparse.moba does.
+    # With one query a block that is what ops.sparse_select.moba does.
     def sizes(z: Sizes) -> tuple[int, int, int]:
         bk = min(block, z.T // 8)
         return min(block_q, z.T // 4), bk, min(top, z.T // bk // 2)

@@ -25,7 +25,7 @@ class Perceiver(nnx.Module):
 
     Both steps are z + attention(norm(z)) and z + mlp(norm(z)); reading has one head, thinking
     `heads`.  The first round has weights of its own, the others share theirs: a recurrent network.
-    Inputs carry their places as features, see `ops.lowrank.fourier_features`; their order is of no
+    Inputs carry their places as features, see `ops.low_rank.fourier_features`; their order is of no
     account.
 
     Paper: Jaegle et al., "Perceiver", 2021, arXiv:2103.03206, section 3.

@@ -249,9 +249,7 @@ def test_the_future(op, form):
         ok = mask_for_future(op, past)
         early = np.zeros(np.shape(c.value(past)))
         T = lengths(op, past)[0]
-        rows = (slice(None),) * (
-            1 if early.shape[1] == T else 2
-        )  # or heads first
+        rows = (slice(None),) * (1 if early.shape[1] == T else 2)  # or heads first
         before, behind = (*rows, slice(now)), (*rows, slice(now, None))
         early[before] = np.random.default_rng(0).standard_normal(early[before].shape)
         out, grads = c.pull(past, early, ok)

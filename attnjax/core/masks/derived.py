@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from attnjax.core.masks.base import Everything, Mask, everything
+from attnjax.core.masks.base import Everything, Mask, everything, numpy_of
 from attnjax.core.masks.positions import prefix
 from attnjax.typing import Array
 
@@ -67,8 +66,7 @@ class OfRuns(Mask):
             q_lo, q_hi, k_lo * self.stride + token, k_hi * self.stride + token
         )
         first, last = at(0), at(self.length - 1)
-        traced = isinstance(first, jax.Array) or isinstance(last, jax.Array)
-        return (jnp if traced else np).minimum(first, last)
+        return numpy_of(first, last).minimum(first, last)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["mask"], meta_fields=["T", "S"])
@@ -85,8 +83,7 @@ class Inside(Mask):
 
     def _real(self, q: Any, k: Any) -> tuple[Any, Any]:
         """The mask itself answers for real positions only."""
-        xp = lambda x: jnp if isinstance(x, jax.Array) else np
-        clip = lambda x, n: x if n is None else xp(x).minimum(x, n - 1)
+        clip = lambda x, n: x if n is None else numpy_of(x).minimum(x, n - 1)
         return clip(q, self.T), clip(k, self.S)
 
     @property
@@ -101,4 +98,4 @@ class Inside(Mask):
         inside = self._ends.classify(q_lo, q_hi, k_lo, k_hi)
         (q_lo, k_lo), (q_hi, k_hi) = self._real(q_lo, k_lo), self._real(q_hi, k_hi)
         kind = self.mask.classify(q_lo, q_hi, k_lo, k_hi)
-        return (jnp if isinstance(kind, jax.Array) else np).minimum(kind, inside)
+        return numpy_of(kind, inside).minimum(kind, inside)
