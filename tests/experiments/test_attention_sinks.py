@@ -169,6 +169,7 @@ print(json.dumps([experiment.run(config).seeds, draws]))
 """
 
 
+@pytest.mark.slow  # lab's tests kill its loop and long context's a whole run
 def test_an_interrupted_experiment_ends_with_the_same_numbers(text, tmp_path):
     def victim(name, fatal=-1):
         command = [sys.executable, "-c", VICTIM, tmp_path / name, text, fatal]
