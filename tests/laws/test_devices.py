@@ -27,6 +27,8 @@ STRATEGIES = {
         "lasp2_zigzag": ("line", parallel.LASP2("sp", "zigzag")),
     },
 }
+# Rings walk past all keys: blocks selected from them, and groups of neighbors, have to be gathered.
+REFUSALS = ("blocks are selected from all keys", "neighboring keys")
 IN_FLOAT32 = ("ring_zigzag", "lasp2_zigzag")
 
 
@@ -46,8 +48,8 @@ def equals_one_device(op, strategy, dtype, tolerance):
     run = lambda x: spread(**x, **rest)
     try:
         jax.eval_shape(run, given)
-    except ValueError as error:  # rings walk past all keys: a selection has them gathered
-        if "blocks" not in str(error):
+    except ValueError as error:
+        if not any(reason in str(error) for reason in REFUSALS):
             raise
         pytest.skip(str(error))
     ct = wave(truth.value(given))
