@@ -27,8 +27,13 @@ STRATEGIES = {
         "lasp2_zigzag": ("line", parallel.LASP2("sp", "zigzag")),
     },
 }
-# Rings walk past all keys: blocks selected from them, and groups of neighbors, have to be gathered.
-REFUSALS = ("blocks are selected from all keys", "neighboring keys")
+# What strategies say to calls that are not for them: rings walk past all keys, so blocks selected
+# from them and groups of neighbors have to be gathered, and one head is not shared by two devices.
+REFUSALS = (
+    "blocks are selected from all keys",
+    "neighboring keys, and 2 of them stay together",
+    "N = 1 heads cannot be shared",
+)
 IN_FLOAT32 = ("ring_zigzag", "lasp2_zigzag")
 
 
