@@ -31,7 +31,7 @@ STRATEGIES = {
 # from them and groups of neighbors have to be gathered, and one head is not shared by two devices.
 REFUSALS = (
     "blocks are selected from all keys",
-    "neighboring keys, and 2 of them stay together",
+    "mods look at 4 neighboring keys",
     "N = 1 heads cannot be shared",
 )
 IN_FLOAT32 = ("ring_zigzag", "lasp2_zigzag")

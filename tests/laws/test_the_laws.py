@@ -117,9 +117,9 @@ def test_a_broken_op_is_caught(broken, law, listed):
     assert caught.type.__name__ in ("AssertionError", "TypeCheckError"), caught.value
 
 
-@pytest.mark.parametrize("law", [x for x in CAUGHT.values()][:7], ids=str)
-def test_a_sound_op_is_not(law, listed):
-    law(listed(sound))
+@pytest.mark.parametrize("broken", list(CAUGHT)[:7], ids=lambda fn: fn.__name__)
+def test_a_sound_op_is_not(broken, listed):
+    CAUGHT[broken](listed(sound))
 
 
 def test_what_may_not_be_read_is_a_property(listed):
