@@ -31,6 +31,7 @@ STRATEGIES = {
 # from them and groups of neighbors have to be gathered, and one head is not shared by two devices.
 REFUSALS = (
     "blocks are selected from all keys",
+    "selected blocks need the layout 'contiguous'",
     "mods look at 4 neighboring keys",
     "N = 1 heads cannot be shared",
 )
