@@ -37,7 +37,7 @@ check: $(VENV)/.installed-dev
 LAWS ?= due
 laws: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu" --laws=$(LAWS) --write-ledger \
-	    tests/laws --ignore tests/laws/test_ledger.py
+	    tests/laws tests/ops --ignore tests/laws/test_ledger.py
 
 # Every test of the kernels in Triton's interpreter, and a note of what passed; `make test` runs them
 # all where the note is of other sources, else a sample.

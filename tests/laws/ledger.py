@@ -141,6 +141,21 @@ def read() -> dict[str, dict]:
     return {row.pop("op"): row for row in rows}
 
 
+def state_of_leaves() -> tuple[set[str], dict[str, str]]:
+    """The leaves with a formula that is due, and the day on which each one's laws ran last."""
+    from attnjax.catalogue import OPS
+    from tests.laws import test_one_device
+
+    rows, due, days = read(), set(), {}
+    for op in OPS:
+        law = "formula[truth]" if op.kind != "policy" else "a_policy_selects_within_its_budget"
+        fn = getattr(test_one_device, f"test_{law.split('[')[0]}")
+        if not holds(rows, op.name, law, pair_hash(op, law, fn)):
+            due.add(op.module)
+        days[op.module] = rows.get(op.name, {}).get("day", "")
+    return due, days
+
+
 def write(rows: dict[str, dict], names: Iterable[str]) -> None:
     """Replaces the file at once: the rows of the ops that there are, in order."""
     lines = [json.dumps({"op": name, **rows[name]}) for name in sorted(names) if name in rows]

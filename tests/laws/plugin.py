@@ -11,6 +11,7 @@ from attnjax.op import Op
 from tests.laws import ledger
 
 ALWAYS = ("formula", "annotations")
+MOST_LEAVES = 150  # whose own tests a default run takes: two CPU seconds each
 _WRITE_EVERY = 20.0  # seconds: a killed run loses no more
 
 
@@ -68,7 +69,35 @@ def pytest_collection_modifyitems(config, items):
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     rest = [item for item in items if item not in set(laws)]
+    rest = own_tests(config, rest, which)
     items[:] = sorted((x for x in laws if x in chosen), key=lambda x: pair_of(x)[0]) + rest
+
+
+def own_tests(config, items, which):
+    """Without those tests of leaves that rest: with many leaves, a default run takes them by turns.
+
+    The leaves with laws that are due are always tested, by `make laws`, too.
+    """
+    leaves = {item: leaf_of(item) for item in items}
+    there = {leaf for leaf in leaves.values() if leaf}
+    if which == "all" or not there or (which == "some" and len(there) <= MOST_LEAVES):
+        return items
+    due, days = ledger.state_of_leaves()
+    by_age = sorted(there, key=lambda leaf: (days.get(leaf, ""), leaf))
+    kept = due if which == "due" else due | set(by_age[:MOST_LEAVES])
+    dropped = [item for item in items if leaves[item] and leaves[item] not in kept]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+    return [item for item in items if item not in set(dropped)]
+
+
+def leaf_of(item) -> str | None:
+    """attnjax.ops.softmax_core.cog of a test in tests/ops/softmax_core/test_cog.py."""
+    parts = item.nodeid.split("::")[0].split("/")
+    if parts[:2] != ["tests", "ops"] or parts[-1] == "test_family.py":
+        return None
+    leaf = parts[-1].removeprefix("test_").removesuffix(".py")
+    return f"attnjax.ops.{parts[2]}.{leaf}"
 
 
 def select(laws, rows, which, budget):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from attnjax.catalogue import OPS
-from tests.laws import ledger, test_devices, test_kernels, test_one_device
+from tests.laws import ledger, plugin, test_devices, test_kernels, test_one_device
 from tests.laws.plugin import select
 
 
@@ -89,6 +89,40 @@ def test_what_runs(which, chosen):
     items.append(Item("c", "padding", "1"))
     found = select(items, rows, which, budget=8.0)
     assert {" ".join(dict(x.user_properties)["pair"][:2]) for x in found} == chosen
+
+
+class Config:
+    """Counts what is deselected."""
+
+    def __init__(self):
+        self.hook, self.dropped = self, []
+
+    def pytest_deselected(self, items):
+        self.dropped += items
+
+
+@pytest.mark.parametrize(
+    ("which", "most", "left"),
+    [
+        ("all", 1, "abcx"),
+        ("some", 3, "abcx"),  # few leaves: all of them
+        ("some", 1, "acx"),  # a is due, c rests the longest
+        ("due", 3, "ax"),
+    ],
+)
+def test_own_tests_of_leaves_take_turns(which, most, left, monkeypatch):
+    make = lambda path: type("Item", (), {"nodeid": f"{path}::test"})()
+    items = {x: make(f"tests/ops/f/test_{x}.py") for x in "abc"} | {
+        "x": make("tests/core/test_x.py")
+    }
+    name = lambda x: f"attnjax.ops.f.{x}"
+    days = {name("a"): "2026-03-01", name("b"): "2026-02-01", name("c"): "2026-01-01"}
+    monkeypatch.setattr(ledger, "state_of_leaves", lambda: ({name("a")}, days))
+    monkeypatch.setattr(plugin, "MOST_LEAVES", most)
+    config = Config()
+    kept = plugin.own_tests(config, list(items.values()), which)
+    assert kept == [items[x] for x in left]
+    assert len(kept) + len(config.dropped) == 4
 
 
 def test_laws_of_a_module_have_hashes_of_their_own():
