@@ -11,7 +11,7 @@ from attnjax.op import Op
 from tests.laws import ledger
 
 ALWAYS = ("formula", "annotations")
-MOST_LEAVES = 150  # whose own tests a default run takes: two CPU seconds each
+MOST_LEAVES = 100  # whose own tests a default run takes: two CPU seconds each
 _WRITE_EVERY = 20.0  # seconds: a killed run loses no more
 
 
