@@ -50,9 +50,8 @@ def close(got, want, tolerance=1e-10):
 
 def near(got, want, tolerance=1e-5):
     """Two arrays, or trees of them, are alike number by number, absolutely or relatively."""
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), got, want
-    )
+    compare = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(functools.partial(compare, equal_nan=False), got, want)  # NaN is like nothing
 
 
 def exact(tree):

@@ -1,6 +1,6 @@
 """Engine 2: linear attention and gated recurrences.  The signature, checks, and the choice.
 
-The recurrence stands in `recurrent`; its fast form in `chunked`.  Feature maps for q and k are in
+The recurrence stands in `steps`; its fast form in `chunked`.  Feature maps for q and k are in
 `features`.
 """
 
