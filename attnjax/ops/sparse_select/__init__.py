@@ -21,6 +21,12 @@ from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention, nsa
 from attnjax.ops.sparse_select.routing import routing_attention, update_centroids
 from attnjax.ops.sparse_select.routing_causal import routing_causal
 from attnjax.ops.sparse_select.seer import seer_attention, seer_blocks, seer_gate, seer_loss
-from attnjax.ops.sparse_select.vmoba import vmoba, vmoba_block
+from attnjax.ops.sparse_select.vmoba import (
+    vmoba,
+    vmoba_block,
+    vmoba_by_head,
+    vmoba_by_query,
+    vmoba_top_k,
+)
 
 OPS = gather(globals())
