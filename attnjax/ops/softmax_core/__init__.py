@@ -11,6 +11,6 @@ from attnjax.ops.softmax_core.pointer import pointer_attention, unused
 from attnjax.ops.softmax_core.rectified_linear import rela, rela_gated
 from attnjax.ops.softmax_core.selective import selection, selective_attention
 from attnjax.ops.softmax_core.softpick import softpick_attention
-from attnjax.ops.softmax_core.softplus import softplus_attention
+from attnjax.ops.softmax_core.softplus import softplus_attention, softplus_reweighted
 
 OPS = gather(globals())
