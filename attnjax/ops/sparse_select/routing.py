@@ -1,15 +1,17 @@
 """Routing Transformer: tokens attend inside the clusters of an online k-means.
 
-    x~ = (x - mean(x)) / deviation(x),    A_ij = softmax_j(q~_i . k~_j / sqrt(H)) inside a cluster:
+    x~ = (x - mean(x)) / deviation(x),    A_ij = softmax_j(q~_i . k~_j) inside a cluster:
     the `window` queries and the `window` keys of largest product with its centroid mu; a query in
     several clusters gets the mean of its results, one in none zero
     mu <- decay mu + (1 - decay)/2 sum of (q~ + k~)/sqrt(H) nearest to mu, scaled to length 1
 
 Paper: Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers", 2020,
 arXiv:2003.05997, section 4.1 and algorithm 1.
-Limits: one cluster of all tokens is softmax attention of the normalized q and k.
-Differs: q~ and k~ have length sqrt(H), centroids 1. The paper's other half of the heads attends
-locally: give them to `attend` with `masks.window`.
+Limits: one cluster of all tokens is softmax attention of the normalized q and k, of scale 1.
+Differs: the released code adds 1e-6 to the variance and 1e-2 to the number of a query's clusters,
+so that its outputs are 0.99 of these; its centroids are running means of decay .99 to .999, of any
+length, here of length 1. The paper's other half of the heads attends locally: give them to `attend`
+with `masks.window`.
 """
 
 from collections.abc import Callable
@@ -63,6 +65,7 @@ def routing_attention(
         columns.take(values),
         blocks=select.own_block(B, centroids.shape[1], N, block_q=window, block_k=window),
         mask=columns.seen(mask, T),
+        scale=1.0,  # q~ and k~ have length sqrt(H), and no scale makes up for it
         q_positions=rows.order,
         k_positions=columns.order,
         impl=impl,
@@ -111,14 +114,16 @@ def update_centroids(centroids: Centroids, q: Q, k: K, *, decay: float = 0.999) 
 
 
 def one_cluster(says: str, plain: Callable[..., Out]) -> Limit:
-    """One cluster and a window of all tokens, of normalized q and k."""
+    """One cluster and a window of all tokens, of normalized q and k; `plain` has 1 / sqrt(H)."""
     return Limit(
         says,
         {
             "centroids": Draw(lambda slot: slot.normal("N 1 H")),
             "window": by_sizes(lambda z: z["T"]),
         },
-        lambda q, k, v: plain(features.standardize(q), features.standardize(k), v),
+        lambda q, k, v: plain(
+            q.shape[-1] ** 0.5 * features.standardize(q), features.standardize(k), v
+        ),
     )
 
 

@@ -1,13 +1,13 @@
 """Routing Transformer, causal in full: each token joins the cluster of its nearest centroid.
 
-    c(x) = argmax_c mu_c . x~,    A_ij = softmax_j(q~_i . k~_j / sqrt(H)) over keys j <= i of the
-    cluster c(q_i) that lie in the last chunk of its keys up to i, or in the chunk before,
+    c(x) = argmax_c mu_c . x~,    A_ij = softmax_j(q~_i . k~_j) over keys j <= i of the cluster
+    c(q_i) that lie in the last chunk of its keys up to i, or in the chunk before,
     chunks being each `window` successive keys of a cluster
 
 Paper: Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers", 2020,
 arXiv:2003.05997, section 4.1.
 Limits: one cluster and a window of all tokens are causal softmax attention of the normalized q
-and k.
+and k, of scale 1.
 Differs: the paper's clusters take their members from the whole sequence, `routing_attention`. Here
 membership is a token's own, clusters are not balanced, and a query sees at most 2 window keys.
 """
@@ -59,6 +59,7 @@ def routing_causal(
         order.take(values),
         blocks=chosen,
         mask=order.seen(masks.causal & mask, T),
+        scale=1.0,
         k_positions=order.order,
         impl=impl,
     )

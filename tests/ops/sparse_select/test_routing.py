@@ -20,6 +20,7 @@ B, T, N, K, H = 2, 12, 4, 2, 8
 def routing_attention_oracle(q, k, v, centroids, window, allowed=None):
     (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
     q, k = standard(q), standard(k)
+    dot = lambda b, n, i, j: q[b, i, n] @ k[b, j, n * K // N]
     results = {}
     for b, n, c in np.ndindex(B, *centroids.shape[:2]):
         mu = centroids[n, c]
@@ -27,13 +28,27 @@ def routing_attention_oracle(q, k, v, centroids, window, allowed=None):
         columns = sorted(range(S), key=lambda s: k[b, s, n * K // N] @ mu)[-window:]
         inside = np.zeros((B, N, T, S), bool)
         inside[b, n][np.ix_(rows, columns)] = True
-        out = blend(weights(q, k, both(allowed, inside)), v)
+        out = blend(weights(q, k, both(allowed, inside), logit=dot), v)
         for t in rows:
             results.setdefault((b, t, n), []).append(out[b, t, n])
     total = np.zeros((B, T, N, v.shape[-1]))
     for (b, t, n), outs in results.items():
         total[b, t, n] = np.mean(outs, axis=0)
     return total
+
+
+@pytest.mark.parametrize(
+    ("op", "want"),
+    [
+        (routing_attention, [[0.9820, 0.0180], [0.0180, 0.9820]]),
+        (routing_causal, [[1, 0], [0.0180, 0.9820]]),
+    ],
+)
+def test_two_tokens_by_hand(op, want):
+    """Logits are products of (1,-1) and (-1,1), 2 and -2, not over sqrt(2)."""
+    x = jnp.eye(2)[None, :, None]
+    near(op(x, x, x, jnp.asarray([[[1.0, 1.0]]]), window=2)[0, :, 0], want, 5e-5)
+    near(op(3 * x, x, x, jnp.asarray([[[1.0, 1.0]]]), window=2)[0, :, 0], want, 5e-5)
 
 
 def test_a_token_may_lie_in_several_clusters_or_in_none():
@@ -57,10 +72,10 @@ def test_separate_clusters_are_attention_under_the_same_cluster_mask():
     """Tokens lie near one of three centroids in turn, four near each; all queries are keys."""
     mu, member, x, v = separate_clusters()
     together = masks.array(member[:, None] == member[None])
-    z = features.standardize(x)
+    z, longer = features.standardize(x), H**0.5 * features.standardize(x)
     got = run(lambda x, v: routing_attention(x, x, v, mu, window=4), x, v)
-    near(got, multi_head_attention(z, z, v, mask=together))
-    assert not np.allclose(got, multi_head_attention(z, z, v), atol=0.1)
+    near(got, multi_head_attention(longer, z, v, mask=together))
+    assert not np.allclose(got, multi_head_attention(longer, z, v), atol=0.1)
 
 
 def separate_clusters():

@@ -19,6 +19,7 @@ B, T, N, K, H = 2, 12, 4, 2, 8
 def routing_causal_oracle(q, k, v, centroids, window, allowed=None):
     (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
     q, k = standard(q), standard(k)
+    dot = lambda b, n, i, j: q[b, i, n] @ k[b, j, n * K // N]
     seen = np.zeros((B, N, T, S), bool)
     for b, n, t in np.ndindex(B, N, T):
         nearest = lambda x, n=n: int(np.argmax([x @ mu for mu in centroids[n]]))
@@ -27,15 +28,15 @@ def routing_causal_oracle(q, k, v, centroids, window, allowed=None):
         chunks = [keys[i : i + window] for i in range(0, len(keys), window)]
         for s in sum(chunks[-2:], []):
             seen[b, n, t, s] = True
-    return blend(weights(q, k, both(allowed, seen)), v)
+    return blend(weights(q, k, both(allowed, seen), logit=dot), v)
 
 
 def test_separate_clusters_are_causal_attention_under_the_same_cluster_mask():
     mu, member, x, v = separate_clusters()
     together = masks.array(member[:, None] == member[None])
-    z = features.standardize(x)
+    z, longer = features.standardize(x), H**0.5 * features.standardize(x)
     got = run(lambda x, v: routing_causal(x, x, v, mu, window=4), x, v)
-    near(got, multi_head_attention(z, z, v, mask=masks.causal & together))
+    near(got, multi_head_attention(longer, z, v, mask=masks.causal & together))
 
 
 def test_queries_behind_all_keys_see_each_key_once():
