@@ -1,11 +1,14 @@
 """Cottention: cosines for weights, and a learned power of the number of keys for a denominator.
 
-    o_i = sum_{j <= i} cos(q_i, k_j) v_j / i^sigmoid(m)        causal, with i counted from 1
+    o_i = sum_{j <= i} cos(q_i, k_j) v_j / j^sigmoid(m)        causal, with j counted from 1
     o_i = sum_j cos(q_i, k_j) v_j / S^sigmoid(m)               in both directions
 
 Paper: Mongaras, Dohm and Larson, "Cottention: Linear Transformers With Cosine Attention", 2024,
 arXiv:2409.18747.
-Limits: a large m gives the mean, a small m the sum, of the values times their cosines.
+Limits: a large m divides each value by its place (causal) or all by S, a small m gives the sum of
+the values times their cosines.
+Differs: that a causal value has the power of its own place, not of the query's, is of the released
+code, where the query's is an alternative in a comment.
 """
 
 from typing import Any, NamedTuple
@@ -14,14 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import features
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence import linear
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, Int, K, Out, PerHead, Q, TokenK, TokenV, V
 
 
 class State(NamedTuple):
-    """The sum of k v^T, k of length 1, in `linear`, and how many tokens it holds."""
+    """The sum of k v^T of each query head, k of length 1, and how many tokens it holds."""
 
     linear: linear.State
     count: Int[Array, ""]
@@ -45,13 +48,13 @@ def cottention(
     impl: linear.Impl = None,
 ) -> Any:
     """Causal cosine attention; m is learned, 0.5 at first in the paper."""
-    q, k = features.cosine(wide(q)), features.cosine(wide(k))
+    before = 0 if state is None else state.count
+    counts = before + jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
+    shared = repeat_heads(wide(v), q) * _share(counts, m)  # m is of a query head, and so is this
+    q, k = features.cosine(wide(q)), repeat_heads(features.cosine(wide(k)), q)
     past = None if state is None else state.linear
-    out, last = linear.linear_attend(q, k, wide(v), state=past, return_state=True, impl=impl)
-    counts = jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
-    if state is not None:
-        counts += state.count
-    out = (out * _share(counts, m)).astype(v.dtype)
+    out, last = linear.linear_attend(q, k, shared, state=past, return_state=True, impl=impl)
+    out = out.astype(v.dtype)
     return (out, State(last, counts[-1])) if return_state else out
 
 
@@ -62,9 +65,9 @@ def cottention_full(q: Q, k: K, v: V, m: PerHead, *, impl: linear.Impl = None) -
     return (out * _share(jnp.full(1, k.shape[1]), m)).astype(v.dtype)
 
 
-def _mean(q: Q, k: TokenK, v: TokenV) -> Out:
+def _by_place(q: Q, k: TokenK, v: TokenV) -> Out:
     counts = jnp.arange(1, q.shape[1] + 1)[:, None, None]
-    return linear.linear_attend(features.cosine(q), features.cosine(k), v) / counts
+    return linear.linear_attend(features.cosine(q), features.cosine(k), v / counts)
 
 
 def _sum(q: Q, k: K, v: V) -> Out:
@@ -77,9 +80,9 @@ OPS = (
         papers=(96,),
         limits=(
             Limit(
-                "a large m gives the mean of the values times their cosines",
+                "a large m divides each value by its place",
                 {"m": fill(100.0)},
-                _mean,
+                _by_place,
             ),
         ),
     ),

@@ -7,14 +7,19 @@ import pytest
 
 from attnjax.ops.linear_recurrent import cottention, cottention_full
 from tests.helpers import draw, near, qkv, weights_of
-from tests.ops.plain import sigmoid, sums, unit
+from tests.ops.plain import sigmoid, unit
 
 B, T, N, H = 2, 9, 4, 8
 
 
 def cottention_oracle(q, k, v, m):
-    count = np.arange(1, q.shape[1] + 1)[:, None, None]
-    return sums(unit(q), unit(k), v) / count ** sigmoid(m)[:, None]
+    (B, T, N, _), (K, D) = q.shape, v.shape[2:]
+    q, k, out = unit(q), unit(k), np.zeros((B, T, N, D))
+    for b, i, n in np.ndindex(B, T, N):
+        for j in range(i + 1):
+            cosine = q[b, i, n] @ k[b, j, n * K // N]
+            out[b, i, n] += cosine * v[b, j, n * K // N] / (j + 1) ** sigmoid(m[n])
+    return out
 
 
 def cottention_full_oracle(q, k, v, m):
@@ -43,8 +48,14 @@ def test_the_weights_of_cottention_are_cosines(op):
     same = weights_of(op, q, q, jnp.full(N, -100.0))
     near(np.diagonal(same, axis1=2, axis2=3), np.ones((B, N, T)))
     learned = weights_of(op, q, k, jnp.zeros(N))
-    seen = np.arange(1, T + 1)[:, None] if op is cottention else T
-    near(learned, weights / np.sqrt(seen))
+    place = np.arange(1, T + 1) if op is cottention else T
+    near(learned, weights / np.sqrt(place))
+
+
+def test_a_value_is_divided_by_the_power_of_its_own_place():
+    """All cosines 1: 1 + 1/sqrt(2) at the second token, and the root of 3 joins later."""
+    one, m = jnp.ones((1, 3, 1, 1)), jnp.zeros(1)
+    near(cottention(one, one, one, m)[0, :, 0, 0], (1, 1.7071, 2.2845), 5e-5)
 
 
 def test_the_state_of_cottention_counts_its_tokens_and_does_not_grow():
