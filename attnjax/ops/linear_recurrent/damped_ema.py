@@ -1,14 +1,20 @@
 """Mega's multi-dimensional damped EMA: M moving averages of each channel, summed.
 
-    h_t = alpha beta x_t + (1 - alpha delta) h_{t-1},    y_t = eta . h_t,    for each channel
-    y_t = sum_{j <= t} kernel_{t-j} x_j,    kernel_i = eta . (1 - alpha delta)^i alpha beta
+    h_t = alpha beta x_t + (1 - alpha delta) h_{t-1},    for each channel
+    y_t = eta . h_t / sqrt(M) + omega x_t
+    y_t = sum_{j <= t} kernel_{t-j} x_j + omega x_t,
+    kernel_i = eta . (1 - alpha delta)^i alpha beta / sqrt(M)
 
 Paper: Ma et al., "Mega: Moving Average Equipped Gated Attention", 2022, arXiv:2209.10655,
-section 3.1.
-Limits: alpha = beta = eta = 1 with M = 1 and delta = 1 is x itself, and with delta = 0 its sum.
+section 3.1; code: facebookresearch/mega.
+Limits: alpha = beta = eta = 1 with M = 1, omega = 0 and delta = 1 is x itself, and with delta = 0
+its sum.
+Differs: the paper prints y = eta . h, `as_printed(weights)` here; the released code, which made its
+numbers, divides by sqrt(M) and adds omega x. Its module ends with silu, which `mega` applies.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -26,19 +32,26 @@ Averages = Float[Array, "B W M"]
 
 
 class EMA(NamedTuple):
-    """Learned, (W,M) each: alpha and delta in (0, 1), beta spreads a channel, eta collects it."""
+    """Learned: alpha and delta in (0, 1), beta spreads a channel, eta collects it, omega adds x."""
 
     alpha: Float[Array, "W M"]
     delta: Float[Array, "W M"]
     beta: Float[Array, "W M"]
     eta: Float[Array, "W M"]
+    omega: Float[Array, " W"]
+
+
+def as_printed(weights: EMA) -> EMA:
+    """Weights with which y = eta . h, as the paper prints it, for the eta given."""
+    eta = weights.eta * math.sqrt(weights.eta.shape[1])
+    return weights._replace(eta=eta, omega=jnp.zeros_like(weights.omega))
 
 
 def damped_ema(
     x: X, weights: EMA, *, state: Averages | None = None, return_state: bool = False
 ) -> Any:
     """The recurrence by a parallel scan, O(T W M) memory; the state is h."""
-    alpha, delta, beta, eta = map(wide, weights)
+    alpha, delta, beta, eta, omega = _scaled(weights)
     decay = 1 - alpha * delta
     B, T, _ = x.shape
 
@@ -50,7 +63,7 @@ def damped_ema(
 
     start = jnp.zeros((B, *decay.shape), decay.dtype) if state is None else state
     out, last = scan_diagonal(terms, read, wide(x), start)
-    out = out.astype(x.dtype)
+    out = (out + omega * wide(x)).astype(x.dtype)
     return (out, last) if return_state else out
 
 
@@ -58,7 +71,7 @@ def damped_ema_convolution(
     x: X, weights: EMA, *, state: Averages | None = None, return_state: bool = False
 ) -> Any:
     """The same by FFT, O(T (W + M)) memory for each example."""
-    alpha, delta, beta, eta = map(wide, weights)
+    alpha, delta, beta, eta, omega = _scaled(weights)
     T = x.shape[1]
     log_decay = jnp.log(jnp.maximum(1 - alpha * delta, jnp.finfo(alpha.dtype).tiny))
     powers = jnp.exp(jnp.arange(T + 1)[:, None, None] * log_decay)
@@ -66,13 +79,19 @@ def damped_ema_convolution(
     out, _ = long_conv(x, kernel)
     if state is not None:
         out += einsum("TWM,BWM->BTW", powers[1:], eta * state)
-    out = out.astype(x.dtype)
+    out = (out + omega * wide(x)).astype(x.dtype)
     if not return_state:
         return out
     last = alpha * beta * einsum("TWM,BTW->BWM", powers[T - 1 :: -1], x)
     if state is not None:
         last += powers[T] * state
     return out, last
+
+
+def _scaled(weights: EMA) -> EMA:
+    """Wide, and eta over sqrt(M)."""
+    w = EMA(*map(wide, weights))
+    return w._replace(eta=w.eta / math.sqrt(w.eta.shape[1]))
 
 
 def gates_in_range(ema: EMA) -> EMA:
@@ -83,7 +102,7 @@ def gates_in_range(ema: EMA) -> EMA:
 def _alone(ema: EMA, delta: float) -> EMA:
     """One average of each channel, with this delta and ones for everything else."""
     one = jnp.ones_like(ema.alpha[:, :1])
-    return EMA(alpha=one, delta=delta * one, beta=one, eta=one)
+    return EMA(one, delta * one, one, one, omega=jnp.zeros_like(ema.omega))
 
 
 def _sum(x: X) -> X:

@@ -1,13 +1,16 @@
 """Mega: gated single-head attention over a moving average of its input.
 
-    X' = EMA(X),    Z = silu(X' W_z),    Q = kappa_q Z + mu_q,    K = kappa_k Z + mu_k
+    X' = silu(EMA(X)),    Z = silu(X' W_z),    Q = kappa_q Z + mu_q,    K = kappa_k Z + mu_k
     V = silu(X W_v),    O = f(Q K^T / tau + b_rel) V,    tau = sqrt(width of Z) for softmax
     H = silu(X' W_h + (silu(X' W_r) * O) U_h),    p = sigmoid(X' W_p),    out = p H + (1 - p) X
     f(s) = (1 + erf((s - sqrt(1/2)) / (sigma sqrt 2))) / 2, sigma^2 = 1 / (4 pi),    tau = keys seen
 
 Paper: Ma et al., "Mega: Moving Average Equipped Gated Attention", 2022, arXiv:2209.10655,
-sections 3.2 to 3.4.
+sections 3.2 to 3.4; code: facebookresearch/mega.
 Limits: p = 0 returns X; chunks of T tokens are full attention.
+Differs: the paper prints X' = EMA(X) (`activation=features.identity`, weights
+`damped_ema.as_printed`); the
+released code, which made its numbers, has silu there. Its constants of f are rounded.
 """
 
 import math
@@ -18,6 +21,7 @@ import numpy as np
 from jax.nn import sigmoid, silu
 
 from attnjax.core import features, masks, normalizers
+from attnjax.core.features import FeatureMap
 from attnjax.core.mods import relative_bias
 from attnjax.core.normalizers import Normalizer
 from attnjax.core.numerics import Affine, matmul, wide
@@ -58,11 +62,12 @@ def mega(
     *,
     chunk: int | None = None,
     normalizer: Normalizer = normalizers.laplace,
+    activation: FeatureMap = silu,
     impl: Impl = None,
 ) -> X:
     """Causal; with `chunk`, attention stays inside chunks of so many tokens (Mega-chunk)."""
     w = weights
-    average = damped_ema_convolution(wide(x), w.ema)
+    average = activation(damped_ema_convolution(wide(x), w.ema))
     z = silu(w.z(average))
     index = np.arange(x.shape[1])
     keys_seen = index + 1

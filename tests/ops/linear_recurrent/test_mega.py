@@ -17,7 +17,7 @@ from tests.ops.plain import sigmoid, silu
 def mega_oracle(x, weights, chunk=None):
     ema, z, q, k, v, reset, update, h, u, bias = weights
     (B, T, _), radius = x.shape, len(bias) // 2
-    smooth = damped_ema_convolution_oracle(x, ema)
+    smooth = silu(damped_ema_convolution_oracle(x, ema))
     Z, V = silu(smooth @ z[0] + z[1]), silu(x @ v[0] + v[1])
     Q, K = Z * q[0] + q[1], Z * k[0] + k[1]
     O = np.zeros_like(V)
