@@ -30,6 +30,7 @@ from attnjax.ops.linear_recurrent.lightning import (
     gated_lightning_attention,
     lightning_attention,
     lightning_log_decays,
+    lightning_printed_log_decays,
 )
 from attnjax.ops.linear_recurrent.linear import linear_attention
 from attnjax.ops.linear_recurrent.local_linear import LocalConcentration, local_linear_attention

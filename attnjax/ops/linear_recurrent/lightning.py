@@ -1,17 +1,22 @@
 """Lightning attention: linear attention with a fixed decay for each head, block by block.
 
-    o_i = sum_{j <= i} lam^(i - j) (q_i . k_j) v_j,    lam = exp(-(8n/N) (1 - l/L))
+    o_i = sum_{j <= i} lam^(i - j) (q_i . k_j) v_j
+    log lam = -2^(-8 (n + 1)/N) (1 - l/(L - 1 + 1e-5) + 1e-5)
     gated    rms(o) * gate, with phi(q), phi(k) for q, k,    rms(x) = x / sqrt(mean(x^2))
 
-for head n of N in layer l of L.
+for head n of N in layer l of L, both from 0.
 
 A block of tokens is multiplied at once and a state carried between blocks: the engine's chunks.
 
 Paper: Qin et al., "Various Lengths, Constant Speed: Efficient Language Modeling with Lightning
 Attention", 2024, arXiv:2405.17381; Qin et al., "Lightning Attention-2: A Free Lunch for Handling
-Unlimited Sequence Lengths in Large Language Models", 2024, arXiv:2401.04658.
+Unlimited Sequence Lengths in Large Language Models", 2024, arXiv:2401.04658; code:
+OpenNLPLab/lightning-attention, and MiniMax's layers in transformers.
 Limits: lam = 1 is linear attention without a normalizer.
-Differs: LRPE, which rotates q and k in the first layer, is left to the caller.
+Differs: the paper prints log lam = -(8n/N) (1 - l/L), `lightning_printed_log_decays` here, by which
+most heads forget within a token or two; released models have the slopes above. LRPE, which
+rotates q and k in the first layer, is left to the caller, as are the released layer's silu of v and
+sigmoid of the gate.
 """
 
 from typing import Any
@@ -28,7 +33,13 @@ from attnjax.typing import Out, PerHead, Q, TokenK, TokenV
 
 
 def lightning_log_decays(heads: int, layer: int, layers: int) -> PerHead:
-    """log(lam) for n = 0 .. heads - 1; head 0 never forgets, nor does the layer after the last."""
+    """log(lam) of released models, heads n = 0 .. heads - 1; the last layer hardly forgets."""
+    slopes = 2.0 ** (-8.0 / heads * jnp.arange(1, heads + 1))
+    return -slopes * (1.0 - layer / (layers - 1 + 1e-5) + 1e-5)
+
+
+def lightning_printed_log_decays(heads: int, layer: int, layers: int) -> PerHead:
+    """log(lam) as the paper prints it; head 0 never forgets, nor does the layer after the last."""
     return -8.0 / heads * (1.0 - layer / layers) * jnp.arange(heads)
 
 

@@ -20,7 +20,13 @@ from attnjax.ops.sparse_select.moba import moba, moba_blocks
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention, nsa_blocks
 from attnjax.ops.sparse_select.routing import routing_attention, update_centroids
 from attnjax.ops.sparse_select.routing_causal import routing_causal
-from attnjax.ops.sparse_select.seer import seer_attention, seer_blocks, seer_gate, seer_loss
+from attnjax.ops.sparse_select.seer import (
+    seer_attention,
+    seer_blocks,
+    seer_gate,
+    seer_loss,
+    seer_r_attention,
+)
 from attnjax.ops.sparse_select.vmoba import (
     vmoba,
     vmoba_block,

@@ -2,12 +2,17 @@
 
     s_ub = rotary(W_q mean(q in u)) . rotary(W_k [max, min, mean](k in b)) / sqrt(R)
     p_ub = softmax_b(s_ub) over the blocks of keys b that begin before the block of queries u ends
-    A_ij = softmax_j(q_i . k_j / sqrt(H)) over j <= i in i's own block and in the chosen ones:
+    A_ij = softmax_j(q_i . k_j / sqrt(H)) over j <= i in the chosen blocks:
            those of largest p_ub, or those with p_ub at least a threshold
+    R      a gate for each token and KEY head: W_q acts on the q of its G query heads, one behind
+           the other, they choose together, and the own block is always chosen
 
 Paper: Gao et al., "SeerAttention: Learning Intrinsic Sparse Attention in Your LLMs", 2024,
-arXiv:2410.13276, section 3; a gate for each query is that of SeerAttention-R, arXiv:2506.08889.
+arXiv:2410.13276, section 3; Gao et al., "SeerAttention-R: Sparse Attention Adaptation for Long
+Reasoning", 2025, arXiv:2506.08889; code: microsoft/SeerAttention.
 Limits: all blocks chosen is causal attention over rotated q and k.
+Differs: where no block is chosen a row is zero; the released code, too, keeps no place for the own
+block, `keeping_own(choose)` does. The RMS norms that R's gate may have are left to the caller.
 """
 
 import functools
@@ -48,11 +53,12 @@ def seer_attention(
 ) -> Out:
     """Causal attention to the blocks of keys that `choose` takes, one choice per query head.
 
-    It is given log p_ub, +inf for the own block and -inf for later ones: partial(select.top_k,
-    k=16) or partial(select.threshold, least=log(0.005)). q and k come before rotary positions:
-    attention turns them by `base`, the gate what it pooled, as the first token of a block; None
-    turns neither. `blocks` are the lengths of blocks of queries and of keys. Queries of a block
-    choose together, also by those behind: with (1, 64) and top_k nothing depends on later tokens.
+    It is given log p_ub, -inf for blocks that begin later: partial(select.top_k, k=16) or
+    partial(select.threshold, least=log(0.005)), or one of them through `keeping_own`. q and k come
+    before rotary positions: attention turns them by `base`, the gate what it pooled, as the first
+    token of a block; None turns neither. `blocks` are the lengths of blocks of queries and of keys.
+    Queries of a block choose together, and the own block is pooled whole: the choice depends on
+    later tokens of both, but with blocks (1, 64) and `keeping_own(partial(select.top_k, k=16))`.
     `mask` forbids more, but does not choose. `nn.SeerGate` owns w_q and w_k; its loss trains them.
     """
     chosen = seer_blocks(q, k, w_q, w_k, blocks, choose, base)
@@ -70,8 +76,49 @@ def seer_blocks(
     base: float | None,
 ) -> Selection:
     """The blocks that `choose` takes by the gate."""
-    scores = select.causal_scores(seer_gate(q, k, w_q, w_k, blocks, base), *blocks)
-    return choose(scores, block_q=blocks[0], block_k=blocks[1])
+    scores = seer_gate(q, k, w_q, w_k, blocks, base)
+    begun = _begun(*scores.shape[1::2], *blocks)
+    return choose(jnp.where(begun, scores, -jnp.inf), block_q=blocks[0], block_k=blocks[1])
+
+
+def keeping_own(choose: Choose) -> Choose:
+    """`choose` with the own block always taken; it counts within the k of a top-k."""
+
+    def kept(scores: Array, *, block_q: int, block_k: int) -> Selection:
+        settled = select.causal_scores(scores, block_q, block_k)
+        return choose(settled, block_q=block_q, block_k=block_k)
+
+    return kept
+
+
+def seer_r_attention(
+    q: Q,
+    k: K,
+    v: V,
+    w_q: Float[Array, "K F R"],
+    w_k: Float[Array, "K P R"],
+    *,
+    block: int = 64,
+    choose: Choose = SIXTEEN,
+    base: float | None = 10000.0,
+    mask: masks.Mask = masks.everything,
+    impl: Impl = None,
+) -> Out:
+    """SeerAttention-R: each token chooses, once for the query heads that share keys.
+
+    F = G H, the widths of those heads together. The own block is always chosen; nothing depends on
+    later tokens when `choose` takes a top-k.
+    """
+    together = q.reshape(*q.shape[:2], k.shape[2], -1)
+    blocks = (1, block)
+    chosen = seer_blocks(together, k, w_q, w_k, blocks, keeping_own(choose), base)
+    q, k = (turned(x, base).astype(x.dtype) for x in (q, k))
+    return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
+
+
+def _begun(U: int, n: int, block_q: int, block_k: int) -> np.ndarray:
+    """(U,1,n): whether the block of keys begins before that of queries ends."""
+    return np.arange(n) * block_k < (np.arange(U)[:, None, None] + 1) * block_q
 
 
 def seer_gate(q: Q, k: K, w_q: Array, w_k: Array, blocks: BlockSizes, base: float | None) -> Array:
@@ -87,7 +134,7 @@ def seer_gate(q: Q, k: K, w_q: Array, w_k: Array, blocks: BlockSizes, base: floa
     gate = functools.partial(jnp.einsum, "BUNH,NHR->BUNR", precision=lax.Precision.HIGHEST)
     g, h = gate(select.mean_pool(q, block_q), wide(w_q)), gate(keys, w_k)
     s = select.dot_scores(turned(g, base, block_q), turned(h, base, block_k))
-    begun = np.arange(s.shape[3]) * block_k < (np.arange(s.shape[1])[:, None, None] + 1) * block_q
+    begun = _begun(*s.shape[1::2], block_q, block_k)
     return jax.nn.log_softmax(jnp.where(begun, s * w_q.shape[-1] ** -0.5, -1e30), axis=-1)
 
 
@@ -133,6 +180,7 @@ OPS = (
     Op(
         seer_attention,
         papers=(138,),
+        reads="all",
         draw={
             **_GATE,
             "blocks": (1, 3),
@@ -154,6 +202,7 @@ OPS = (
     Op(
         seer_blocks,
         papers=(138,),
+        reads="all",
         draw={
             **_GATE,
             "blocks": (1, 3),
@@ -161,6 +210,18 @@ OPS = (
             "base": 10000.0,
         },
         sizes=_SIZES,
+    ),
+    Op(
+        seer_r_attention,
+        papers=(138,),
+        draw={
+            **_GATE,
+            "block": 3,
+            "choose": by_sizes(
+                lambda z: functools.partial(select.top_k, k=min(2, -(-z["S"] // 3)))
+            ),
+        },
+        sizes={**_SIZES, "F": 16},
     ),
     Op(
         seer_loss,

@@ -12,6 +12,7 @@ from attnjax.ops.linear_recurrent import (
     gated_lightning_attention,
     lightning_attention,
     lightning_log_decays,
+    lightning_printed_log_decays,
 )
 from tests.helpers import draws, near, qkv
 from tests.ops.plain import rms, silu
@@ -76,12 +77,15 @@ def test_states_of_two_halves_add_up_to_that_of_the_whole():
     near(run(second, state=State(a.memory))[0], whole[:, second])
 
 
-def test_lightning_decays_fall_with_heads_and_rise_with_layers():
-    decays = np.exp([lightning_log_decays(8, layer, 12) for layer in range(13)])
-    assert ((decays > 0) & (decays <= 1)).all()
-    assert (np.diff(decays[:12], axis=1) < 0).all()  # later heads look less far
-    assert (np.diff(decays[:, 1:], axis=0) > 0).all()  # later layers look farther
-    near(decays[3, 5], math.exp(-(8 * 5 / 8) * (1 - 3 / 12)), 1e-6)
+def test_released_decays_and_the_papers():
+    near(lightning_log_decays(4, 0, 4), np.array([-0.25, -0.0625, -0.015625, -0.00390625]), 2e-5)
+    near(lightning_printed_log_decays(4, 0, 4), np.array([0.0, -2.0, -4.0, -6.0]))
+    decays = np.array([lightning_log_decays(8, layer, 12) for layer in range(12)])
+    assert (decays < 0).all()
+    assert (np.diff(decays, axis=1) > 0).all()  # later heads look farther
+    assert (np.diff(decays, axis=0) > 0).all()  # and so do later layers
+    printed = np.exp(lightning_printed_log_decays(8, 3, 12))
+    near(printed[5], math.exp(-(8 * 5 / 8) * (1 - 3 / 12)), 1e-6)
 
 
 def test_the_gated_output_is_normed_over_all_heads():

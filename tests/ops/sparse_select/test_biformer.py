@@ -1,5 +1,7 @@
 """BiFormer: its oracle, regions as windows, maps that regions do not divide."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from tests.ops.plain import blend, blocks_of_cells, weights
 B, T, N, K, H = 2, 12, 4, 2, 8
 
 
-def bi_level_routing_attention_oracle(q, k, v, kernel, shape, regions, top_k):
+def bi_level_routing_attention_oracle(q, k, v, kernel, shape, regions, top_k, bias=0.0):
     (B, T, N, _), K = q.shape, k.shape[2]
     cells_of = blocks_of_cells(shape, [int(np.ceil(n / regions)) for n in shape])
     seen = np.zeros((B, N, T, T), bool)
@@ -26,8 +28,9 @@ def bi_level_routing_attention_oracle(q, k, v, kernel, shape, regions, top_k):
             for region in sorted(likes, key=likes.get, reverse=True)[:top_k]:
                 for i in cells:
                     seen[b, :, i, cells_of[region]] = True
-    out = blend(weights(q, k, seen), v)
+    out = blend(weights(q / np.sqrt(N), k, seen), v)
     if kernel is not None:
+        out += bias
         places = list(np.ndindex(*shape))
         for b, i, n, j in np.ndindex(B, T, N, T):
             dy, dx = (y - x + 2 for x, y in zip(places[i], places[j], strict=True))
@@ -43,7 +46,27 @@ def test_a_region_that_likes_itself_best_is_a_window():
     q, k, v = qkv(B, 24, N, H, K=K)
     q, k = q + codes, k + codes
     got = run(bi_level_routing_attention, q, k, v, shape=(4, 6), regions=2, top_k=1)
-    near(got, run(multi_head_attention, q, k, v, mask=masks.document(region)))
+    near(got, run(multi_head_attention, q / 2, k, v, mask=masks.document(region)))  # sqrt(N)
+
+
+def test_the_scale_is_of_all_channels():
+    """N = 2, H = 2, one region of 4 tokens, q.k = 2 for one key: e / (e + 3); printed 0.5783."""
+    q = np.zeros((1, 4, 2, 2), np.float32)
+    q[..., 0] = 2.0
+    k, v = np.zeros_like(q), np.zeros((1, 4, 2, 1), np.float32)
+    k[:, 0, :, 0], v[:, 0] = 1.0, 1.0
+    op = functools.partial(bi_level_routing_attention, q, k, v, shape=(2, 2), regions=1, top_k=1)
+    near(op(), np.full((1, 4, 2, 1), 0.4754), 1e-4)
+    near(op(scale=2**-0.5), np.full((1, 4, 2, 1), 0.5783), 1e-4)
+
+
+def test_the_convolution_has_a_bias():
+    q, k, v = qkv(B, T, N, H, K=K)
+    kernel, bias = draw(5, 5, N, H, scale=0.2), draw(N, H, seed=5)
+    sizes = {"shape": (3, 4), "regions": 2, "top_k": 2}
+    got = run(bi_level_routing_attention, q, k, v, kernel, bias=bias, **sizes)
+    arrays = exact((q, k, v, kernel))
+    near(got, bi_level_routing_attention_oracle(*arrays, **sizes, bias=exact(bias)))
 
 
 def test_biformer_of_a_map_that_regions_do_not_divide():

@@ -14,6 +14,7 @@ from attnjax.core.blocks import block_maps, select
 from attnjax.core.positions import rotary
 from attnjax.ops.softmax_core import multi_head_attention
 from attnjax.ops.sparse_select import seer_attention
+from attnjax.ops.sparse_select.seer import keeping_own
 from tests.helpers import draw, exact, near, qkv, run
 from tests.ops.plain import blend, both, causal, cut_tail, softmax, weights
 
@@ -50,21 +51,39 @@ def _gate(q, k, w_q, w_k, blocks, base, b, n, u):
     return dict(zip(scores, softmax(np.array(list(scores.values()))), strict=True))
 
 
+def _taken(share, choose):
+    """The chosen blocks of a row, by its p_ub."""
+    ranked = sorted(share, key=share.get, reverse=True)
+    if "k" in choose.keywords:
+        return ranked[: choose.keywords["k"]]
+    return [c for c in ranked if np.log(share[c]) >= choose.keywords["least"]]
+
+
 def seer_attention_oracle(q, k, v, w_q, w_k, blocks, choose, allowed=None):
     (B, T, N, _), S, base = q.shape, k.shape[1], 10000.0
     seen = np.zeros((B, N, T, S), bool)
     for b, n in np.ndindex(B, N):
         for u, queries in enumerate(cut_tail(T, blocks[0])):
-            share = _gate(q, k, w_q, w_k, blocks, base, b, n, u)
-            own = queries[0] // blocks[1]
-            before = sorted((c for c in share if c < own), key=share.get, reverse=True)
-            if "k" in choose.keywords:
-                taken = before[: choose.keywords["k"] - (own in share)]
-            else:
-                taken = [c for c in before if np.log(share[c]) >= choose.keywords["least"]]
+            taken = _taken(_gate(q, k, w_q, w_k, blocks, base, b, n, u), choose)
             for i in queries:
                 for j in range(min(i + 1, S)):
-                    seen[b, n, i, j] = j // blocks[1] in (own, *taken)
+                    seen[b, n, i, j] = j // blocks[1] in taken
+    q, k = _rotated_tokens(q, base), _rotated_tokens(k, base)
+    return blend(weights(q, k, both(allowed, seen)), v)
+
+
+def seer_r_attention_oracle(q, k, v, w_q, w_k, block, choose, allowed=None):
+    """Gates of key heads, over the queries of their group; the own block first."""
+    (B, T, N, H), (S, K), base = q.shape, k.shape[1:3], 10000.0
+    together = q.reshape(B, T, K, N // K * H)
+    seen = np.zeros((B, N, T, S), bool)
+    for b, n, t in np.ndindex(B, N, T):
+        m, own = n * K // N, t // block
+        share = _gate(together, k, w_q, w_k, (1, block), base, b, m, t)
+        before = {c: p for c, p in share.items() if c != own}
+        taken = [own, *sorted(before, key=before.get, reverse=True)][: choose.keywords["k"]]
+        for j in range(min(t + 1, S)):
+            seen[b, n, t, j] = j // block in taken
     q, k = _rotated_tokens(q, base), _rotated_tokens(k, base)
     return blend(weights(q, k, both(allowed, seen)), v)
 
@@ -106,6 +125,23 @@ def test_seer_of_pooled_queries_equals_the_formula(blocks, choose):
     near(got, seer_attention_oracle(*exact((q, k, v, W_Q, W_K)), blocks, choose))
     turned = [np.asarray(rotary(x, np.arange(11))) for x in (q, k)]
     assert not np.allclose(got, run(multi_head_attention, *turned, v, mask=masks.causal), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("shares", "choose", "wanted", "with_own"),
+    [
+        ((0.9, 0.05, 0.05), functools.partial(select.threshold, least=np.log(0.2)), {0}, {0, 2}),
+        ((0.5, 0.4, 0.1), functools.partial(select.top_k, k=2), {0, 1}, {0, 2}),
+    ],
+)
+def test_the_own_block_has_no_place_of_its_own(shares, choose, wanted, with_own):
+    """The row of the third block, whose p is given; the example of the released code."""
+    scores = jnp.log(jnp.array(shares))[None, None, None]
+    scores = jnp.concatenate([jnp.zeros((1, 2, 1, 3)), scores], axis=1)
+    for how, want in ((choose, wanted), (keeping_own(choose), with_own)):
+        chosen = how(scores, block_q=1, block_k=1)
+        row = chosen.indices[0, 2, 0], chosen.valid[0, 2, 0]
+        assert {int(c) for c, ok in zip(*row, strict=True) if ok} == want
 
 
 def test_seer_without_rotary_positions_and_all_blocks_is_causal_attention():
