@@ -8,6 +8,7 @@ Paper: Yang, Wang, Zhang, Shen and Kim, "Parallelizing Linear Transformers with 
 Sequence Length", 2024, arXiv:2406.06484.
 Limits: beta = 0 writes nothing.
 Differs: the activation of q and k, the short convolutions and the output norm belong to a layer.
+flash-linear-attention scales q by 1/sqrt(H), left out here.
 """
 
 from typing import Any

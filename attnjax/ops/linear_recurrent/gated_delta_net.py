@@ -8,7 +8,7 @@ Paper: Yang, Kautz and Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with
 arXiv:2412.06464.
 Limits: gates of 1 make it delta_net.
 Differs: the activation of q and k, the short convolutions, the output norm and gate belong to a
-layer.
+layer. flash-linear-attention scales q by 1/sqrt(H), left out here.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ Paper: Yang, Wang, Shen, Panda and Kim, "Gated Linear Attention Transformers wit
 Training", 2023, arXiv:2312.06635, section 4.
 Limits: equal channels make it simple_gla.
 Differs: the gate, log_sigmoid(x) / 16 in the paper, comes as its logarithm; the norm of each head
-and the output gate belong to a layer.
+and the output gate belong to a layer. flash-linear-attention scales q by 1/sqrt(H), left out here.
 """
 
 from typing import Any

@@ -6,6 +6,7 @@ Paper: Qin, Yang, Sun, Shen, Li, Sun and Zhong, "HGRN2: Gated Linear RNNs with S
 2024, arXiv:2404.07904.
 Limits: gates of 1 take nothing in; gates of 0 keep the last value alone.
 Differs: the lower bounds of the gates, which rise with the layers, belong to a layer.
+flash-linear-attention scales q by 1/sqrt(H), left out here.
 """
 
 from typing import Any

@@ -3,12 +3,13 @@
     o_i = sum_j w_ij v_j / sum_j w_ij    over j <= i (causal) or all j (full)
     w_ij = exp(alpha q_i) . exp(beta k_j)
     alpha, beta = s / deviation(q), s / deviation(k),
-    s^2 = (var(q) var(k) - b) / (2 a),    a = 0.1486, b = -0.3549
+    s^2 = (var(q) var(k) - b) / (2 a),    a = 0.14855178, b = -0.35487039
 
 Paper: Nahshan, Kampeas and Haleva, "Linear Log-Normal Attention with Unbiased Concentration", 2023,
-arXiv:2311.13541.
+arXiv:2311.13541; constants of its released code.
 Limits: alpha = beta = 0 gives the mean of the values (so far).
-Differs: moments are those of each sequence.
+Differs: released moments are one number over batch and heads, as here; `axis=(1, 2, 3)` takes those
+of each sequence, so that examples do not depend on each other.
 """
 
 from typing import Any
@@ -57,19 +58,26 @@ def log_normal_attention_full(
     return exponential_attention_full(alpha * wide(q), beta * wide(k), v, impl=impl)
 
 
-def match_moments(q: Q, k: K, a: float = 0.1486, b: float = -0.3549) -> tuple[Array, Array]:
-    """(alpha, beta), each (B,1,1,1), without gradient: log-weights vary as softmax's do.
+def match_moments(
+    q: Q,
+    k: K,
+    a: float = 0.14855178,
+    b: float = -0.35487039,
+    *,
+    axis: tuple[int, ...] = (0, 1, 2, 3),
+) -> tuple[Array, Array]:
+    """(alpha, beta), each with ones for `axis`, without gradient: log-weights vary as softmax's do.
 
     a (alpha^2 var(q) + beta^2 var(k)) + b is the paper's fit of the variance of log w_ij.
     """
-    q_deviation, k_deviation = _deviation(q), _deviation(k)
+    q_deviation, k_deviation = _deviation(q, axis), _deviation(k, axis)
     s = jnp.sqrt((jnp.square(q_deviation * k_deviation) - b) / (2 * a))
     return divide(s, q_deviation), divide(s, k_deviation)
 
 
-def _deviation(x: Array) -> Float[Array, "B 1 1 1"]:
-    """The standard deviation of all numbers of a sequence, without gradient."""
-    return jnp.std(lax.stop_gradient(wide(x)), axis=(1, 2, 3), keepdims=True)
+def _deviation(x: Array, axis: tuple[int, ...]) -> Array:
+    """The standard deviation over `axis`, with n - 1, without gradient."""
+    return jnp.std(lax.stop_gradient(wide(x)), axis=axis, keepdims=True, ddof=1)
 
 
 _INPUTS = {"alpha": fill(1.3), "beta": fill(0.8)}

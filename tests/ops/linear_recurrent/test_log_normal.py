@@ -51,12 +51,15 @@ def test_matched_moments_give_weights_that_vary_as_those_of_softmax():
 
 def test_moments_are_solved_for_and_have_no_gradient():
     q, k, _ = qkv(B, T, N, H, scale=1.5)
-    alpha, beta = match_moments(q, 2.0 * k)
-    assert alpha.shape == beta.shape == (B, 1, 1, 1)
-    s_q = alpha * q.std((1, 2, 3), keepdims=True)
-    near(s_q, 2 * beta * k.std((1, 2, 3), keepdims=True))
-    products = (2 * q.std((1, 2, 3)) * k.std((1, 2, 3))) ** 2
-    near(2 * 0.1486 * s_q.ravel() ** 2 - 0.3549, products, 1e-4)
+    for axis, shape in (((0, 1, 2, 3), (1, 1, 1, 1)), ((1, 2, 3), (B, 1, 1, 1))):
+        alpha, beta = match_moments(q, 2.0 * k, axis=axis)
+        assert alpha.shape == beta.shape == shape
+        deviation = lambda x, axis=axis: x.std(axis, keepdims=True, ddof=1)
+        s = alpha * deviation(q)
+        near(s, 2 * beta * deviation(k))
+        products = (2 * deviation(q) * deviation(k)) ** 2
+        near(2 * 0.14855178 * s**2 - 0.35487039, products, 1e-4)
+    assert match_moments(q, k)[0].shape == (1, 1, 1, 1)
     grad = jax.grad(lambda q: sum(x.sum() for x in match_moments(q, k)))(q)
     assert not np.any(grad)
     assert all(np.isfinite(x).all() for x in match_moments(0 * q, k))
