@@ -29,7 +29,7 @@ from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
-from attnjax.op import Limit, Op, by_sizes, fill, normal
+from attnjax.op import Draw, Limit, Op, by_sizes, fill, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -174,6 +174,11 @@ def _no_loss() -> Float[Array, ""]:
     return jnp.zeros(())
 
 
+def _few(most: int) -> Draw:
+    """A top-k of `most` blocks of three tokens, or of all where there are fewer."""
+    return by_sizes(lambda z: functools.partial(select.top_k, k=min(most, -(-z["S"] // 3))))
+
+
 _GATE = {"w_k": normal(0.5)}
 _SIZES = {"N": 6, "K": 3, "P": 24, "R": 6}
 OPS = (
@@ -181,18 +186,12 @@ OPS = (
         seer_attention,
         papers=(138,),
         reads="all",
-        draw={
-            **_GATE,
-            "blocks": (1, 3),
-            "choose": by_sizes(
-                lambda z: functools.partial(select.top_k, k=min(2, -(-z["S"] // 3)))
-            ),
-        },
+        draw={**_GATE, "blocks": (3, 3), "choose": _few(1)},
         sizes=_SIZES,
         limits=(
             Limit(
                 "all blocks chosen is causal attention over rotated q and k",
-                {"choose": by_sizes(lambda z: functools.partial(select.top_k, k=-(-z["S"] // 3)))},
+                {"choose": _few(99)},
                 lambda q, k, v: multi_head_attention(
                     turned(q, 10000.0), turned(k, 10000.0), v, mask=masks.causal
                 ),
@@ -200,28 +199,22 @@ OPS = (
         ),
     ),
     Op(
+        seer_r_attention,
+        papers=(138,),
+        draw={**_GATE, "block": 3, "choose": _few(2)},
+        sizes={**_SIZES, "F": 16},
+        exempt={"grouped": "a gate for each key head: more of them choose otherwise"},
+    ),
+    Op(
         seer_blocks,
         papers=(138,),
-        reads="all",
         draw={
             **_GATE,
             "blocks": (1, 3),
-            "choose": functools.partial(select.top_k, k=2),
+            "choose": keeping_own(functools.partial(select.top_k, k=2)),
             "base": 10000.0,
         },
         sizes=_SIZES,
-    ),
-    Op(
-        seer_r_attention,
-        papers=(138,),
-        draw={
-            **_GATE,
-            "block": 3,
-            "choose": by_sizes(
-                lambda z: functools.partial(select.top_k, k=min(2, -(-z["S"] // 3)))
-            ),
-        },
-        sizes={**_SIZES, "F": 16},
     ),
     Op(
         seer_loss,

@@ -80,8 +80,8 @@ def seer_r_attention_oracle(q, k, v, w_q, w_k, block, choose, allowed=None):
     for b, n, t in np.ndindex(B, N, T):
         m, own = n * K // N, t // block
         share = _gate(together, k, w_q, w_k, (1, block), base, b, m, t)
-        before = {c: p for c, p in share.items() if c != own}
-        taken = [own, *sorted(before, key=before.get, reverse=True)][: choose.keywords["k"]]
+        share[own] = np.inf  # a block behind the last key takes no place
+        taken = _taken({c: p for c, p in share.items() if c * block < S}, choose)
         for j in range(min(t + 1, S)):
             seen[b, n, t, j] = j // block in taken
     q, k = _rotated_tokens(q, base), _rotated_tokens(k, base)
