@@ -5,7 +5,12 @@ from attnjax.ops.sparse_select.biformer import bi_level_routing_attention
 from attnjax.ops.sparse_select.block_attention import assemble, block_attention, reindex
 from attnjax.ops.sparse_select.delta import delta_attention
 from attnjax.ops.sparse_select.dynamic_mask import dynamic_mask_attention
-from attnjax.ops.sparse_select.flexprefill import flexprefill, flexprefill_selection
+from attnjax.ops.sparse_select.flexprefill import (
+    flexprefill,
+    flexprefill_selection,
+    lines_of_blocks,
+    lines_of_tokens,
+)
 from attnjax.ops.sparse_select.flexprefill_by_query import flexprefill_by_query
 from attnjax.ops.sparse_select.hyper import hyper_attention
 from attnjax.ops.sparse_select.hyper_causal import hyper_attention_causal
