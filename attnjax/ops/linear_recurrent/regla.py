@@ -1,7 +1,8 @@
 """ReGLA: gated linear attention with a bounded feature map, a refined gate, and a normed output.
 
     S_t = diag(g'_t) S_{t-1} + phi(k_t) v_t^T,    o_t = rms(phi(q_t) . S_t)
-    phi(x)_i = exp(x_i - max_j x_j),    g' = (1 - r) g^2 + r (1 - (1 - g)^2)
+    phi(q_t)_i = exp(q_ti - max_j q_tj),    phi(k_t)_i = exp(k_ti - max_sj k_sj)
+    g' = (1 - r) g^2 + r (1 - (1 - g)^2)
 
 with g = sigmoid(gate), r = sigmoid(refine) and rms(x) = x / sqrt(mean(x^2)).  Where g is close to 0
 or 1, and a sigmoid learns little, r moves it: to twice the slope, or to none.
@@ -9,24 +10,35 @@ or 1, and a sigmoid learns little, r moves it: to twice the slope, or to none.
 Paper: Lu, Kobyzev, Rezagholizadeh, Chen and Langlais, "ReGLA: Refining Gated Linear Attention",
 2025, arXiv:2502.01578.
 Limits: refine = 0 leaves the gate as it is; g' = 1 is linear attention of phi(q), phi(k), normed.
-Differs: phi has no constant scale, which the norm would take out again; the norm's learned gain
-belongs to a layer; every key takes off its own maximum, so that no token waits for a later one.
+Differs: no code of the authors is known; phi and the gate are of an account of the paper. phi has
+no constant scale, which the norm would take out again, and the norm no eps; its learned gain
+belongs to a layer. The norm takes out the maximum over all keys, too, so that no token waits for a
+later one: a running maximum stands in the state.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.nn import log_sigmoid
 
-from attnjax.core.numerics import rms_norm, wide
+from attnjax.core import features
+from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.linear_recurrent.gla import gla
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 PerChannel = Float[Array, "B T N H"]
+
+
+class ReglaState(NamedTuple):
+    """exp(-reference) times S, and for each channel the largest key so far, as much as it faded."""
+
+    linear: State
+    reference: Float[Array, "B N H"]
 
 
 def safe_exp(x: Array) -> Array:
@@ -54,26 +66,48 @@ def regla(
     gate: PerChannel,
     refine: PerChannel,
     *,
-    state: State | None = None,
+    state: ReglaState | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
     """Refined gated linear attention; `gate` and `refine` are numbers before their sigmoids."""
+    before, memory = (None, None) if state is None else (state.reference, state.linear)
+    keys = repeat_heads(wide(k), q)
+    log_gate = log_refined_gate(wide(gate), wide(refine))
+    reference, fade = _running_max(keys, log_gate, before)
     out, last = gla(
-        safe_exp(wide(q)),
-        safe_exp(wide(k)),
-        wide(v),
-        log_refined_gate(wide(gate), wide(refine)),
-        state=state,
+        safe_exp(wide(q) + reference),
+        jnp.exp(keys - reference),
+        repeat_heads(wide(v), q),
+        # the gradient is the gate's: no result depends on the reference
+        fade + (log_gate - lax.stop_gradient(log_gate)),
+        state=memory,
         return_state=True,
         impl=impl,
     )
-    out = rms_norm(out).astype(v.dtype)
-    return (out, last) if return_state else out
+    out = _normed(out).astype(v.dtype)
+    return (out, ReglaState(last, reference[:, -1])) if return_state else out
+
+
+def _running_max(
+    k: PerChannel, log_gate: PerChannel, before: Float[Array, "B N H"] | None
+) -> tuple[PerChannel, PerChannel]:
+    """`features.running_max` of every channel, and the decay that it asks for; no gradients."""
+    B, T, N, H = k.shape
+    k, log_gate = lax.stop_gradient((k, log_gate))
+    flat = None if before is None else lax.stop_gradient(before).reshape(B, N * H)
+    channels = (x.reshape(B, T, N * H) for x in (k, log_gate))
+    reference, fade = features.running_max(*channels, flat)
+    return reference.reshape(k.shape), fade.reshape(k.shape)
+
+
+def _normed(x: Out) -> Out:
+    """x over its root mean square; zero stays zero."""
+    return math.sqrt(x.shape[-1]) * features.cosine(x)
 
 
 def _normed_linear(q: Q, k: TokenK, v: TokenV) -> Out:
-    return rms_norm(linear_attend(safe_exp(q), safe_exp(k), v))
+    return _normed(linear_attend(safe_exp(q), jnp.exp(k - k.max()), v))
 
 
 OPS = (

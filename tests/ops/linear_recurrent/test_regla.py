@@ -3,20 +3,46 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from attnjax.ops.linear_recurrent import log_refined_gate, regla, safe_exp
 from tests.helpers import draws, near
 from tests.laws.cases import BY_NAME
-from tests.ops.plain import rms, sigmoid, sums
+from tests.ops.plain import sigmoid, sums
 
 B, T, N, H = 2, 9, 4, 8
 
 
 def regla_oracle(q, k, v, gate, refine):
-    phi = lambda x: np.exp(x - x.max(-1, keepdims=True))
+    phi_q = np.exp(q - q.max(-1, keepdims=True))
+    phi_k = np.exp(k - k.max((1, 3), keepdims=True))  # over features and tokens
     g, r = sigmoid(gate), sigmoid(refine)
     refined = (1 - r) * g**2 + r * (1 - (1 - g) ** 2)
-    return rms(sums(phi(q), phi(k), v, np.log(refined)))
+    x = sums(phi_q, phi_k, v, np.log(refined))
+    return x / np.sqrt((x**2).mean(-1, keepdims=True))
+
+
+def test_two_tokens_by_hand():
+    """A key that is e^5 times larger takes nearly all, whichever comes first."""
+    k = jnp.asarray([[0.0, -1.0], [5.0, 4.0]]).reshape(1, 2, 1, 2)
+    v = jnp.eye(2).reshape(1, 2, 1, 2)
+    open_gate = jnp.full((1, 2, 1, 2), 100.0)
+    of = lambda k, v: regla(0 * k, k, v, open_gate, 0 * open_gate)[0, 1, 0]
+    near(of(k, v), (0.0095, 1.4142), 5e-5)
+    near(of(k[:, ::-1], v[:, ::-1]), (0.0095, 1.4142), 5e-5)
+
+
+@pytest.mark.parametrize("impl", ["recurrent", "chunked"])
+def test_a_key_counts_again_once_the_gate_has_forgotten_a_larger_one(impl):
+    """In float32, e^-100 of a channel's largest key would be zero beside it."""
+    k = jnp.asarray([100.0, 0.0, 2.0]).reshape(1, 3, 1, 1)
+    v = jnp.asarray([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]).reshape(1, 3, 1, 2)
+    gate = jnp.asarray([100.0, -200.0, 100.0]).reshape(1, 3, 1, 1)
+    loss = lambda k: regla(0 * k, k, v, gate, 0 * gate, impl=impl)
+    out, slope = loss(k), jax.grad(lambda k: loss(k)[0, 2, 0, 0])(k)
+    x = np.array([np.e**2, 1])
+    near(out[0, 1:, 0], [[0, np.sqrt(2)], np.sqrt(2) * x / np.linalg.norm(x)])
+    assert np.isfinite(slope).all() and slope[0, 2, 0, 0] > 0.01
 
 
 def test_the_features_of_regla_reach_one_and_stay_positive():
