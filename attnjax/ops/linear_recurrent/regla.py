@@ -96,8 +96,8 @@ def _running_max(
     B, T, N, H = k.shape
     k, log_gate = lax.stop_gradient((k, log_gate))
     flat = None if before is None else lax.stop_gradient(before).reshape(B, N * H)
-    channels = (x.reshape(B, T, N * H) for x in (k, log_gate))
-    reference, fade = features.running_max(*channels, flat)
+    together = lambda x: x.reshape(B, T, N * H)
+    reference, fade = features.running_max(together(k), together(log_gate), flat)
     return reference.reshape(k.shape), fade.reshape(k.shape)
 
 
