@@ -6,7 +6,8 @@
 Paper: Willette, Lee and Hwang, "Delta Attention: Fast and Accurate Sparse Attention Inference by
 Delta Correction", 2025, arXiv:2505.11254, section 3.
 Limits: gamma = 1 is causal attention; a sparse attention that sees everything is not changed.
-Differs: a query to which the sparse attention gives nothing, as in padding, is not corrected.
+Differs: the dense last queries are of the released code; dense_last = 0 leaves them out, as the
+equations do. A query to which the sparse attention gives nothing, as in padding, is not corrected.
 """
 
 from collections.abc import Callable
@@ -33,19 +34,22 @@ def delta_attention(
     *,
     sparse: masks.Mask | Sparse = STREAMING,
     gamma: int = 64,
-    dense_last: int = 0,
+    dense_last: int | None = None,
     mask: masks.Mask = masks.everything,
     impl: Impl = None,
 ) -> Out:
     """Sparse causal attention with every `gamma`-th query dense, and the others moved as it was.
 
     `sparse` is a mask, or any causal attention of (q, k, v), which then has to know `mask`. The
-    last `dense_last` queries are dense, too: what comes next continues from them. `mask` forbids
-    more. The dense queries cost T S / gamma scores.
+    last `dense_last` queries are dense, too: what comes next continues from them; if None, the
+    T mod gamma + max(128, gamma) of the released code. `mask` forbids more. The dense queries cost
+    T S / gamma scores.
     """
-    if gamma < 1 or dense_last < 0:
+    if gamma < 1 or (dense_last or 0) < 0:
         raise ValueError(f"gamma, dense_last: {gamma}, {dense_last}; expected at least 1 and 0")
     T, S = q.shape[1], k.shape[1]
+    if dense_last is None:
+        dense_last = T % gamma + max(128, gamma)
     seen = masks.causal & mask
     if isinstance(sparse, masks.Mask):
         sparse_out = wide(attend(q, k, v, mask=seen & sparse, impl=impl))

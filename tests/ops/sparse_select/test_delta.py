@@ -43,13 +43,27 @@ def test_delta_rows_are_dense_and_those_behind_move_as_they_did():
     assert np.abs(moved[:, 5]).max() > 0.05 and np.abs(out - dense)[:, 6:10].max() > 0.05
 
 
+@pytest.mark.parametrize(("T", "gamma", "last"), [(300, 16, 140), (300, 256, 300), (130, 64, 130)])
+def test_the_last_queries_are_dense_as_released(T, gamma, last):
+    """The last T % gamma + max(128, gamma) of them, here up to all."""
+    q, k, v = qkv(1, T, 1, 4)
+    out = delta_attention(q, k, v, sparse=STREAM, gamma=gamma)
+    near(out, delta_attention(q, k, v, sparse=STREAM, gamma=gamma, dense_last=last), 1e-6)
+    dense = multi_head_attention(q, k, v, mask=masks.causal)
+    near(out[:, T - last :], dense[:, T - last :])
+    paper = delta_attention(q, k, v, sparse=STREAM, gamma=gamma, dense_last=0)
+    assert np.abs(paper - out)[:, T - last :].max() > 0.1
+    if last < T:
+        assert np.abs(out - dense)[0, T - last - gamma + 1 : T - last].max() > 0.1
+
+
 IDS = np.repeat([0, 1, 2], (4, 3, 6))  # two passages and the question
 
 
 def test_delta_corrects_any_sparse_attention():
     q, k, v = qkv(B, T, N, H, K=K)
     blocks = lambda q, k, v: block_attention(q, k, v, IDS)
-    out = delta_attention(q, k, v, sparse=blocks, gamma=4)
+    out = delta_attention(q, k, v, sparse=blocks, gamma=4, dense_last=0)
     few, dense = blocks(q, k, v), multi_head_attention(q, k, v, mask=masks.causal)
     near(out, few + jnp.repeat((dense - few)[:, ::4], 4, axis=1)[:, :T])
     near(out[:, 8:], dense[:, 8:])  # where the blocks are dense themselves
@@ -63,7 +77,7 @@ def test_delta_correction_is_nearer_to_dense_attention():
     dense = multi_head_attention(q, k, v, mask=masks.causal)
     kept = masks.window(7) | masks.sinks(1)
     few = attend(q, k, v, mask=masks.causal & kept)
-    out = delta_attention(q, k, v, sparse=kept, gamma=8)
+    out = delta_attention(q, k, v, sparse=kept, gamma=8, dense_last=0)
     error = lambda x: float(jnp.abs(x - dense).mean())
     assert error(out) < 0.5 * error(few)
 
