@@ -5,6 +5,8 @@
 Paper: Zuhri, Fuadi and Aji, "Softpick: No Attention Sink, No Massive Activations with Rectified
 Softmax", 2025, arXiv:2504.20966.
 Limits: scores of zero or less give zero.
+Differs: eps is that of the released readable form (the released kernel has 1e-6); both add it after
+dividing by the exponential of the largest score, which changes a weight by at most eps.
 """
 
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ def softpick_attention(
     q: Q, k: K, v: V, *, mask: masks.Mask = masks.causal, impl: Impl = None
 ) -> Out:
     """Weights in [0, 1) with sums at most one; a query may attend to nothing."""
-    return attend(q, k, v, mask=mask, normalizer=normalizers.softpick(eps=1e-6), impl=impl)
+    return attend(q, k, v, mask=mask, normalizer=normalizers.softpick(eps=1e-8), impl=impl)
 
 
 def _zeros(q: Q, v: V) -> Out:
