@@ -5,7 +5,7 @@
     rela_gated   out_i = sigmoid(w x_i) g x_i / sqrt(mean(x_i^2) + eps)
 
 Paper: Zhang, Titov and Sennrich, "Sparse Attention with Linear Units", 2021, arXiv:2104.07012.
-Limits: q times c > 0 changes nothing but through eps = 1e-6; w = 0 halves the output.
+Limits: q times c > 0 changes nothing but through eps = 1e-8; w = 0 halves the output.
 Differs: ReLA-i is `rela` with a small initial gain; the layer owns that choice.
 """
 
@@ -54,7 +54,7 @@ def rela_gated(
 
 def _norm(x: Out) -> Out:
     """x over its root mean square, of all heads of a token together."""
-    return rms_norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+    return rms_norm(x.reshape(*x.shape[:2], -1), eps=1e-8).reshape(x.shape)
 
 
 def _zeros(q: Q, v: V) -> Out:
