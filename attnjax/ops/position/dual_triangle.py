@@ -7,7 +7,9 @@
 Paper: Hallee and Gleghorn, "Dual Triangle Attention: Effective Bidirectional Attention Without
 Positional Embeddings", 2026, arXiv:2604.18603.
 Limits: the halves are causal attention, and causal attention on the reversed sequence.
-Differs: whether the paper splits v or shares it was not read off the paper; here v is split.
+Differs: the released code halves q, k and v with the same scale and diagonal, but of its 2N halves,
+2n and 2n + 1 those of head n, the first N look back. Its weights want halves n and N + n as head n;
+for N = 1 there is no difference.
 """
 
 import jax.numpy as jnp

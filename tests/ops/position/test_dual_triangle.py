@@ -33,6 +33,21 @@ def test_dual_triangle_halves_look_one_way_each():
     near(swap(dual_triangle_attention(*(swap(x) for x in past))), a)
 
 
+def test_released_halves_in_another_order_are_released_attention():
+    """Of all halves of heads in a row the first N look back, the others ahead."""
+    q, k, v = qkv(B, T, N, H)
+    halves = [np.float64(x).reshape(B, T, 2 * N, H // 2) for x in (q, k, v)]
+    back, ahead = ([x[:, :, some] for x in halves] for some in (slice(N), slice(N, None)))
+    past = causal(T, T)
+    lower = blend(weights(*back[:2], past), back[2])
+    upper = blend(weights(*ahead[:2], past.T), ahead[2])
+    want = np.concatenate([lower, upper], axis=2)
+    paired = (jnp.asarray(np.concatenate([x, y], -1)) for x, y in zip(back, ahead, strict=True))
+    out = np.asarray(dual_triangle_attention(*paired))
+    near(np.concatenate([out[..., : H // 2], out[..., H // 2 :]], axis=2), want)
+    assert not np.allclose(dual_triangle_attention(q, k, v), want.reshape(B, T, N, H), atol=0.1)
+
+
 def test_dual_triangle_refuses_an_odd_width():
     q, k, v = qkv(B, T, N, H)
     with pytest.raises(ValueError, match="v: width 7; expected an even width"):
