@@ -1,51 +1,79 @@
-"""What experiments share: data, small models, the training loop, claims, reports and plots."""
+"""What experiments share: studies of arms and times, claims, tasks, small models, data, plots."""
 
-from attnjax.lab.claims import Claim, Criterion, Metrics, Verdict, above, below, between
-from attnjax.lab.cli import choose, positive, run_cli, run_key
+from attnjax.lab import tasks
+from attnjax.lab.arms import Arm, Log, Place, Result, Task, Training, like
+from attnjax.lab.claims import (
+    Claim,
+    Metrics,
+    Need,
+    Quantity,
+    above,
+    below,
+    between,
+    least,
+    of,
+    worst,
+)
+from attnjax.lab.cli import choose, positive, run_key
 from attnjax.lab.data import START, Images, Text, digits, evenly, read_text, windows
 from attnjax.lab.errors import UserError
+from attnjax.lab.files import results_folder
 from attnjax.lab.models import Layer, Mixer, Shape, TinyLM, TinyViT, cross_entropy, unedited
-from attnjax.lab.plots import COLORS, attention_maps, bars, loss_curves, time_curves
+from attnjax.lab.plots import COLORS, attention_maps, time_curves
 from attnjax.lab.progress import Bars
-from attnjax.lab.report import report, results_folder
+from attnjax.lab.study import Config, ModelConfig, Study, TimingConfig
+from attnjax.lab.timing import Cell, Timing
 from attnjax.lab.train import Optimizer, Run, train
 
 __all__ = [
     "COLORS",
     "START",
+    "Arm",
     "Bars",
+    "Cell",
     "Claim",
-    "Criterion",
+    "Config",
     "Images",
     "Layer",
+    "Log",
     "Metrics",
     "Mixer",
+    "ModelConfig",
+    "Need",
     "Optimizer",
+    "Place",
+    "Quantity",
+    "Result",
     "Run",
     "Shape",
+    "Study",
+    "Task",
     "Text",
+    "Timing",
+    "TimingConfig",
     "TinyLM",
     "TinyViT",
+    "Training",
     "UserError",
-    "Verdict",
     "above",
     "attention_maps",
-    "bars",
     "below",
     "between",
     "choose",
     "cross_entropy",
     "digits",
     "evenly",
-    "loss_curves",
+    "least",
+    "like",
+    "of",
     "positive",
     "read_text",
-    "report",
     "results_folder",
-    "run_cli",
     "run_key",
+    "tasks",
     "time_curves",
     "train",
     "unedited",
     "windows",
+    "worst",
 ]

@@ -1,34 +1,26 @@
-"""The command line of an experiment: a frozen dataclass is the whole of it."""
+"""What command lines of experiments share: one-line errors, names chosen, keys of runs."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
-import tyro
 
 from attnjax.lab.errors import UserError
 
-C = TypeVar("C")
 Choice = TypeVar("Choice")
 
 
-def run_cli(main: Callable[[C], object], doc: str | None, full: C, quick: C) -> None:
-    """Reads a config from the command line and calls `main` with it.
-
-    Defaults are those of `full`, or of `quick` where `--quick` is given; any other option
-    overrides them.  A UserError is shown as one line (exit status 2).  After an interruption the
-    same command goes on where it stopped (exit status 130).
-    """
-    arguments = [a for a in sys.argv[1:] if a != "--quick"]
-    default = quick if len(arguments) < len(sys.argv) - 1 else full
-    about = f"{(doc or '').strip()}\n\n--quick: smaller defaults for all of the options below."
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A UserError is shown as one line (exit status 2); an interruption says how to go on (130)."""
     try:
-        main(tyro.cli(type(default), default=default, args=arguments, description=about))
+        yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -66,8 +58,9 @@ def positive(config: Any, names: str) -> None:
 def run_key(config: Any, *more: object) -> str:
     """A short name of everything that decides a run, so that only its own checkpoints are found.
 
-    It covers the fields of `config`, whatever `more` is given, and the version of JAX.
+    It covers the fields of `config`, whatever `more` is given, and the versions of Python, whose
+    sources are the usual text, and of JAX.
     """
     fields = dataclasses.asdict(config)
-    text = json.dumps([fields, more, jax.__version__], sort_keys=True, default=str)
+    text = json.dumps([fields, more, sys.version, jax.__version__], sort_keys=True, default=str)
     return f"{zlib.crc32(text.encode()):08x}"

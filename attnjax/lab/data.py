@@ -3,6 +3,7 @@
 Batches are functions of (seed, step) alone, so a run that is started again sees the same ones.
 """
 
+import functools
 import sysconfig
 import zlib
 from collections.abc import Iterable
@@ -41,16 +42,24 @@ def read_text(path: str | Path | None = None) -> Text:
 
     Raises UserError when the text cannot be read or is empty.
     """
-    root = Path(sysconfig.get_path("stdlib")) if path is None else Path(path)
-    name = "Python's standard library" if path is None else str(path)
+    return _library() if path is None else _text(Path(path), str(path), "*")
+
+
+@functools.cache
+def _library() -> Text:
+    return _text(Path(sysconfig.get_path("stdlib")), "Python's standard library", "*.py")
+
+
+def _text(root: Path, name: str, pattern: str) -> Text:
+    library = pattern == "*.py"
     if not root.exists():
         raise UserError(f"text: got {name}, which does not exist, expected a file or a folder")
     if root.is_file():
         files = {root.name: _read(root)}
     else:
-        found = sorted(root.rglob("*.py" if path is None else "*"))
+        found = sorted(root.rglob(pattern))
         parts = {p.relative_to(root).as_posix(): p for p in found if p.is_file()}
-        files = {key: _read(p) for key, p in parts.items() if not _skip(key, path is None)}
+        files = {key: _read(p) for key, p in parts.items() if not _skip(key, library)}
     files = {key: data for key, data in files.items() if data and START not in data}
     if not files:
         raise UserError(f"text: got {name}, which holds no text, expected at least one text file")

@@ -10,40 +10,99 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attnjax.lab.claims import Metrics, mean_and_sd
+from attnjax.lab.arms import Result, slug
+from attnjax.lab.claims import Metrics, interval, mean_and_sd, plus_minus
 from attnjax.lab.timing import exponent
 
 # Okabe and Ito's colors, which stay apart for color-blind readers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
-def loss_curves(
-    losses: Mapping[str, Sequence[np.ndarray]], *, unit: str = "nats per byte"
-) -> Figure:
-    """Loss against step: the mean over seeds of the smoothed loss, and the range of the seeds.
+def of_result(result: Result) -> dict[str, Figure]:
+    """The figures of every study that trains: curves of each task, and measures of each table."""
+    figures: dict[str, Figure] = {}
+    for task, losses in result.losses.items():
+        seen, unit = result.validation.get(task, {}), result.units.get(task, "nats")
+        figures[f"loss-{slug(task)}"] = loss_curves(losses, seen, unit=unit)
+        prefix = f"{task}: "
+        rows = [r for r in result.seeds[0] if r.startswith(prefix)] or list(result.seeds[0])
+        figures[f"measures-{slug(task)}"] = differences(result.seeds, rows)
+    return figures
 
-    `losses` maps a run's name to one array (steps,) a seed.
+
+def loss_curves(
+    losses: Mapping[str, Sequence[np.ndarray]],
+    validation: Mapping[str, Sequence[np.ndarray]],
+    *,
+    unit: str = "nats",
+) -> Figure:
+    """Training and validation loss against step, side by side: the mean and range of the seeds.
+
+    Both map a run's name to one array a seed: of every step, smoothed here, and at even distances.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    finals = []
-    for color, (name, seeds) in zip(_cycle(len(losses)), losses.items(), strict=True):
-        smooth = np.stack([_smooth(np.asarray(seed)) for seed in seeds])
-        steps = np.arange(1, smooth.shape[1] + 1)
-        axes.plot(steps, smooth.mean(0), color=color, linewidth=1.6, label=name)
-        if len(seeds) > 1:
-            axes.fill_between(steps, smooth.min(0), smooth.max(0), color=color, alpha=0.15, lw=0)
-        finals.append(smooth.mean(0))
-    _tidy(axes)
-    longest = max(len(curve) for curve in finals)
-    axes.set_xlim(1, max(2, longest))
-    # The fall of the first steps would flatten everything that tells the runs apart.
-    settled = np.concatenate([curve[len(curve) // 20 :] for curve in finals])
-    low, high = settled.min(), settled.max()
-    axes.set_ylim(low - 0.05 * (high - low) - 1e-6, high + 0.05 * (high - low) + 1e-6)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(f"training loss ({unit})")
-    axes.legend(frameon=False, fontsize=9)
+    panels = {"training loss, smoothed": losses}
+    if any(len(x) for each in validation.values() for x in each):
+        panels["validation loss"] = validation
+    figure = Figure(figsize=(1 + 4.6 * len(panels), 4.0), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    settled = []
+    for axes, (title, runs) in zip(grid, panels.items(), strict=True):
+        for color, name in zip(_cycle(len(losses)), losses, strict=True):
+            curves = np.stack([np.asarray(seed) for seed in runs[name]])
+            total = len(losses[name][0])
+            steps = np.linspace(total / curves.shape[1], total, curves.shape[1])
+            if runs is losses:
+                curves = np.stack([_smooth(seed) for seed in curves])
+            style = {"color": color, "linewidth": 1.6, "label": name}
+            axes.plot(steps, curves.mean(0), **style, marker="." if runs is validation else None)
+            if len(curves) > 1:
+                axes.fill_between(
+                    steps, curves.min(0), curves.max(0), color=color, alpha=0.15, lw=0
+                )
+            # The fall of the first steps would flatten everything that tells the runs apart.
+            settled.append(curves.mean(0)[len(steps) // 10 :])
+        axes.set(xlabel="training step", title=title)
+        _tidy(axes)
+    found = np.concatenate(settled)
+    low, high = np.nanmin(found), np.nanmax(found)
+    grid[0].set_ylim(low - 0.05 * (high - low) - 1e-6, high + 0.05 * (high - low) + 1e-6)
+    grid[0].set_ylabel(unit)
+    grid[-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def differences(seeds: Sequence[Metrics], rows: Sequence[str]) -> Figure:
+    """A panel a measure: each row's difference to the first one, a dot a seed, and its interval.
+
+    The label of the axis has the first row's own value, from which the differences are taken.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in seeds[0][row]))
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    height = (0.28 * len(rows) + 0.9) * lines
+    figure = Figure(figsize=(3.1 * columns + 1.6, height), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(grid, names, strict=False):
+        with_it = [row for row in rows if name in seeds[0][row]]
+        base = with_it[0]
+        for place, (row, color) in enumerate(zip(rows, _cycle(len(rows)), strict=True)):
+            if row in with_it:
+                apart = [m[row][name] - m[base][name] for m in seeds]
+                low, high = interval(apart)
+                if math.isfinite(low) and len(apart) > 1:
+                    axes.plot([low, high], [place, place], color=color, linewidth=4, alpha=0.35)
+                axes.plot(apart, [place] * len(apart), "o", color=color, markersize=3.5)
+        own, sd = mean_and_sd([m[base][name] for m in seeds])
+        axes.axvline(0, color="#999999", linewidth=0.8, linestyle="--")
+        axes.set_yticks(range(len(rows)), [row.partition(": ")[2] or row for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+        first = base.partition(": ")[2] or base
+        axes.set_xlabel(f"{name}: less {first}'s\n({plus_minus(own, sd, len(seeds))})", fontsize=8)
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(labelsize=8)
+        _tidy(axes)
     return figure
 
 
@@ -111,43 +170,6 @@ def attention_maps(maps: Mapping[str, np.ndarray], *, title: str = "") -> Figure
         bar.ax.tick_params(labelsize=7)
         bar.outline.set_visible(False)
     figure.suptitle(title or "attention weights", fontsize=11)
-    return figure
-
-
-def bars(seeds: Sequence[Metrics], panels: Mapping[str, str]) -> Figure:
-    """A panel of horizontal bars for each measure: mean over seeds, with the sd as a whisker.
-
-    `panels` maps a measure's name to the label of its axis, with its unit.  Every panel has a place
-    for every variant, empty where that one has no such measure.
-    """
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.1 * columns + 1.2, 2.7 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    firsts = grid[::columns]
-    names = [name for name, values in seeds[0].items() if panels.keys() & values]
-    for axes, (measure, label) in zip(grid, panels.items(), strict=False):
-        found = [
-            mean_and_sd([metrics[name].get(measure, math.nan) for metrics in seeds])
-            for name in names
-        ]
-        places, (means, sds) = np.arange(len(names)), np.array(found).T
-        axes.barh(places, means, xerr=sds if len(seeds) > 1 else None, color=_cycle(len(names)),
-                  height=0.68, error_kw={"elinewidth": 1, "ecolor": "#444444"})  # fmt: skip
-        axes.set_yticks(places, names if axes in firsts else [""] * len(names), fontsize=9)
-        axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
-        ends = np.maximum(means + sds, 0)
-        for place in np.flatnonzero(np.isfinite(means)):
-            axes.annotate(f"{means[place]:.3g}", (ends[place], place), xytext=(4, 0),
-                          textcoords="offset points", va="center", fontsize=8)  # fmt: skip
-        axes.set_xlim(min(0, 1.2 * np.nanmin(means)), 1.25 * np.nanmax(ends) or 1)
-        axes.set_xlabel(label, fontsize=9)
-        axes.locator_params(axis="x", nbins=4)
-        axes.tick_params(labelsize=8)
-        _tidy(axes)
-        axes.grid(False, axis="y")
     return figure
 
 

@@ -1,132 +1,155 @@
-"""The report of an experiment: a table on the terminal, report.md, result.json and plots.
+"""The report of a study: tables on the terminal, report.md, result.json and plots.
 
-Files are written under another name and renamed, so that a reader sees the old or the new one.
+Only what was measured in that run is printed.  Files are written under another name and renamed,
+so that a reader sees the old or the new one.
 """
 
 import dataclasses
 import importlib.metadata
 import io
 import json
-import math
 import os
 import platform
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from attnjax.lab import plots
+from attnjax.lab.arms import Result
 from attnjax.lab.claims import Claim, Metrics, Verdict, mean_and_sd, plus_minus
 from attnjax.lab.errors import UserError
+from attnjax.lab.files import plain, write_atomically
 
-_HEADER = ("claim", "paper", "measured", "criterion", "holds")
-
-
-def results_folder(path: str | Path) -> Path:
-    """Makes the folder and proves that it can be written, before hours are spent on its contents.
-
-    Raises UserError when it cannot.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"results: got {path}, expected a writable folder ({reason})") from None
-    return folder
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes all of `data` or nothing: a temporary file beside it, then a rename."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; results are as readable as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+WIDTH = 80  # columns of a table on the terminal
+_STYLES = {"holds": "green", "fails": "red", "untested": "yellow"}
+Rows = list[tuple[str, ...]]  # a header, then cells
 
 
 def report(
-    title: str | None,
+    doc: str,
     claims: Sequence[Claim],
-    seeds: Sequence[Metrics],
+    result: Result,
     *,
+    effort: str,
     config: Any,
     folder: Path,
     seconds: float,
     figures: Mapping[str, Figure],
-    console: Console | None = None,
+    console: Console,
 ) -> tuple[Verdict, ...]:
-    """Judges the claims on the metrics of each seed; prints and writes everything to `folder`.
+    """Judges the claims; prints and writes everything to `folder`.
 
-    `title` is the experiment's docstring, whose first line is its name.  `figures` maps the name
-    of a PNG file, without the ending, to its figure.  Whatever does not hold is said not to hold.
+    `doc` is the experiment's docstring, whose first line is its name.  `figures` maps the name of a
+    PNG file, without the ending, to its figure.
     """
-    title = title or folder.name
-    verdicts = tuple(claim.judge(seeds) for claim in claims)
-    rows = [verdict.row() for verdict in verdicts]
-    console = Console() if console is None else console
-    console.print(_table(measures(seeds), None))
-    console.print(_table([_HEADER, *rows], "holds"))
-    for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        write_atomically(folder / f"{name}.png", buffer.getvalue())
+    verdicts = tuple(claim.judge(result.seeds, effort) for claim in claims)
     record = {
-        "title": title.strip().splitlines()[0],
+        "title": doc.strip().splitlines()[0],
+        "effort": effort,
         "claims": [verdict.record() for verdict in verdicts],
-        "metrics": list(seeds),
+        "metrics": result.seeds,
+        "parameters": result.parameters,
         "config": dataclasses.asdict(config),
         "command": command(),
         "seconds": round(seconds, 1),
         "versions": versions(),
     }
-    text = json.dumps(_plain(record), indent=2, allow_nan=False) + "\n"
-    write_atomically(folder / "result.json", text.encode())
-    write_atomically(folder / "report.md", _markdown(title, rows, seeds, record, figures).encode())
-    held = sum(verdict.holds for verdict in verdicts)
+    tables = measures(result)
+    for table in tables:
+        for part in narrowed(table, WIDTH):
+            console.print(Text("\n".join(_aligned(part)) + "\n"), soft_wrap=True)
+    for verdict in verdicts:
+        console.print(_told(verdict), soft_wrap=True)
+    try:
+        _write(folder, doc, verdicts, tables, record, {**plots.of_result(result), **figures})
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"results: the report cannot be written to {folder} ({reason}); the same command "
+            "writes it from what is kept there"
+        ) from None
+    counts = [f"{sum(v.word == word for v in verdicts)} {word}" for word in _STYLES]
     console.print(
-        f"{held} of {len(verdicts)} claims hold at this size. "
-        f"Tables, numbers and plots: {folder}{os.sep}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        f"claims: {', '.join(counts)}; tables, numbers and plots: {folder}{os.sep}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
     return verdicts
 
 
-def measures(seeds: Sequence[Metrics]) -> list[tuple[str, ...]]:
-    """The table of measures and variants, mean +- sd over seeds; a header row first.
+def _write(folder, doc, verdicts, tables, record, figures) -> None:
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100)
+        write_atomically(folder / f"{name}.png", buffer.getvalue())
+    write_atomically(
+        folder / "report.md", _markdown(doc, verdicts, tables, record, figures).encode()
+    )
+    text = json.dumps(plain(record), indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / "result.json", text.encode())
 
-    The more numerous of the two are the rows.
-    """
-    names = list(dict.fromkeys(name for values in seeds[0].values() for name in values))
-    variants = list(seeds[0])
 
-    def cell(name: str, variant: str) -> str:
-        if name not in seeds[0][variant]:
-            return ""
-        found = [metrics[variant][name] for metrics in seeds]
-        return plus_minus(*mean_and_sd(found), len(found))
+def measures(result: Result) -> list[Rows]:
+    """A table for each group of rows with the same measures: mean +- sd over seeds."""
+    seeds, groups = result.seeds, {}
+    for row, values in seeds[0].items():
+        task = row.partition(": ")[0] if ": " in row else ""
+        groups.setdefault((task, frozenset(values)), []).append(row)
+    return [_table(result, rows) for rows in groups.values()]
 
-    if len(variants) > len(names):
-        return [("", *names), *((v, *(cell(n, v) for n in names)) for v in variants)]
-    return [("", *variants), *((n, *(cell(n, v) for v in variants)) for n in names)]
+
+def _table(result: Result, rows: Sequence[str]) -> Rows:
+    names = list(dict.fromkeys(name for row in rows for name in result.seeds[0][row]))
+    count = any(row in result.parameters for row in rows)
+    table: Rows = [("", *names, *(["parameters"] if count else []))]
+    for row in rows:
+        cells = [_cell(result.seeds, row, name) for name in names]
+        told = [f"{result.parameters[row]:,}" if row in result.parameters else ""] if count else []
+        table.append((row, *cells, *told))
+    return table
+
+
+def _cell(seeds: Sequence[Metrics], row: str, name: str) -> str:
+    found = [metrics[row][name] for metrics in seeds if name in metrics[row]]
+    return plus_minus(*mean_and_sd(found), len(found)) if found else ""
+
+
+def narrowed(rows: Rows, width: int) -> list[Rows]:
+    """The table as several of some columns each, none wider than `width` where a cell allows."""
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    parts: list[list[int]] = []
+    for column in range(1, len(widths)):
+        if parts and widths[0] + sum(widths[c] + 2 for c in (*parts[-1], column)) <= width:
+            parts[-1].append(column)
+        else:
+            parts.append([column])
+    return [[(row[0], *(row[c] for c in part)) for row in rows] for part in parts]
+
+
+def _aligned(rows: Rows) -> list[str]:
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _told(verdict: Verdict) -> Text:
+    """The verdict in lines of text."""
+    claim = verdict.claim
+    text = Text()
+    text.append(f"{verdict.word:<9}", style=_STYLES[verdict.word])
+    text.append(f"{claim.says} [paper: {claim.paper}]\n")
+    text.append(f"         {claim.quantity}: {verdict.measured}, wanted {claim.lies}\n", "dim")
+    if verdict.why:
+        text.append(f"         {verdict.why}\n", "dim")
+    return text
 
 
 def command() -> str:
@@ -141,28 +164,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found, "machine": platform.machine()}
 
 
-def _table(rows: Sequence[Sequence[str]], verdict: str | None) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for place, name in enumerate(rows[0]):
-        # Names of variants break at their underscores; whole numbers and names fit 80 columns.
-        table.add_column(name.replace("_", " "), no_wrap=place == 0 and verdict is None)
-    for row in rows[1:]:
-        style = None if verdict is None else "green" if row[-1] == "yes" else "red"
-        cells = list(row)
-        if style:
-            cells[-1] = f"[{style}]{cells[-1]}[/{style}]"
-        table.add_row(*cells)
-    return table
-
-
-def _markdown(title, rows, seeds, record, figures) -> str:
-    first, _, rest = title.strip().partition("\n")
-    took = f"{record['seconds']} s, seeds: {len(seeds)}"
-    lines = [f"# {first}", "", "```", *rest.strip("\n").splitlines(), "```", ""]
-    lines += [f"`{record['command']}`, {took}", "", *_markdown_table([_HEADER, *rows]), ""]
-    lines += [*_markdown_table(measures(seeds)), ""]
-    lines += [f"![{name.replace('_', ' ')}]({name}.png)" for name in figures]
-    settings = ", ".join(f"{name}={value}" for name, value in _plain(record["config"]).items())
+def _markdown(doc, verdicts, tables, record, figures) -> str:
+    first, _, rest = doc.strip().partition("\n")
+    minutes = record["seconds"] / 60
+    lines = [f"# {first}", "", "```text", *rest.strip("\n").splitlines(), "```", ""]
+    lines += [f"`{record['command']}`, {len(record['metrics'])} seeds or rounds, "
+              f"{minutes:.1f} minutes.", ""]  # fmt: skip
+    if record["effort"] != "full":
+        lines += [f"A {record['effort']} run: it shows that everything runs, and no more.", ""]
+    head = ("verdict", "claim", "paper", "measured", "wanted")
+    claims: Rows = [head]
+    for v in verdicts:
+        why = f"{v.word}: {v.why}" if v.why else f"**{v.word}**"
+        said = f"{v.claim.says} ({v.claim.quantity})"
+        claims.append((why, said, v.claim.paper, v.measured, str(v.claim.lies)))
+    for table in (claims, *tables):
+        lines += [*_markdown_table(table), ""]
+    lines += [f"![{name}]({name}.png)" for name in figures]
+    settings = ", ".join(f"{name}={value}" for name, value in plain(record["config"]).items())
     built = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
     return "\n".join([*lines, "", f"Settings: {settings}.", "", f"Versions: {built}.", ""])
 
@@ -170,16 +189,3 @@ def _markdown(title, rows, seeds, record, figures) -> str:
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can say: tuples become lists, paths text, and nan and infinities text too."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

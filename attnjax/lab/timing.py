@@ -1,26 +1,35 @@
 """Times and memory of JAX functions on a noisy machine, and what their growth says.
 
-Times are medians of rounds in which all take turns, so that ratios hold; in each turn a run that is
-not counted goes first, since memory that another has just freed is slow.
+In each round all take turns, so that ratios of one round hold; in each turn a run that is not
+counted goes first, since memory that another has just freed is slow.  `Timing` is what a study of
+times runs: each round gives metrics as a seed does of one that trains.
 """
 
+import json
 import math
 import multiprocessing
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.progress import track
+
+from attnjax.lab.arms import Place, Result
+from attnjax.lab.claims import Metrics, Names
+from attnjax.lab.files import write_atomically
 
 FORWARD, BOTH = "fwd", "fwd+bwd"
 Timed = Callable[[], None]  # runs once and waits for the result
 Seconds = dict[int, float]  # by length
+Rows = dict[str, Seconds]  # by row of the table
+Once = Mapping[tuple[str, str], Callable[[], float]]  # (row, measure) -> how it is measured
 
 
 def timed(fn: Callable[..., Any], args: tuple[Any, ...], mode: str = FORWARD) -> Timed:
@@ -35,8 +44,8 @@ def timed(fn: Callable[..., Any], args: tuple[Any, ...], mode: str = FORWARD) ->
     return run
 
 
-def take_turns(runs: dict[str, Timed], rounds: int) -> dict[str, float]:
-    """Median seconds of each; in every round each runs in turn, once to warm up and once timed."""
+def take_turns(runs: Mapping[str, Timed], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in every round; each runs once to warm up and once timed."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -44,7 +53,86 @@ def take_turns(runs: dict[str, Timed], rounds: int) -> dict[str, float]:
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+    return seconds
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What takes turns at one length: a function that compiles, for each row of the table."""
+
+    length: int
+    makers: Mapping[str, Callable[[], Timed]]
+
+
+def no_more(config: Any, seconds: Rows) -> Metrics:
+    """Nothing is calculated from the times."""
+    return {}
+
+
+def nothing_else(config: Any) -> Once:
+    """Nothing is measured besides times."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of every row at every length, round by round.
+
+    cells    config -> the cells; one is in memory at a time
+    derive   (config, seconds of a round: row -> length -> s) -> more measures, by row
+    besides  config -> what is measured once, such as peak memory: (row, measure) -> a function
+    """
+
+    cells: Callable[[Any], Sequence[Cell]]
+    derive: Callable[[Any, Rows], Metrics] = no_more
+    besides: Callable[[Any], Once] = nothing_else
+
+    def __call__(self, config: Any, key: str, place: Place) -> Result:
+        rounds = config.rounds
+        folder = place.runs(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        times: list[Rows] = [{} for _ in range(rounds)]
+        for index, cell in enumerate(track(self.cells(config), "measuring", transient=True)):
+            kept = folder / f"{index}-{rounds}.json"  # of an interrupted run
+            if kept.exists():
+                found = json.loads(kept.read_text())
+            else:
+                found = take_turns({n: make() for n, make in cell.makers.items()}, rounds)
+                write_atomically(kept, json.dumps(found).encode())
+            for row, seconds in found.items():
+                for each, value in zip(times, seconds, strict=True):
+                    each.setdefault(row, {})[cell.length] = value
+        besides = {name: measure() for name, measure in self.besides(config).items()}
+        result = Result([self.metrics(config, each, besides) for each in times])
+        if place.log is not None:
+            for index, metrics in enumerate(result.seeds):
+                for row, numbers in metrics.items():
+                    place.log(row, index, numbers)
+        return result
+
+    def metrics(
+        self, config: Any, times: Rows, besides: Mapping[tuple[str, str], float]
+    ) -> Metrics:
+        """Row -> measure -> value, from the seconds of one round."""
+        table = {row: {f"T={T}": 1000 * s for T, s in each.items()} for row, each in times.items()}
+        for row, values in self.derive(config, times).items():
+            table[row] = table.get(row, {}) | values
+        for (row, measure), value in besides.items():
+            table.setdefault(row, {})[measure] = value
+        return table
+
+    def null(self, config: Any, power: float = 2.0) -> tuple[Rows, dict[tuple[str, str], float]]:
+        """Times and besides of a world in which all are alike, and grow as T^power."""
+        times: Rows = {}
+        for cell in self.cells(config):
+            for row in cell.makers:
+                times.setdefault(row, {})[cell.length] = 1e-9 * cell.length**power
+        return times, dict.fromkeys(self.besides(config), 1.0)
+
+    def names(self, config: Any) -> Names:
+        """Row -> its measures."""
+        found = self.metrics(config, *self.null(config))
+        return {row: list(values) for row, values in found.items()}
 
 
 def exponent(seconds: Seconds) -> float:

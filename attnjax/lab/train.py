@@ -2,7 +2,8 @@
 
 A run is a function of its arguments: the batch of a step depends on the step alone, and everything
 else that changes (parameters, optimizer state, step, losses) is in the checkpoint.  So a run that
-is killed and started again ends with the same bits, on one machine and the same versions.
+is killed and started again ends with the same bits, on one machine and the same versions.  Runs of
+one loss and one optimizer, such as those of several seeds, share one compiled step.
 """
 
 import functools
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from attnjax.lab import checkpoint
 from attnjax.lab.errors import UserError
 from attnjax.lab.progress import Watch, unwatched
 
+LOOKS = 20  # at the validation loss during a run
 _LOOK_EVERY = 0.5  # seconds between looks at the loss; each one waits for the device
 
 
@@ -51,12 +53,26 @@ class Optimizer:
         return optax.chain(optax.clip_by_global_norm(self.clip), adam)
 
 
+class Minimizer(Protocol):
+    """What minimizes: `Optimizer`, or anything hashable with these two."""
+
+    @property
+    def steps(self) -> int: ...
+
+    def transformation(self) -> optax.GradientTransformation: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run: parameters, the loss of every step (steps,), and its speed."""
+    """A finished run: parameters, the loss of every step (steps,), and its speed.
+
+    `validation` is the validation loss at even distances, the last one at the end; empty where
+    none was asked for.
+    """
 
     params: Any
     losses: np.ndarray
+    validation: np.ndarray
     tokens_per_second: float
 
 
@@ -64,8 +80,9 @@ def train(
     params: Any,
     loss: Callable[[Any, Any], jax.Array],
     batches: Callable[[int], Any],
-    optimizer: Optimizer,
+    optimizer: Minimizer,
     *,
+    validate: Callable[[Any], jax.Array] | None = None,
     folder: Path | None = None,
     every: int = 100,
     watch: Watch = unwatched,
@@ -73,45 +90,41 @@ def train(
 ) -> Run:
     """Minimizes `loss(params, batch)` for `optimizer.steps` steps over `batches(step)`.
 
-    Where `folder` is given, a checkpoint is written every `every` steps and at the end, and a run
-    starts from the newest sound one; a finished run is only read.  Tokens are counted as the
-    entries of the first array of a batch.
+    `validate(params)` is asked for up to 20 times on the way.  Where `folder` is given, a
+    checkpoint is written every `every` steps and at the end, and a run starts from the newest sound
+    one; a finished run is only read.  Tokens are counted as the entries of the first array of a
+    batch.
 
     `sharding(leaf)` says how each parameter, and so its moments, is split over devices between
     steps, of one process or several; `params` are then arrays on the host or of those devices.
+
+    Raises UserError when a checkpoint cannot be written; the one before it stays.
     """
-    transformation = optimizer.transformation()
-
-    def begin(params):
-        return params, transformation.init(params), jnp.zeros(optimizer.steps)
-
+    steps = optimizer.steps
+    stride = -(-steps // LOOKS)
+    start = (params, jnp.zeros(steps), jnp.zeros(steps // stride))
     if sharding is None:
-        state, jit = begin(params), jax.jit
+        begin, update = _compiled(loss, optimizer)
     else:
-        *learned, losses = jax.eval_shape(begin, params)
+        *learned, losses, _ = jax.eval_shape(functools.partial(_begin, optimizer), *start)
         # A number cannot be split, so its sharding is that of what every device has in full.
         whole = sharding(losses.update(shape=()))
-        where = (*jax.tree.map(sharding, learned), whole)
-        jit = functools.partial(jax.jit, out_shardings=where)
-        state = jit(begin)(params)
+        where = (*jax.tree.map(sharding, learned), whole, whole)
+        begin, update = _compile(loss, optimizer, out_shardings=where)
+    state = begin(*start)
     found = None if folder is None else checkpoint.latest(folder, state)
     first, state = (0, state) if found is None else found
     if first:
         watch(first, float(np.asarray(state[2])[first - 1]), 0.0)
-
-    @jit
-    def update(state, step, batch):
-        params, moments, losses = state
-        value, gradient = jax.value_and_grad(loss)(params, batch)
-        change, moments = transformation.update(gradient, moments, params)
-        return optax.apply_updates(params, change), moments, losses.at[step].set(value)
-
     counted, looked, rate = None, 0.0, 0.0
-    for step in range(first, optimizer.steps):
+    for step in range(first, steps):
         batch = batches(step)
         state = update(state, np.int32(step), batch)
         done = step + 1
-        due = done % every == 0 or done == optimizer.steps
+        if validate is not None and done % stride == 0:
+            told = state[3].at[done // stride - 1].set(validate(state[0]))
+            state = (*state[:3], told)
+        due = done % every == 0 or done == steps
         if counted is None or due or time.monotonic() - looked > _LOOK_EVERY:
             value = float(np.asarray(state[2])[step])  # waits for the device
             looked = time.monotonic()
@@ -121,5 +134,39 @@ def train(
             rate = tokens / max(looked - counted[1], 1e-9)
             watch(done, value, rate)
         if due and folder is not None:
-            checkpoint.save(folder, done, state)
-    return Run(state[0], np.asarray(state[2]), rate)
+            _save(folder, done, state)
+    seen = np.asarray(state[3]) if validate is not None else np.zeros(0, np.float32)
+    return Run(state[0], np.asarray(state[2]), seen, rate)
+
+
+def _begin(optimizer: Minimizer, params: Any, losses: jax.Array, seen: jax.Array) -> tuple:
+    return params, optimizer.transformation().init(params), losses, seen
+
+
+def _compile(loss: Callable, optimizer: Minimizer, **placed: Any) -> tuple[Callable, Callable]:
+    """(begin, update): programs that make the first state, and the next from a batch."""
+    transformation = optimizer.transformation()
+
+    def update(state: Any, step: jax.Array, batch: Any) -> Any:
+        params, moments, losses, seen = state
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        change, moments = transformation.update(gradient, moments, params)
+        return optax.apply_updates(params, change), moments, losses.at[step].set(value), seen
+
+    return jax.jit(functools.partial(_begin, optimizer), **placed), jax.jit(update, **placed)
+
+
+# One entry: seeds follow each other, and a program of an arm that is done is only memory.
+_compiled = functools.lru_cache(maxsize=1)(_compile)
+
+
+def _save(folder: Path, step: int, state: Any) -> None:
+    try:
+        checkpoint.save(folder, step, state)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        before = checkpoint.newest(folder)
+        stays = "nothing was kept yet" if before is None else f"step {before} is kept"
+        raise UserError(
+            f"results: checkpoint of step {step} cannot be written to {folder} ({reason}); {stays}"
+        ) from None
