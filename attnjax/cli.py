@@ -1,4 +1,4 @@
-"""The command line: the table of papers, what a mechanism is, what runs it, and on many devices."""
+"""The command line: papers, mechanisms, what runs them, many devices, two runs compared."""
 
 import difflib
 import functools
@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -24,6 +25,7 @@ from attnjax.parallel.model.balance import balance
 from attnjax.parallel.model.planning import plan
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -91,6 +93,18 @@ def explain(name: Name) -> None:
         print(_implementations(op))
 
 
+def compare(first: Folder, second: Folder) -> None:
+    """Compares two finished runs of an experiment: settings, measures and their intervals.
+
+    Args:
+        first: A folder with result.json, such as results/recall.
+        second: Another one, from which the first is subtracted.
+    """
+    from attnjax.lab.compare import compare  # plots and the like are not for the other commands
+
+    compare(first, second)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command, or prints the version; returns the exit code, 2 for a wrong argument."""
     args = sys.argv[1:] if args is None else args
@@ -103,6 +117,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "explain": explain,
         "balance": _checked(balance),
         "plan": _checked(plan),
+        "compare": _checked(compare),
     }
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -207,7 +207,7 @@ class Verdict:
         return {
             "verdict": self.word, "why": self.why, "claim": claim.says, "paper": claim.paper,
             "quantity": str(claim.quantity), "wanted": str(claim.lies),
-            "values": self.values, "low": self.low, "high": self.high,
+            "measured": self.measured, "values": self.values, "low": self.low, "high": self.high,
         }  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def set_aside(folder: Path, settings: Any, console: Console) -> None:
         if path.name != "checkpoints":
             path.rename(aside / path.name)
     told = ", ".join(f"{n} {old.get(n)} (now {new.get(n)})" for n in names)
-    console.print(f"{folder} held a run with {told}; it is now in {aside}", highlight=False)
+    said = f"{folder} held a run with {told}; it is now in {aside}"
+    console.print(said, highlight=False, soft_wrap=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def report(
     tables = measures(result)
     for table in tables:
         for part in narrowed(table, WIDTH):
-            console.print(Text("\n".join(_aligned(part)) + "\n"), soft_wrap=True)
+            console.print(Text("\n".join(aligned(part)) + "\n"), soft_wrap=True)
     for verdict in verdicts:
         console.print(_told(verdict), soft_wrap=True)
     try:
@@ -131,7 +132,8 @@ def narrowed(rows: Rows, width: int) -> list[Rows]:
     return [[(row[0], *(row[c] for c in part)) for row in rows] for part in parts]
 
 
-def _aligned(rows: Rows) -> list[str]:
+def aligned(rows: Rows) -> list[str]:
+    """The lines of a table on the terminal."""
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -143,12 +145,16 @@ def _aligned(rows: Rows) -> list[str]:
 def _told(verdict: Verdict) -> Text:
     """The verdict in lines of text."""
     claim = verdict.claim
+    indent = " " * 9
+    wrapped = lambda text: textwrap.fill(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False
+    )
     text = Text()
     text.append(f"{verdict.word:<9}", style=_STYLES[verdict.word])
-    text.append(f"{claim.says} [paper: {claim.paper}]\n")
-    text.append(f"         {claim.quantity}: {verdict.measured}, wanted {claim.lies}\n", "dim")
-    if verdict.why:
-        text.append(f"         {verdict.why}\n", "dim")
+    text.append(wrapped(f"{claim.says} [paper: {claim.paper}]").lstrip() + "\n")
+    lines = [f"{claim.quantity}: {verdict.measured}, wanted {claim.lies}", verdict.why]
+    for line in filter(None, lines):
+        text.append(wrapped(line) + "\n", "dim")
     return text
 
 

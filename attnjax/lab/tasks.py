@@ -35,7 +35,7 @@ def share(x: jax.Array, where: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True, eq=False)
 class Bytes:
-    """Windows of text, (count, length + 1) tokens opened by START each, to predict the next byte."""
+    """Windows of text: (count, length + 1) tokens opened by START, to predict the next byte."""
 
     text: Text
     length: int
