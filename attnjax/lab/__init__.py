@@ -14,7 +14,7 @@ from attnjax.lab.claims import (
     of,
     worst,
 )
-from attnjax.lab.cli import choose, positive, run_key
+from attnjax.lab.cli import choose, positive, run_cli, run_key
 from attnjax.lab.data import START, Images, Text, digits, evenly, read_text, windows
 from attnjax.lab.errors import UserError
 from attnjax.lab.files import results_folder
@@ -69,6 +69,7 @@ __all__ = [
     "positive",
     "read_text",
     "results_folder",
+    "run_cli",
     "run_key",
     "tasks",
     "time_curves",

@@ -88,7 +88,7 @@ def least(*quantities: Quantity) -> Quantity:
 
 
 def _extreme(word: str, choose: Callable[..., float], several: tuple[Quantity, ...]) -> Quantity:
-    text = f"{word} of ({', '.join(map(str, several))})" if len(several) > 1 else str(several[0])
+    text = f"{word} of ({', '.join(map(str, several))})"
     reads = tuple(read for each in several for read in each.reads)
 
     def value(metrics: Metrics) -> float:

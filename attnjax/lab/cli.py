@@ -6,14 +6,22 @@ import difflib
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import tyro
 
 from attnjax.lab.errors import UserError
 
+C = TypeVar("C")
 Choice = TypeVar("Choice")
+
+EFFORTS = ("full", "quick", "smoke")
+_ABOUT = (
+    "--quick: a minute, smaller defaults for all of the options below.\n"
+    "--smoke: seconds, only shows that everything runs."
+)
 
 
 @contextlib.contextmanager
@@ -27,6 +35,27 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def effort_of(arguments: Sequence[str] | None = None) -> tuple[str, list[str]]:
+    """("full" | "quick" | "smoke", the other arguments) of a command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = [effort for effort in EFFORTS if f"--{effort}" in given]
+    rest = [a for a in given if a.removeprefix("--") not in EFFORTS or not a.startswith("--")]
+    return (chosen[-1] if chosen else "full"), rest
+
+
+def read_config(doc: str | None, default: C, arguments: Sequence[str]) -> C:
+    """The settings that a command line gives; those it leaves out are the default's."""
+    about = f"{(doc or '').strip()}\n\n{_ABOUT}"
+    return tyro.cli(type(default), default=default, args=arguments, description=about)
+
+
+def run_cli(main: Callable[[C], object], doc: str | None, full: C, quick: C) -> None:
+    """Calls `main` with the settings of the command line, for what is no study."""
+    effort, rest = effort_of()
+    with one_line_errors():
+        main(read_config(doc, full if effort == "full" else quick, rest))
 
 
 def choose(argument: str, names: Iterable[str], choices: Mapping[str, Choice]) -> dict[str, Choice]:

@@ -45,7 +45,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def differences(first: list[Metrics], second: list[Metrics]) -> list[tuple[str, ...]]:
     """A line a row and measure that both have; the header first."""
-    lines = [("", "first", "second", "difference", "90 % interval")]
+    lines: list[tuple[str, ...]] = [("", "first", "second", "difference", "90 % interval")]
     pairs = list(zip(first, second, strict=False))
     for row, values in first[0].items():
         for name in values:

@@ -13,25 +13,21 @@ one round of a timing.
 import dataclasses
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from attnjax.lab.arms import Log, Place, Result, Training
 from attnjax.lab.claims import Claim, Names, Verdict, check_names
-from attnjax.lab.cli import one_line_errors, positive, run_key
+from attnjax.lab.cli import effort_of, one_line_errors, positive, read_config, run_key
 from attnjax.lab.data import read_text
 from attnjax.lab.files import results_folder, set_aside
 from attnjax.lab.report import report
-
-EFFORTS = ("full", "quick", "smoke")
 
 
 @dataclass(frozen=True)
@@ -157,17 +153,11 @@ class Study(Generic[C]):
 
     def main(self, *, log: Log | None = None, arguments: Sequence[str] | None = None) -> None:
         """The command line: settings as options, `--quick` or `--smoke` for smaller defaults."""
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        chosen = [effort for effort in EFFORTS if f"--{effort}" in given]
-        effort = chosen[-1] if chosen else "full"
-        given = [a for a in given if a not in {f"--{e}" for e in EFFORTS}]
-        about = f"{(self.doc or '').strip()}\n\n{_ABOUT}"
+        effort, rest = effort_of(arguments)
         if effort == "smoke":  # seconds go into compiling, and programs run twice
             os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_HASTY])
         with one_line_errors():
-            default = self.sized(effort)
-            config = tyro.cli(type(default), default=default, args=given, description=about)
-            self.execute(config, effort, log=log)
+            self.execute(read_config(self.doc, self.sized(effort), rest), effort, log=log)
 
 
 def _replaced(config: C, **values: Any) -> C:
@@ -180,8 +170,4 @@ _HASTY = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
-)
-_ABOUT = (
-    "--quick: a minute, smaller defaults for all of the options below.\n"
-    "--smoke: seconds, only shows that everything runs."
 )

@@ -68,13 +68,13 @@ def _hide(tokens: np.ndarray, seed: int, step: int) -> Batch:
     return np.where(hidden, np.int32(HIDDEN), tokens), tokens, hidden
 
 
-def next_byte(model: Any, batch: Batch) -> Scores:
+def next_byte(model: Any, batch: Any) -> Scores:
     """Nats per byte of next-byte prediction."""
     (tokens,) = batch
     return {"nats": cross_entropy(model(tokens[:, :-1])[0], tokens[:, 1:]).mean()}
 
 
-def hidden_byte(model: Any, batch: Batch) -> Scores:
+def hidden_byte(model: Any, batch: Any) -> Scores:
     """Nats per hidden byte."""
     shown, tokens, hidden = batch
     return {"nats": share(cross_entropy(model(shown)[0], tokens), hidden)}
@@ -83,7 +83,7 @@ def hidden_byte(model: Any, batch: Batch) -> Scores:
 # ------------------------------------------------------------------------------- what is asked for
 
 
-def answers(model: Any, batch: Batch) -> Scores:
+def answers(model: Any, batch: Any) -> Scores:
     """Loss and accuracy at the asked places; a batch is (tokens, answers, asked), each (B,T)."""
     tokens, wanted, asked = batch
     logits = model(tokens)[0]
@@ -197,7 +197,7 @@ class Needles:
         return self.hide(cut, HELD, times)
 
 
-def needles(model: Any, batch: Batch) -> Scores:
+def needles(model: Any, batch: Any) -> Scores:
     """Loss on text plus, with equal weight, on answers; both; and the share of right answers."""
     tokens, plain, asked = batch
     logits = model(tokens[:, :-1])[0]
@@ -221,7 +221,7 @@ def handwriting(count: int) -> tuple[Callable[[int, int], Batch], Batch]:
     return batch, (images.test, images.test_labels)
 
 
-def labels(model: Any, batch: Batch) -> Scores:
+def labels(model: Any, batch: Any) -> Scores:
     """Loss and accuracy of a classification."""
     logits = model(batch[0])[0]
     right = (logits.argmax(-1) == batch[1]).mean()
