@@ -1,4 +1,4 @@
-# make demo    train five attention variants on real text, print claims beside measurements
+# make demo    train small models that grow attention sinks, print claims beside measurements
 # make test    lint, types, tests
 # Both set up .venv on a machine with only python3.  PYTHON=python3.12 chooses another.
 # Where there is an NVIDIA GPU the set-up includes CUDA and experiments run on it; the suite does not.
@@ -15,10 +15,10 @@ endif
 check kernels laws slow: export JAX_PLATFORMS = cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint types check kernels slow laws quick papers clean
+.PHONY: demo test lint types check kernels slow laws smoke quick claims papers clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m experiments.attention_sinks --quick
+	$(BIN)/python -m experiments.sinks.backcopy --quick
 
 test: lint types check
 
@@ -49,11 +49,13 @@ kernels: $(VENV)/.installed-dev
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
-# Every experiment at its smallest, as CI runs them.
-quick: $(VENV)/.installed
-	set -e; for file in experiments/[a-z]*.py; do \
-	    $(BIN)/python -m experiments.$$(basename $$file .py) --quick; \
-	done
+# Every experiment in seconds, as CI runs them; in a minute each; in full, which writes docs/claims.
+smoke quick: $(VENV)/.installed
+	$(BIN)/python -m experiments all --$@
+
+claims: $(VENV)/.installed
+	$(BIN)/python -m experiments all
+	$(BIN)/python -m experiments publish
 
 # The table of papers that the README links to.
 papers: $(VENV)/.installed
