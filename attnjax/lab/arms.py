@@ -73,6 +73,7 @@ class Result:
     validation   task -> arm -> the validation loss on the way, an array a seed
     arrays       row -> name -> what the score gave besides numbers, of the first seed
     parameters   row -> how many are trained
+    seconds      row -> length -> the time of each round
     """
 
     seeds: list[Metrics]
@@ -81,6 +82,7 @@ class Result:
     arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, dict[int, list[float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ No window system is needed: figures are made without pyplot and rendered by Agg.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 
 def of_result(result: Result) -> dict[str, Figure]:
-    """The figures of every study that trains: curves of each task, and measures of each table."""
+    """The figures of every study: curves and measures of each task, and times against length."""
     figures: dict[str, Figure] = {}
     for task, losses in result.losses.items():
         seen, unit = result.validation.get(task, {}), result.units.get(task, "nats")
@@ -27,6 +28,8 @@ def of_result(result: Result) -> dict[str, Figure]:
         prefix = f"{task}: "
         rows = [r for r in result.seeds[0] if r.startswith(prefix)] or list(result.seeds[0])
         figures[f"measures-{slug(task)}"] = differences(result.seeds, rows)
+    if result.seconds:
+        figures["time"] = time_curves(result.seconds)
     return figures
 
 
@@ -106,36 +109,37 @@ def differences(seeds: Sequence[Metrics], rows: Sequence[str]) -> Figure:
     return figure
 
 
-def time_curves(
-    seconds: Mapping[tuple[str, str], Mapping[int, float]], *, dashed: Sequence[str] = ()
-) -> Figure:
-    """Time against length, both axes logarithmic: a panel a mode.
+def time_curves(seconds: Mapping[str, Mapping[int, Sequence[float]]]) -> Figure:
+    """Time against length, both axes logarithmic: a panel for rows whose names end alike.
 
-    `seconds` maps (name, mode) to length -> seconds.  Names that begin as one of `dashed` get
-    dashed lines; the legend has the exponent of T.
+    `seconds` maps a row, such as "full fwd", to length -> the time of each round, of which the
+    median is drawn.  The legend has the exponent of T.
     """
-    names = list(dict.fromkeys(name for name, _ in seconds))
-    modes = list(dict.fromkeys(mode for _, mode in seconds))
-    figure = Figure(figsize=(1 + 4.7 * len(modes), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
-    for axes, mode in zip(panels, modes, strict=True):
-        for name in names:
-            each = dict(seconds.get((name, mode), {}))
-            if not each:
-                continue
-            style = "--" if name.startswith(tuple(dashed)) and dashed else "-"
+    split = {row: row.rpartition(" ") for row in seconds}
+    modes = {mode for _, _, mode in split.values()} & {"fwd", "fwd+bwd"}
+    panels: dict[str, dict[str, Mapping[int, Sequence[float]]]] = {}
+    for row, (name, _, mode) in split.items():
+        where, label = (mode, name) if mode in modes else ("", row)
+        panels.setdefault(where, {})[label] = seconds[row]
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    figure = Figure(figsize=(1 + 4.7 * len(panels), 4.4), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (mode, rows) in zip(grid, panels.items(), strict=True):
+        for name, times in rows.items():
+            place = names.index(name)
+            each = {T: statistics.median(rounds) for T, rounds in times.items()}
             label = f"{name}  (T^{exponent(each):.2f})" if len(each) > 1 else name
+            style = ("-", "--", ":")[place // len(COLORS) % 3]
+            color = COLORS[place % len(COLORS)]
             axes.plot(list(each), list(each.values()), style, marker="o", markersize=4,
-                      linewidth=1.6, color=COLORS[names.index(name) % len(COLORS)],
-                      label=label)  # fmt: skip
-        lengths = sorted({T for each in seconds.values() for T in each})
+                      linewidth=1.6, color=color, label=label)  # fmt: skip
+        lengths = sorted({T for each in rows.values() for T in each})
         axes.set(xscale="log", yscale="log", title=mode, xlabel="T (tokens)")
         axes.set_xticks(lengths, [f"{T:,}" for T in lengths], fontsize=8, rotation=30)
         axes.minorticks_off()
-        axes.grid(True, color="#e6e6e6", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
+        _tidy(axes)
         axes.legend(frameon=False, fontsize=8)
-    panels[0].set_ylabel("time (s)")
+    grid[0].set_ylabel("time (s)")
     return figure
 
 

@@ -56,6 +56,16 @@ def take_turns(runs: Mapping[str, Timed], rounds: int) -> dict[str, list[float]]
     return seconds
 
 
+def remembered(path: Path, measure: Callable[[], Any]) -> Any:
+    """What was measured before an interruption and kept at `path`, or what is measured now."""
+    if path.exists():
+        return json.loads(path.read_text())
+    found = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(found).encode())
+    return found
+
+
 @dataclass(frozen=True)
 class Cell:
     """What takes turns at one length: a function that compiles, for each row of the table."""
@@ -90,20 +100,19 @@ class Timing:
     def __call__(self, config: Any, key: str, place: Place) -> Result:
         rounds = config.rounds
         folder = place.runs(key)
-        folder.mkdir(parents=True, exist_ok=True)
         times: list[Rows] = [{} for _ in range(rounds)]
+        result = Result([])
         for index, cell in enumerate(track(self.cells(config), "measuring", transient=True)):
-            kept = folder / f"{index}-{rounds}.json"  # of an interrupted run
-            if kept.exists():
-                found = json.loads(kept.read_text())
-            else:
-                found = take_turns({n: make() for n, make in cell.makers.items()}, rounds)
-                write_atomically(kept, json.dumps(found).encode())
-            for row, seconds in found.items():
+            turns = lambda cell=cell: take_turns({n: m() for n, m in cell.makers.items()}, rounds)
+            for row, seconds in remembered(folder / f"{index}-{rounds}.json", turns).items():
+                result.seconds.setdefault(row, {})[cell.length] = seconds
                 for each, value in zip(times, seconds, strict=True):
                     each.setdefault(row, {})[cell.length] = value
-        besides = {name: measure() for name, measure in self.besides(config).items()}
-        result = Result([self.metrics(config, each, besides) for each in times])
+        besides = {
+            name: remembered(folder / f"besides-{index}.json", measure)
+            for index, (name, measure) in enumerate(self.besides(config).items())
+        }
+        result.seeds = [self.metrics(config, each, besides) for each in times]
         if place.log is not None:
             for index, metrics in enumerate(result.seeds):
                 for row, numbers in metrics.items():
@@ -144,13 +153,18 @@ def exponent(seconds: Seconds) -> float:
 
 
 def crossover(seconds: Seconds, rival: Seconds) -> float:
-    """The length from which the rival takes longer, on power laws through the measured lengths."""
+    """The length from which the rival takes longer, on a power law between measured lengths.
+
+    nan where it is not between two of them: what lies beyond was not seen.
+    """
     shared = sorted(set(seconds) & set(rival))
-    if len(shared) < 2:
+    gain = {T: math.log(rival[T] / seconds[T]) for T in shared}
+    last = next((T for T in reversed(shared) if gain[T] < 0), None)
+    after = [T for T in shared if last is not None and last < T]
+    if last is None or not after:
         return math.nan
-    gain = [math.log(rival[T] / seconds[T]) for T in shared]
-    slope, start = np.polyfit(np.log(shared), gain, 1)
-    return math.exp(-start / slope) if slope > 0 else math.inf
+    T = after[0]
+    return last * (T / last) ** (gain[last] / (gain[last] - gain[T]))
 
 
 def peak_memory(make: Callable[..., Timed], *args: Any) -> int:
