@@ -1,76 +1,12 @@
-"""What needle asks and sparse_cost counts, and how both judge."""
+"""What needle asks."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from attnjax import Selection, lab, select
-from experiments import needle, sparse_cost
-
-# --------------------------------------------------------------------------------- sparse_cost
-
-
-def test_the_share_is_that_of_the_blocks_that_causal_attention_sees():
-    method = sparse_cost.METHODS["seer"]  # blocks of 64 queries and keys
-    every = select.every_block(1, 256, 256, block_q=64, block_k=64)
-    seen = replace(every, valid=np.tril(np.ones((4, 4), bool))[None, :, None])
-    assert sparse_cost.share(method, seen, 256) == 1.0
-    diagonal = replace(seen, valid=np.eye(4, dtype=bool)[None, :, None])
-    assert sparse_cost.share(method, diagonal, 256) == pytest.approx(4 / 10)
-    each = sparse_cost.METHODS["moba 128"]  # a query sees its own block and those before
-    one = Selection(np.zeros((1, 256, 2, 1), int), np.ones((1, 256, 2, 1), bool), 1, 128)
-    assert sparse_cost.share(each, one, 256) == pytest.approx(256 / (128 + 2 * 128))
-
-
-def test_gains_and_ideals_are_ratios_to_the_rival_with_as_many_key_heads():
-    lengths = (4096, 8192, 16384)
-    config = replace(sparse_cost.Config(), methods=("moba 128", "nsa"), lengths=lengths)
-    fwd = sparse_cost.FORWARD
-    seconds = {
-        ("dense", fwd): {4096: 1.0, 8192: 4.0, 16384: 16.0},
-        ("dense, groups of 4", fwd): {4096: 0.5, 8192: 2.0, 16384: 8.0},
-        ("moba 128 whole", fwd): {4096: 1.5, 8192: 2.0, 16384: 3.2},
-        ("moba 128 attend", fwd): {4096: 1.0, 8192: 1.5, 16384: 2.4},
-        ("nsa whole", fwd): {4096: 1.0, 8192: 2.5, 16384: 4.0},
-        ("nsa attend", fwd): {4096: 0.5, 8192: 0.8, 16384: 1.5},
-    }
-    shares = {(m, T): 0.25 for m in config.methods for T in lengths}
-    memory = {("moba 128", 16384): 100, ("moba 128", 32768): 210,
-              ("nsa", 16384): 100, ("nsa", 32768): 400}  # fmt: skip
-    result = sparse_cost.Result(seconds, shares, memory)
-    verdicts = {c.what: c.judge([{}]) for c in sparse_cost.claims(config, result)}
-    assert {what: (round(v.mean, 3), v.holds) for what, v in verdicts.items()} == {
-        "moba 128 fwd: dense over whole op from T=8192 on, worst at T=8192": (2.0, True),
-        "nsa fwd: dense over whole op from T=8192 on, worst at T=8192": (0.8, False),
-        "moba 128: attention over share x dense from T=8192 on, median": (1.05, True),
-        "nsa: attention over share x dense from T=8192 on, median": (1.175, True),
-        "moba 128 fwd+bwd: exponent of peak memory, T=16384 to 32768": (1.07, True),
-        "nsa fwd+bwd: exponent of peak memory, T=16384 to 32768": (2.0, False),
-    }
-    table = sparse_cost.metrics(config, result)
-    assert table["moba 128 over ideal"] == {"T=4096": 4.0, "T=8192": 1.5, "T=16384": 0.6}
-    assert 4096 < table["moba 128 whole fwd"]["crossover"] < 8192
-
-
-def test_the_whole_op_is_its_selector_and_attention():
-    method = sparse_cost.METHODS["moba 128"]
-    args = sparse_cost.inputs(replace(sparse_cost.QUICK, heads=4, width=8), 2048, method.group)
-    chosen = method.select(*args[:2], method.top_k(2048))
-    assert chosen.indices.shape[-1] == 2  # an eighth of 16 blocks
-    got = sparse_cost.attention(method, *args, chosen.indices, chosen.valid)
-    np.testing.assert_allclose(got, method.whole(*args, 2), atol=1e-5)
-
-
-def test_sparse_cost_refuses_what_cannot_be():
-    for wrong, told in (
-        ({"methods": ("mobba 128",)}, "did you mean moba 128"),
-        ({"heads": 6}, "heads: got 6, expected a multiple of 4"),
-        ({"lengths": (1024,)}, "lengths: got .*, expected two at least"),
-    ):
-        with pytest.raises(lab.UserError, match=told):
-            replace(sparse_cost.Config(), **wrong)
-
+from attnjax import lab
+from experiments import needle
 
 # -------------------------------------------------------------------------------------- needle
 

@@ -7,7 +7,7 @@ import pytest
 
 from attnjax import lab
 from attnjax.lab import timing
-from experiments.cost import attention, linear, window
+from experiments.cost import linear_cost, softmax_cost, window_cost
 
 
 def outputs(monkeypatch, module, config, names, T):
@@ -22,9 +22,9 @@ def outputs(monkeypatch, module, config, names, T):
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        (attention, ["blockwise", "dense", "jax.nn"]),
-        (window, ["window", "window, jax.nn"]),
-        (linear, ["linear", "chunked", "recurrent"]),
+        (softmax_cost, ["blockwise", "dense", "jax.nn"]),
+        (window_cost, ["window", "window, jax.nn"]),
+        (linear_cost, ["linear", "chunked", "recurrent"]),
     ],
 )
 def test_rivals_compute_the_same(module, names, monkeypatch):
@@ -35,29 +35,29 @@ def test_rivals_compute_the_same(module, names, monkeypatch):
 
 
 def test_variants_of_the_catalogue_are_timed_by_name(monkeypatch):
-    config = replace(attention.QUICK, variants=("cog_attention",), heads=2, width=4)
-    assert "cog_attention fwd+bwd" in attention.STUDY.run.names(config)
-    (out,) = outputs(monkeypatch, attention, config, ["cog_attention"], 8)
+    config = replace(softmax_cost.QUICK, variants=("cog_attention",), heads=2, width=4)
+    assert "cog_attention fwd+bwd" in softmax_cost.STUDY.run.names(config)
+    (out,) = outputs(monkeypatch, softmax_cost, config, ["cog_attention"], 8)
     assert out.shape == (1, 8, 2, 4)
     with pytest.raises(lab.UserError, match="variants: got 'cog_atention', did you mean cog"):
         replace(config, variants=("cog_atention",))
 
 
 def test_the_share_is_of_useful_operations():
-    c = replace(attention.Config(), lengths=(1024, 8192), variants=())
+    c = replace(softmax_cost.Config(), lengths=(1024, 8192), variants=())
     seconds = {"blockwise fwd+bwd": {8192: 1.5}, "product": {8192: 0.04}}
     useful = 14 * 64 * 8 * 8192 * 8193 / 2
-    found = attention.growth(c, seconds)["blockwise fwd+bwd"]["share"]
+    found = softmax_cost.growth(c, seconds)["blockwise fwd+bwd"]["share"]
     assert found == pytest.approx(useful / 1.5 / (2 * 2048**3 / 0.04))
 
 
 def test_a_token_is_timed_and_the_crossover_found():
-    c = replace(linear.Config(), lengths=(1000, 2000, 8000), others_up_to=2000)
+    c = replace(linear_cost.Config(), lengths=(1000, 2000, 8000), others_up_to=2000)
     seconds = {
         "linear fwd": {T: 1.5e-6 * T for T in c.lengths},
         "softmax fwd": {T: 1e-9 * T**2 for T in (1000, 2000)},
     }
-    found = linear.growth(c, seconds)["linear fwd"]
+    found = linear_cost.growth(c, seconds)["linear fwd"]
     assert found["us a token, T=8000"] == pytest.approx(1.5)
     assert found["crossover"] == pytest.approx(1500)
 
@@ -65,12 +65,12 @@ def test_a_token_is_timed_and_the_crossover_found():
 def test_both_modes_of_a_rival_run():
     pytest.importorskip("torch")
     for mode in (timing.FORWARD, timing.BOTH):
-        attention.timed_torch(replace(attention.QUICK, heads=2, width=4), 8, mode)()
+        softmax_cost.timed_torch(replace(softmax_cost.QUICK, heads=2, width=4), 8, mode)()
 
 
 def test_settings_that_say_nothing_are_refused():
-    for module in (attention, window, linear):
+    for module in (softmax_cost, window_cost, linear_cost):
         with pytest.raises(lab.UserError, match=r"lengths: got \(64,\), expected .* at least"):
             replace(module.QUICK, lengths=(64,))
     with pytest.raises(lab.UserError, match="others_up_to: got 64, expected two lengths"):
-        replace(linear.QUICK, others_up_to=64)
+        replace(linear_cost.QUICK, others_up_to=64)

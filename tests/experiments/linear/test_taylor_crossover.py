@@ -10,6 +10,7 @@ from experiments.linear import taylor_crossover as experiment
 
 CONFIG = replace(experiment.QUICK, lengths=(16, 64, 256, 1024, 4096))
 STUDY = experiment.STUDY
+TIMES = lab.Timing(experiment.cells, experiment.crossovers)
 
 
 def judged(meets):
@@ -17,7 +18,7 @@ def judged(meets):
     times = {f"direct, H={H}": {T: 1e-6 * T**2 for T in CONFIG.lengths} for H in CONFIG.widths}
     for H in CONFIG.widths:
         times[f"linear, H={H}"] = {T: 1e-6 * T * meets(H) for T in CONFIG.lengths}
-    seeds = [STUDY.run.metrics(CONFIG, times, {})] * 3
+    seeds = [TIMES.metrics(CONFIG, times, {})] * 3
     assert seeds[0]["linear, H=8"]["T=16"] == pytest.approx(1e-3 * 16 * meets(8))
     return [claim.judge(seeds).word for claim in STUDY.claims(CONFIG)]
 

@@ -1,7 +1,7 @@
 """Time and memory of softmax attention against length, beside jax.nn and PyTorch.
 
-    python -m experiments.cost.attention
-    python -m experiments.cost.attention --variants forgetting_attention cog_attention
+    python -m experiments.cost.softmax_cost
+    python -m experiments.cost.softmax_cost --variants forgetting_attention cog_attention
 
   The targets are this project's own: blockwise attention beside jax.nn.dot_product_attention, which
       keeps all scores, and PyTorch's fused scaled_dot_product_attention, where it is installed.
@@ -41,7 +41,7 @@ class Config(lab.TimingConfig):
     dense_up_to: int = 2048  # dense forms need memory T x T
     memory_length: int = 4096  # of what keeps all scores; four times that of what does not
     memory_heads: int = 4
-    results: Path = Path("results/cost_attention")
+    results: Path = Path("results/softmax_cost")
 
     def __post_init__(self):
         super().__post_init__()
@@ -159,7 +159,7 @@ def claims(c: Config) -> tuple[Claim, ...]:
                       of(f"jax.nn {mode}", "share"), below(share / 2))  # fmt: skip
         says = f"{mine} at {at}: near the rate of a matrix product"
         told.append(Claim(says, "target", of(mine, "share"), above(share), (scores,)))
-    ours, theirs = (of(row, measure) for row, measure in reversed(memory(c)))
+    theirs, ours = (of(row, measure) for row, measure in memory(c))
     says = f"blockwise {BOTH}: four times the length in a third of jax.nn's memory"
     return (*told, Claim(says, "target", ours / theirs, below(1 / 3)))
 

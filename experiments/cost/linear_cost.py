@@ -1,6 +1,6 @@
 """Linear attention takes the same time a token at every length, forward and backward.
 
-    python -m experiments.cost.linear
+    python -m experiments.cost.linear_cost
 
   Qin et al. 2024, "Lightning Attention-2", arXiv:2401.04658, and "Various Lengths, Constant Speed",
       arXiv:2405.17381: attention in chunks keeps a constant speed at any length, with fixed memory
@@ -37,7 +37,7 @@ class Config(lab.TimingConfig):
     others_up_to: int = 4096  # softmax, and the scan, whose derivative keeps every state
     memory_length: int = 4096
     memory_heads: int = 4
-    results: Path = Path("results/cost_linear")
+    results: Path = Path("results/linear_cost")
 
     def __post_init__(self):
         super().__post_init__()

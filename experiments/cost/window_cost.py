@@ -1,6 +1,6 @@
 """Attention in a causal window takes time that grows with the length, not with its square.
 
-    python -m experiments.cost.window
+    python -m experiments.cost.window_cost
 
   The targets are this project's own: blockwise attention visits only tiles that the window touches,
       jax.nn.dot_product_attention with local_window_size all of them.
@@ -30,7 +30,7 @@ class Config(lab.TimingConfig):
     heads: int = 8
     width: int = 64  # of a head
     scores_up_to: int = 8192  # jax.nn keeps T x T scores for each head
-    results: Path = Path("results/cost_window")
+    results: Path = Path("results/window_cost")
 
     def __post_init__(self):
         super().__post_init__()
