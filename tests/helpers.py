@@ -1,11 +1,18 @@
-"""What tests share: inputs, comparisons, and derivatives."""
+"""What tests share: inputs, comparisons, derivatives, and processes."""
 
+import concurrent.futures
 import functools
+import os
+import subprocess
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
 def draw(*shape, seed=0, scale=1.0, dtype=float):
@@ -97,3 +104,32 @@ def sample(few, more, mark=pytest.mark.interpreter):
     """
     more = [pytest.param(x, marks=mark) for x in more if x not in few]
     return [*few, *more]
+
+
+def by_slurm(command):
+    """What becomes of two tasks of a command, with two devices each, that SLURM started."""
+    slurm = {
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "JAX_NUM_CPU_DEVICES": "2",
+    }  # fmt: skip
+    tasks = [
+        subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | slurm | {"SLURM_PROCID": str(index)},
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # neither waits for the other's pipe
+        said = list(pool.map(lambda task: task.communicate(timeout=120), tasks))
+    for task, (_, errors) in zip(tasks, said, strict=True):
+        assert task.returncode == 0, errors
+    return [out for out, _ in said]
+
+
+def wait_for(true, process, seconds=60.0):
+    """Waits until `true()`; fails when that takes too long or the process has ended before."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "took too long"
+        assert process is None or process.poll() is None, "ended too early"
+        time.sleep(0.01)

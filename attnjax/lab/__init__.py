@@ -1,10 +1,11 @@
 """What experiments share: studies of arms and times, claims, tasks, small models, data, plots."""
 
 from attnjax.lab import tasks
-from attnjax.lab.arms import Arm, Log, Place, Result, Task, Training, like
+from attnjax.lab.arms import Arm, Log, Place, Result, Task, Training, like, slug
 from attnjax.lab.claims import (
     Claim,
     Metrics,
+    Names,
     Need,
     Quantity,
     above,
@@ -37,6 +38,7 @@ __all__ = [
     "Layer",
     "Log",
     "Metrics",
+    "Names",
     "Mixer",
     "ModelConfig",
     "Need",
@@ -71,6 +73,7 @@ __all__ = [
     "results_folder",
     "run_cli",
     "run_key",
+    "slug",
     "tasks",
     "time_curves",
     "train",

@@ -1,6 +1,7 @@
 """One run over several JAX processes: started here over loopback, or by a cluster.
 
-    launch(2, command, devices_each=4)   starts the command twice, and watches both
+    across(2, 8, run)                    this command once more in each of two, which call run()
+    launch(2, command, devices_each=4)   starts a command twice, and watches both
     with member(cluster=False): ...      in each of them: makes it a process of the run
 
 Under SLURM, Open MPI or Kubernetes the cluster starts the processes, and `member(cluster=True)`
@@ -23,14 +24,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from attnjax.lab import checkpoint
 from attnjax.lab.errors import UserError
+from attnjax.lab.progress import Watch
 
 _WORKER = "ATTNJAX_WORKER"  # how a process that `launch` started knows what it is
 _HEARTBEAT = 30  # seconds without a sign of life until the others stop
@@ -162,6 +165,31 @@ def is_worker() -> bool:
     return _WORKER in os.environ
 
 
+def is_first() -> bool:
+    """Whether this process writes what all found; asks for no devices where it is alone."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def across(
+    processes: int | Literal["cluster"],
+    devices: int,
+    run: Callable[[], object],
+    advice: Callable[[], str] = lambda: "",
+) -> None:
+    """Calls `run()` in this process, in `processes` that it starts, or as one of a cluster's.
+
+    CPU devices are virtual ones, `devices` of all processes together; a cluster has its own.
+    """
+    if processes not in (1, "cluster") and not is_worker():
+        command = [sys.executable, *sys.orig_argv[1:]]
+        launch(processes, command, devices_each=devices // processes, advice=advice)
+        return
+    if processes == 1:
+        virtual_devices(devices)
+    with member(processes == "cluster"):
+        run()
+
+
 @contextlib.contextmanager
 def member(cluster: bool) -> Iterator[None]:
     """Makes this process one of those of the run; nothing happens where it is the only one.
@@ -218,6 +246,26 @@ def note(text: str) -> None:
         _note(Path(told["folder"]), told["index"]).write_text(text)
 
 
+def noted(run: str, watch: Watch) -> Watch:
+    """The watch of a run, which also leaves word of where it is."""
+
+    def report(step: int, loss: float, rate: float) -> None:
+        note(f"after step {step} of '{run}'")
+        watch(step, loss, rate)
+
+    return report
+
+
+def advice(folder: Path) -> str:
+    """What to do when a process died, and from where the runs in `folder` will go on."""
+    runs = sorted(folder.glob("*"), key=lambda run: run.stat().st_mtime)
+    begun = [(step, run.name) for run in runs if (step := checkpoint.newest(run)) is not None]
+    if not begun:
+        return "No checkpoint was written yet: the same command starts again."
+    step, name = begun[-1]
+    return f"Start the same command again to go on from step {step} of '{name}'."
+
+
 def agree(name: str, value: int) -> None:
     """Raises UserError unless all processes have the same value, 0 .. 2**32 - 1."""
     every = np.asarray(multihost_utils.process_allgather(np.uint32(value))).reshape(-1)
@@ -232,6 +280,24 @@ def virtual_devices(count: int) -> None:
     """Asks for so many CPU devices, if JAX has not made its devices already."""
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def devices(count: int | None, processes: int | Literal["cluster"] = 1) -> list[Any]:
+    """So many devices; by default 8 of CPUs, and all of accelerators or of a cluster.
+
+    Raises UserError where there are fewer, and for less than all of a cluster's.
+    """
+    there = jax.devices()
+    cluster = processes == "cluster"
+    usual = 8 if there[0].platform == "cpu" and not cluster else len(there)
+    wanted = usual if count is None else count
+    if wanted > len(there) or (cluster and wanted != len(there)):
+        raise UserError(
+            f"devices: got {wanted}, but JAX has {len(there)} ({there[0].platform}); expected as "
+            "many at most, and all of a cluster's (virtual ones: JAX_PLATFORMS=cpu "
+            f"JAX_NUM_CPU_DEVICES={wanted})"
+        )
+    return there[:wanted]
 
 
 def everywhere(mesh: Mesh) -> Callable[[Any], NamedSharding]:

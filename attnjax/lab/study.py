@@ -26,6 +26,7 @@ from attnjax.lab.arms import Log, Place, Result, Training
 from attnjax.lab.claims import Claim, Names, Verdict, check_names
 from attnjax.lab.cli import effort_of, one_line_errors, positive, read_config, run_key
 from attnjax.lab.data import read_text
+from attnjax.lab.distributed import is_first
 from attnjax.lab.files import results_folder, set_aside
 from attnjax.lab.report import report
 
@@ -69,14 +70,19 @@ C = TypeVar("C", bound=Config)
 class Runner(Protocol):
     """What a study runs: `Training`, `Timing`, or one's own."""
 
-    def __call__(self, config: Any, key: str, place: Place) -> Result: ...
+    def __call__(self, config: Any, key: str, place: Place, /) -> Result: ...
 
-    def names(self, config: Any) -> Names:
+    def names(self, config: Any, /) -> Names:
         """Row -> its measures, known before anything runs."""
         ...
 
 
 Figures = Callable[[Any, Result], Mapping[str, Figure]]
+
+
+def at_once(config: Any, run: Callable[[], object]) -> None:
+    """Runs in this process."""
+    run()
 
 
 def no_figures(config: Any, result: Result) -> Mapping[str, Figure]:
@@ -93,6 +99,8 @@ class Study(Generic[C]):
     run      what gives the metrics
     claims   config -> the claims on those metrics
     figures  (config, result) -> figures besides those that every study has
+    start    (config, run) -> None: calls run() in every process of the run, after starting others
+             or asking for virtual devices; `main` alone does, before JAX makes its devices
     """
 
     doc: str | None
@@ -101,6 +109,7 @@ class Study(Generic[C]):
     run: Runner
     claims: Callable[[C], Sequence[Claim]]
     figures: Figures = no_figures
+    start: Callable[[C, Callable[[], object]], None] = at_once
 
     @property
     def title(self) -> str:
@@ -123,6 +132,7 @@ class Study(Generic[C]):
     ) -> tuple[Verdict, ...]:  # fmt: skip
         """Runs, judges, draws, and writes everything; goes on where it was interrupted.
 
+        Of several processes the first alone writes, and the others return no verdicts.
         `log(run, step, numbers)` hears of every loss looked at and of the measures at the end.
         Raises UserError for claims on what is not there, before anything runs, and for a results
         folder that cannot be written.
@@ -132,12 +142,15 @@ class Study(Generic[C]):
         console = Console() if console is None else console
         folder = results_folder(config.results)
         settings = _replaced(config, results=Path(), keep=False)
-        set_aside(folder, settings, console)
+        if is_first():
+            set_aside(folder, settings, console)
         text = getattr(config, "text", None)
         digest = 0 if text is None else read_text(text).digest
         key = run_key(_replaced(settings, seeds=1), effort, digest)
         began = time.monotonic()
         result = self.run(config, key, Place(folder, effort, log))
+        if not is_first():
+            return ()
         verdicts = report(
             self.doc or folder.name, claims, result, effort=effort, config=settings, folder=folder,
             seconds=time.monotonic() - began, figures=self.figures(config, result), console=console,
@@ -157,7 +170,8 @@ class Study(Generic[C]):
         if effort == "smoke":  # seconds go into compiling, and programs run twice
             os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_HASTY])
         with one_line_errors():
-            self.execute(read_config(self.doc, self.sized(effort), rest), effort, log=log)
+            config = read_config(self.doc, self.sized(effort), rest)
+            self.start(config, lambda: self.execute(config, effort, log=log))
 
 
 def _replaced(config: C, **values: Any) -> C:

@@ -109,8 +109,8 @@ def train(
         *learned, losses, _ = jax.eval_shape(functools.partial(_begin, optimizer), *start)
         # A number cannot be split, so its sharding is that of what every device has in full.
         whole = sharding(losses.update(shape=()))
-        where = (*jax.tree.map(sharding, learned), whole, whole)
-        begin, update = _compile(loss, optimizer, out_shardings=where)
+        leaves, tree = jax.tree.flatten((*jax.tree.map(sharding, learned), whole, whole))
+        begin, update = _compiled(loss, optimizer, (tuple(leaves), tree))
     state = begin(*start)
     found = None if folder is None else checkpoint.latest(folder, state)
     first, state = (0, state) if found is None else found
@@ -143,8 +143,16 @@ def _begin(optimizer: Minimizer, params: Any, losses: jax.Array, seen: jax.Array
     return params, optimizer.transformation().init(params), losses, seen
 
 
-def _compile(loss: Callable, optimizer: Minimizer, **placed: Any) -> tuple[Callable, Callable]:
-    """(begin, update): programs that make the first state, and the next from a batch."""
+# One entry: seeds follow each other, and a program of an arm that is done is only memory.
+@functools.lru_cache(maxsize=1)
+def _compiled(
+    loss: Callable, optimizer: Minimizer, split: tuple[tuple, Any] | None = None
+) -> tuple[Callable, Callable]:
+    """(begin, update): programs that make the first state, and the next from a batch.
+
+    `split` is (leaves, tree) of the state's shardings.
+    """
+    placed = {} if split is None else {"out_shardings": split[1].unflatten(split[0])}
     transformation = optimizer.transformation()
 
     def update(state: Any, step: jax.Array, batch: Any) -> Any:
@@ -154,10 +162,6 @@ def _compile(loss: Callable, optimizer: Minimizer, **placed: Any) -> tuple[Calla
         return optax.apply_updates(params, change), moments, losses.at[step].set(value), seen
 
     return jax.jit(functools.partial(_begin, optimizer), **placed), jax.jit(update, **placed)
-
-
-# One entry: seeds follow each other, and a program of an arm that is done is only memory.
-_compiled = functools.lru_cache(maxsize=1)(_compile)
 
 
 def _save(folder: Path, step: int, state: Any) -> None:

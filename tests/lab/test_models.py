@@ -102,3 +102,17 @@ def test_cross_entropy_is_in_nats():
     )
     got = lab.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
     np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_positions_travel_with_tokens():
+    full = lambda q, k, v: jax.nn.dot_product_attention(q, k, v)  # knows nothing of the order
+    shape = lab.Shape(width=8, depth=2, heads=2, length=12)
+    model = lab.TinyLM(shape, full, rngs=nnx.Rngs(0))
+    tokens = jnp.arange(9)[None] * 3
+    order = np.random.default_rng(0).permutation(9).astype(np.int32)
+    want, _ = model(tokens)
+    got, _ = model(tokens[:, order], positions=jnp.asarray(order))
+    np.testing.assert_allclose(got, want[:, order], atol=1e-5)
+    assert abs(model(tokens[:, order])[0] - want[:, order]).max() > 1e-2
+    run = lambda *at: model(tokens[:, :2], positions=jnp.array(at))[0]
+    assert np.isfinite(run(10, 11)).all() and np.isnan(run(10, 12)).any()  # none is made up

@@ -197,7 +197,7 @@ def dot_product_attention(
 # ------------------------------------------------------------------------- which implementation
 
 # Up to this many scores per head one dense pass beats the overhead of a scan (and compiles faster),
-# as long as all of them together stay small.  Measured on a CPU, see experiments/cost/softmax_cost.py.
+# as long as all of them together stay small.  Measured on a CPU: experiments/cost/softmax_cost.py.
 _DENSE_SCORES = 256 * 256
 _DENSE_TOTAL = 1 << 22
 
