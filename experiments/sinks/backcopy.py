@@ -2,8 +2,9 @@
 
     python -m experiments.sinks.backcopy
 
-  Guo et al. 2024, "Active-Dormant Attention Heads", arXiv:2410.13835: on bigram-backcopy, softmax
-      heads of one layer are dormant but after triggers: the first key draws them, its value small.
+  Guo et al. 2024, "Active-Dormant Attention Heads", arXiv:2410.13835: where a token is to be copied
+      after triggers alone, softmax heads of one layer are dormant elsewhere: the first key, whose
+      value is small, draws their weight.
   Zhuri et al. 2025, "Softpick", arXiv:2504.20966v1: sink rate 0 %, at parity of loss.
   Gu et al. 2024, "When Attention Sink Emerges in Language Models", arXiv:2410.10781, and Ramapuram
       et al. 2024, "Sigmoid Self-Attention", arXiv:2409.04431: sigmoids, not normalized, grow no
@@ -41,10 +42,10 @@ PAPERS = (141, 247)
 class Config(lab.ModelConfig):
     depth: int = 1
     heads: int = 1
-    length: int = 64
+    length: int = 32
     batch: int = 32
-    steps: int = 2000
-    learning_rate: float = 1.5e-3
+    steps: int = 1500
+    learning_rate: float = 1e-3
     results: Path = Path("results/backcopy")
 
 
@@ -94,7 +95,7 @@ def look(asks, model, batch):
 
 
 def studied(c):
-    task = tasks.Backcopy(lab.read_text(c.text), c.length, c.batch)
+    task = tasks.Backcopy(c.length, c.batch)
     shape = lab.Shape(c.width, c.depth, c.heads, c.length)
 
     def model(op, gate):
