@@ -115,7 +115,7 @@ def run(names: Sequence[str], effort: str, jobs: int = 1) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         for each, code, seconds in pool.map(one, chosen):
             said = "ran" if code == 0 else f"FAILED with status {code}"
-            print(f"{each.topic}.{each.name:<20} {said}, {seconds:.1f} s", flush=True)
+            print(f"{each.topic + '.' + each.name:<26} {said}, {seconds:.1f} s", flush=True)
             if code != 0:
                 failed.append(each)
                 text = (logs / f"{each.name}-{effort}.txt").read_text(errors="replace")
