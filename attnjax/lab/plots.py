@@ -177,6 +177,20 @@ def attention_maps(maps: Mapping[str, np.ndarray], *, title: str = "") -> Figure
     return figure
 
 
+def numbers(axes: Axes, shown: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A table of numbers in color; nan is "refused"."""
+    # The color tells the rank: one large number would hide how the others differ.
+    ranks = np.searchsorted(np.unique(shown[np.isfinite(shown)]), shown)
+    colors = np.where(np.isnan(shown), np.nan, ranks)
+    axes.imshow(colors, cmap="Blues", aspect="auto", vmax=1.7 * max(1, ranks.max()))
+    for i, j in np.ndindex(shown.shape):
+        text = "refused" if np.isnan(shown[i, j]) else plus_minus(float(shown[i, j]), 0, 1)
+        axes.text(j, i, text, ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=20)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.spines[:].set_visible(False)
+
+
 def _smooth(values: np.ndarray) -> np.ndarray:
     """A mean over the last thirtieth of the steps; the first entries average what there is."""
     size = max(1, len(values) // 30)
