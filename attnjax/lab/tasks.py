@@ -7,6 +7,7 @@ an experiment adds arms and steps:
     lab.Task(text.batch, tasks.next_byte, text.held, config.steps, arms)
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -157,36 +158,55 @@ def together(*draws: Callable[[int, int], Batch]) -> Callable[[int, int], Batch]
 # ------------------------------------------------------------------------------------------- sinks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backcopy:
-    """Random tokens, in which a trigger asks for the token before it.
+    """Bigram-backcopy: a Markov chain of tokens, in which a trigger copies the token before it.
 
-        x_0 = START,  x_{t+1} = x_{t-1} where x_t is a trigger,  else any token, equally likely
+        x_0 = START,  x_{t+1} = x_{t-1} where x_t is a trigger,  else ~ bigrams of x_t
 
-    Only after a trigger must a model look at another token; elsewhere attention is of no use, and
-    heads that have to spend their weight park it.  Triggers are tokens 1 .. triggers.
+    Only after a trigger must a model look at another token; elsewhere attention has nothing to do,
+    and heads that have to spend their weight park it on START.  Tokens are the most frequent bytes
+    of the text, most frequent first, whose bigrams are those of the text; triggers are the tokens
+    after the first one.  Two triggers never meet.
 
-    Guo et al. 2024, "Active-Dormant Attention Heads", arXiv:2410.13835, section 2, where the other
-    tokens follow the bigrams of a text: a small model then uses attention for these, too.
+    Guo et al. 2024, "Active-Dormant Attention Heads", arXiv:2410.13835, section 2.
     """
 
+    text: Text
     length: int
     count: int
-    vocabulary: int = 32
-    triggers: int = 3
+    vocabulary: int = 64
+    triggers: int = 8
+
+    @functools.cached_property
+    def sums(self) -> np.ndarray:
+        """Cumulative transition probabilities; row r is raised by r: one search serves a batch."""
+        V, trigger = self.vocabulary, self.asks(np.arange(self.vocabulary))
+        frequent = np.argsort(-np.bincount(self.text.train, minlength=256), kind="stable")
+        token = np.zeros(256, np.int64)
+        token[frequent[: V - 1]] = np.arange(1, V)
+        tokens = token[self.text.train]
+        pairs = np.bincount(tokens[:-1] * V + tokens[1:], minlength=V * V).reshape(V, V)
+        chances = pairs.astype(np.float64) + 1e-9  # every row can be normalized
+        chances[START] = np.bincount(tokens, minlength=V)
+        chances[START, trigger] = 0  # there is nothing before the first token to copy
+        chances[:, START] = 0  # rare bytes are skipped
+        sums = np.cumsum(chances, axis=1)
+        return (sums / sums[:, -1:] + np.arange(V)[:, None]).ravel()
 
     def asks(self, tokens: Any) -> Any:
         """Where the next token is a copy."""
-        return (tokens >= 1) & (tokens <= self.triggers)
+        return (tokens > 1) & (tokens <= 1 + self.triggers)
 
     def batch(self, seed: int, step: int) -> Batch:
         """(tokens (count, length + 1),)."""
-        draw = np.random.default_rng((seed, step))
-        tokens = draw.integers(1, self.vocabulary, (self.length + 1, self.count), np.int32)
-        tokens[0] = START
-        tokens[1] = draw.integers(self.triggers + 1, self.vocabulary, self.count)  # of none to copy
-        for t in range(1, self.length):
-            tokens[t + 1] = np.where(self.asks(tokens[t]), tokens[t - 1], tokens[t + 1])
+        draws = np.random.default_rng((seed, step)).random((self.length, self.count))
+        tokens = np.zeros((self.length + 1, self.count), np.int32)  # a step writes a row
+        for t, draw in enumerate(draws):
+            now = tokens[t]
+            new = np.searchsorted(self.sums, now + draw, side="right") - now * self.vocabulary
+            new = np.minimum(new, self.vocabulary - 1)
+            tokens[t + 1] = np.where(self.asks(now), tokens[t - 1], new) if t else new
         return (np.ascontiguousarray(tokens.T),)
 
 

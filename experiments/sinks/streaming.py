@@ -5,7 +5,7 @@
   Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks", arXiv:2309.17453: a
       window that evicts the first tokens loses much, and four first tokens kept restore it.
 
-A model with softmax is trained with all keys, on backcopy (where heads need a sink) and on
+A model with softmax is trained with all keys, on bigram-backcopy (where heads need a sink) and on
 text, and judged with as many keys as fit a cache of an eighth: the latest; four first ones and the
 latest; or, as a control, four others (the ninth to the twelfth) and the latest.
 """
@@ -26,9 +26,9 @@ KEPT = 4
 
 @dataclass(frozen=True)
 class Config(lab.ModelConfig):
-    length: int = 64  # tokens of backcopy
+    length: int = 64  # tokens of bigram-backcopy
     batch: int = 32
-    steps: int = 1500
+    steps: int = 2000
     text_length: int = 128
     text_depth: int = 4
     text_batch: int = 4
@@ -73,7 +73,7 @@ def arms(shape, vocabulary, title):
 
 
 def studied(c):
-    copies = tasks.Backcopy(c.length, c.batch)
+    copies = tasks.Backcopy(lab.read_text(c.text), c.length, c.batch)
     text = tasks.Bytes(lab.read_text(c.text), c.text_length, c.text_batch, c.judged)
     small = lab.Shape(c.width, 1, 1, c.length)
     large = lab.Shape(c.width, c.text_depth, c.heads, c.text_length)
@@ -81,7 +81,7 @@ def studied(c):
     return {
         "backcopy": Task(copies.batch, tasks.next_byte, held, c.steps,
                          arms(small, copies.vocabulary, "backcopy"), "nats per token",
-                         lab.Optimizer(c.steps, 1e-3, weight_decay=0.1)),
+                         lab.Optimizer(c.steps, 1.5e-3, weight_decay=0.1)),
         "text": Task(text.batch, tasks.next_byte, text.held, c.text_steps,
                      arms(large, 256, "text"), "nats per byte"),
     }  # fmt: skip
