@@ -126,10 +126,10 @@ ORDER = {
     "attnjax.catalogue": 3,
     "attnjax.decode": 4,
     "attnjax.probes": 4,
-    "attnjax.cli": 4,
     "attnjax.nn": 5,
-    "attnjax.__main__": 5,
     "attnjax.lab": 6,
+    "attnjax.cli": 7,
+    "attnjax.__main__": 7,
     "experiments": 7,
 }
 
