@@ -129,7 +129,7 @@ ORDER = {
     "attnjax.nn": 5,
     "attnjax.lab": 6,
     "attnjax.cli": 7,
-    "attnjax.__main__": 7,
+    "attnjax.__main__": 8,
     "experiments": 7,
 }
 
