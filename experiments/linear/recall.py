@@ -62,7 +62,9 @@ class Config(lab.ModelConfig):
         return f"accuracy, {max(self.pairs)} pairs"
 
 
-QUICK = replace(Config(), seeds=1, widths=(16,), pairs=(2, 4), length=24, keys=16, steps=100)
+QUICK = replace(
+    Config(), seeds=1, depth=2, widths=(16,), pairs=(2, 4), length=24, keys=16, steps=100
+)
 
 
 def mixers(c: Config) -> dict[str, lab.Mixer | tuple[lab.Mixer, ...]]:

@@ -26,10 +26,10 @@ class Config(lab.ModelConfig):
     """Sizes of the models, the task and the blocks."""
 
     depth: int = 2
-    length: int = 128  # of training sequences
+    length: int = 64  # of training sequences
     steps: int = 1000
-    batch: int = 16
-    block: int = 8  # keys of a block
+    batch: int = 32
+    block: int = 4  # keys of a block
     top_k: int = 4  # blocks, of length / block
     needles: tasks.Needles = field(default_factory=tasks.Needles)
 

@@ -12,7 +12,7 @@ from attnjax import lab
 from attnjax.lab import tasks
 from attnjax.nn import SeerGate
 from experiments.sparse import _needles as shared
-from experiments.sparse import landmark, moba, seer
+from experiments.sparse import delta, landmark, moba, seer
 
 TINY = replace(seer.QUICK, length=32, block=4, top_k=3, width=8, heads=2, depth=2)
 
@@ -30,6 +30,8 @@ def test_bad_settings_are_told():
             replace(moba.QUICK, **wrong)
     with pytest.raises(lab.UserError, match="longest: got 1, expected at least 2"):
         replace(landmark.QUICK, longest=1)
+    with pytest.raises(lab.UserError, match="length: got 32, expected more than 8 times"):
+        replace(delta.QUICK, length=32)
 
 
 def test_the_window_has_the_first_block_and_the_latest():
@@ -80,3 +82,19 @@ def test_a_model_with_landmarks_answers_for_every_token_and_no_landmark():
     other = alone(changed)[0]
     np.testing.assert_array_equal(other[:, 3:], alone(tokens)[0][:, 3:])  # blocks of 3 tokens
     assert (other[:, :3] != alone(tokens)[0][:, :3]).any()
+
+
+def test_the_cosine_is_one_where_nothing_is_sparse_and_less_where_it_is():
+    few = tasks.Needles(needles=2)
+    c = replace(delta.QUICK, length=32, width=8, heads=2, window=4, needles=few)
+    trained = shared.model(c, shared.full)(0)
+    [task] = delta.studied(c).values()
+    batch = task.judged()[""]
+    found = {"full": task.score(trained, batch)}
+    for name in ("window", "delta"):
+        found[name] = task.score(task.arms[name].make(0, trained), batch)
+    assert found["full"]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert float(found["window"]["cosine"]) < 0.999
+    whole = replace(c, window=32)
+    same = delta.studied(whole)["needles"].arms["delta"].make(0, trained)
+    assert task.score(same, batch)["next"] == pytest.approx(float(found["full"]["next"]), abs=1e-5)
