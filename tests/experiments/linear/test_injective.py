@@ -1,5 +1,7 @@
 """Divisive linear attention takes collinear queries for one; injective and softmax do not."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -24,7 +26,7 @@ def test_only_divisive_attention_gives_doubled_queries_the_same_weights(op, shar
 
 def test_each_layer_has_neighbor_weights_of_its_own():
     [task] = injective.studied(injective.Config(depth=2)).values()
-    made = task.arms["injective, local"](0)
+    made: Any = cast(Any, task.arms["injective, local"])(0)
     one, two = (block.attention.attend.linear.kernel[...] for block in made.stack.blocks)
     assert one.shape == two.shape and (one != two).any()
     assert nnx.state(made.stack.blocks[0].attention.attend, nnx.Param)

@@ -1,6 +1,7 @@
 """The settings of the studies on needles, and the models that they put together."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,16 @@ import pytest
 from flax import nnx
 
 from attnjax import lab
-from attnjax.lab import tasks
+from attnjax.lab import Arm, Task, tasks
 from attnjax.nn import SeerGate
 from experiments.sparse import _needles as shared
 from experiments.sparse import delta, landmark, moba, seer
+
+
+def made(task: Task, name: str, seed: int, *source: Any) -> Any:
+    arm = task.arms[name]
+    return (arm.make if isinstance(arm, Arm) else arm)(seed, *source)
+
 
 TINY = replace(seer.QUICK, length=32, block=4, top_k=3, width=8, heads=2, depth=2)
 
@@ -43,17 +50,16 @@ def test_the_window_has_the_first_block_and_the_latest():
 
 def test_only_gates_are_trained_and_the_rest_is_the_trained_models():
     trained = shared.model(TINY, shared.full)(3)
-    arms = seer.studied(TINY)["blocks"].arms
-    made = arms["seer"].make(0, trained)
-    params = nnx.state(made, nnx.Param)
+    pair = made(seer.studied(TINY)["blocks"], "seer", 0, trained)
+    params = nnx.state(pair, nnx.Param)
     assert len(jax.tree.leaves(params)) == 2 * TINY.depth
-    gate = made.cut.stack.blocks[0].attention.attend
+    gate = pair.cut.stack.blocks[0].attention.attend
     assert isinstance(gate, SeerGate)
     tokens = jnp.arange(33)[None] % 7
-    np.testing.assert_array_equal(made.full(tokens)[0], trained(tokens)[0])
+    np.testing.assert_array_equal(pair.full(tokens)[0], trained(tokens)[0])
     # All blocks chosen is full attention, with whatever gates.
     every = replace(TINY, top_k=TINY.length // TINY.block)
-    whole = seer.studied(every)["blocks"].arms["pooled keys"].make(0, trained)
+    whole = made(seer.studied(every)["blocks"], "pooled keys", 0, trained)
     np.testing.assert_allclose(whole.cut(tokens[:, :32])[0], trained(tokens[:, :32])[0], atol=1e-5)
     assert nnx.state(trained, nnx.Param), "the model it comes from stays as it was"
 
@@ -72,12 +78,12 @@ def test_the_oracle_recalls_most():
 
 def test_a_model_with_landmarks_answers_for_every_token_and_no_landmark():
     c = replace(landmark.QUICK, length=32, block=4, top_k=3, width=8, heads=2, depth=1)
-    arms = landmark.studied(c)["needles"].arms
-    trained = arms["landmark, all blocks"](0)
+    [task] = landmark.studied(c).values()
+    trained = made(task, "landmark, all blocks", 0)
     tokens = jnp.arange(32)[None]
     logits, _ = trained(tokens)
     assert logits.shape == (1, 32, c.needles.vocabulary + 1)
-    alone = arms["landmark, own block"].make(0, trained)
+    alone = made(task, "landmark, own block", 0, trained)
     changed = tokens.at[0, 0].set(99)
     other = alone(changed)[0]
     np.testing.assert_array_equal(other[:, 3:], alone(tokens)[0][:, 3:])  # blocks of 3 tokens
@@ -92,9 +98,9 @@ def test_the_cosine_is_one_where_nothing_is_sparse_and_less_where_it_is():
     batch = task.judged()[""]
     found = {"full": task.score(trained, batch)}
     for name in ("window", "delta"):
-        found[name] = task.score(task.arms[name].make(0, trained), batch)
+        found[name] = task.score(made(task, name, 0, trained), batch)
     assert found["full"]["cosine"] == pytest.approx(1, abs=1e-5)
     assert float(found["window"]["cosine"]) < 0.999
     whole = replace(c, window=32)
-    same = delta.studied(whole)["needles"].arms["delta"].make(0, trained)
+    same = made(delta.studied(whole)["needles"], "delta", 0, trained)
     assert task.score(same, batch)["next"] == pytest.approx(float(found["full"]["next"]), abs=1e-5)
