@@ -137,8 +137,15 @@ class Training:
         def measures(one: "_Row") -> list[str]:
             found: list[str] = []
             for name, batch in one.task.judged().items():
-                shapes = jax.eval_shape(lambda b, one=one: one.task.score(made(one.row), b), batch)
-                found += [_named(m, name) for m, x in shapes.items() if x.ndim == 0]
+                order: list[str] = []  # a dict comes back sorted
+
+                def score(batch: Any, order: list[str] = order) -> Scores:
+                    scores = one.task.score(made(one.row), batch)
+                    order += scores
+                    return dict(scores)
+
+                shapes = jax.eval_shape(score, batch)
+                found += [_named(m, name) for m in order if shapes[m].ndim == 0]
             return found
 
         return {row: measures(one) for row, one in rows.items()}
@@ -209,10 +216,21 @@ class _Trainer:
     def __init__(self, one: _Row, place: Place, runs: Path):
         self.one, self.place, self.runs = one, place, runs
         self.graph: Any = None
-        self.judge = jax.jit(self.scores)
+        self.measures: tuple[str, ...] = ()
+        self.program = jax.jit(self.values)
 
     def scores(self, params: Any, rest: Any, batch: Any) -> Scores:
         return self.one.task.score(nnx.merge(self.graph, params, rest), batch)
+
+    def values(self, params: Any, rest: Any, batch: Any) -> tuple[jax.Array, ...]:
+        """Those of the scores, whose names are noted: a dict would leave jit in another order."""
+        found = self.scores(params, rest, batch)
+        self.measures = tuple(found)
+        return tuple(found.values())
+
+    def judge(self, params: Any, rest: Any, batch: Any) -> dict[str, jax.Array]:
+        values = self.program(params, rest, batch)
+        return dict(zip(self.measures, values, strict=True))
 
     def loss(self, params: Any, batch: Any) -> jax.Array:
         *batch, rest = batch
@@ -241,8 +259,9 @@ class _Trainer:
             result.units[one.title] = task.unit
         found: dict[str, float] = {}
         for name, batch in batches.items():
-            for measure, x in jax.device_get(self.judge(params, rest, batch)).items():
-                if np.ndim(x) == 0:
+            for measure, x in self.judge(params, rest, batch).items():
+                x = np.asarray(x)
+                if x.ndim == 0:
                     found[_named(measure, name)] = float(x)
                 elif seed == 0:
                     result.arrays.setdefault(one.row, {})[_named(measure, name)] = x

@@ -36,7 +36,11 @@ def batch(seed, step):
 
 def score(model, batch):
     x, y = batch
-    return {"loss": jnp.mean((model(x) - y) ** 2), "slope": model.slope[0, 0], "seen": model(x)}
+    squares = jnp.mean((model(x) - y) ** 2)
+    return {"loss": squares, "an other": -squares, "slope": model.slope[0, 0], "seen": model(x)}
+
+
+MEASURES = ["loss", "an other", "slope", "loss, 2x", "an other, 2x", "slope, 2x"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +94,7 @@ def test_arms_and_seeds_are_judged_by_every_measure(finished):
     rows = ["first: free", "first: shifted", "second: judged", "second: longer"]
     assert [list(seed) for seed in record["metrics"]] == [rows] * 3
     for seed in record["metrics"]:
-        assert list(seed["first: free"]) == ["loss", "slope", "loss, 2x", "slope, 2x"]
+        assert list(seed["first: free"]) == MEASURES
         assert seed["first: free"]["loss"] < 0.5 < seed["first: shifted"]["loss"]
         # the same parameters in another model, which its own shift of 5 spoils
         assert seed["second: judged"]["slope"] == seed["first: free"]["slope"]
@@ -103,6 +107,14 @@ def test_arms_and_seeds_are_judged_by_every_measure(finished):
         "loss-first.png", "loss-second.png", "measures-first.png", "measures-second.png",
         "report.md", "result.json", "weights",
     ]  # fmt: skip
+
+
+def test_the_validation_curve_is_of_what_is_minimized(tmp_path):
+    config = dataclasses.replace(Config(), results=tmp_path, seeds=1)
+    result = STUDY.run(config, "key", lab.Place(tmp_path))
+    ((curve,), (losses,)) = (x["first"]["free"] for x in (result.validation, result.losses))
+    assert len(curve) == 15 and len(losses) == 30
+    assert curve[-1] == np.float32(result.seeds[0]["first: free"]["loss"])
 
 
 def test_names_are_known_before_anything_is_trained(finished):
@@ -132,7 +144,7 @@ def test_kept_weights_are_loaded(finished):
 def test_the_log_hears_losses_and_measures(finished):
     *_, heard = finished
     last = [numbers for run, step, numbers in heard if run == "first: free, seed 2" and step == 30]
-    assert set(last[0]) == {"loss"} and set(last[-1]) == {"loss", "slope", "loss, 2x", "slope, 2x"}
+    assert set(last[0]) == {"loss"} and set(last[-1]) == set(MEASURES)
 
 
 def test_a_run_goes_on_where_it_was_killed_and_ends_with_the_same_numbers(
