@@ -37,8 +37,8 @@ Rule = Callable[[jax.Array, jax.Array], Selection]  # of q and k with rotary pos
 
 @dataclass(frozen=True)
 class Config(shared.Config):
-    gate_steps: int = 300
-    gate_width: int = 16
+    gate_steps: int = 800
+    gate_width: int = 32
     results: Path = Path("results/seer")
 
 
@@ -147,19 +147,17 @@ def studied(c: Config) -> dict[str, Task]:
 
 def claims(c: Config) -> tuple[Claim, ...]:
     recall = lambda arm: of(f"blocks: {arm}", "recall")
-    worse = lambda arm: of(f"blocks: {arm}", "text") - of("text: full", "text")
     lost = lambda arm: of("text: full", "found") - of(f"blocks: {arm}", "found")
     return (
         Claim("gates recall more attention than pooled keys", "significantly",
-              recall("seer") - recall("pooled keys"), above(0.03)),
+              recall("seer") - recall("pooled keys"), above(0.01),
+              (Need("there is more to recall", recall("oracle") - recall("pooled keys"),
+                    above(0.02)),)),
         Claim("gates recall more attention than a window", "significantly",
               recall("seer") - recall("window"), above(0.03)),
-        Claim("cut to the gates' blocks, the loss on text is that of full attention", "minimal",
-              worse("seer"), below(0.05),
-              (Need("cut to a window it is higher", worse("window"), above(0.1)),)),
-        Claim("cut to the gates' blocks, as many needles are found", "minimal",
+        Claim("cut to the gates' blocks, the full model finds as many needles", "minimal loss",
               lost("seer"), below(0.1),
-              (Need("cut to a window fewer are", lost("window"), above(0.5)),)),
+              (Need("cut to a window it finds fewer", lost("window"), above(0.5)),)),
     )  # fmt: skip
 
 
