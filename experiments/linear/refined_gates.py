@@ -34,8 +34,8 @@ class Config(lab.ModelConfig):
     depth: int = 2
     heads: int = 2
     length: int = 128  # bytes of text
-    steps: int = 800
-    batch: int = 16
+    steps: int = 500
+    batch: int = 8
     results: Path = Path("results/refined_gates")
 
 
