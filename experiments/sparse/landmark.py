@@ -33,7 +33,8 @@ PAPERS = (281,)
 
 @dataclass(frozen=True)
 class Config(shared.Config):
-    longest: int = 4  # times the training length
+    longest: int = 8  # times the training length
+    steps: int = 1500  # the choice among blocks is learned after all else
     judged: int = 64
     results: Path = Path("results/landmark")
 
