@@ -77,8 +77,12 @@ def block_along(x: Grid, shared: Shared, own: Axis, axis: int, impl: Impl = None
 
     def mix(rows: Rows) -> Rows:
         normed = rms_norm(rows, _EPS)
-        scaled = (normed * wide(direction.scale) for direction in (own.forward, own.backward))
-        ahead, back = each_direction(*scaled, own.forward.mixer, own.backward.mixer)
+        ahead, back = each_direction(
+            normed * wide(own.forward.scale),
+            normed * wide(own.backward.scale),
+            own.forward.mixer,
+            own.backward.mixer,
+        )
         merged = matmul(rows + ahead, own.forward.merge) + matmul(rows + back, own.backward.merge)
         return merged + wide(own.bias)
 
