@@ -1,7 +1,7 @@
 """Linear attention, gated recurrences, and memories of constant size."""
 
 from attnjax.op import gather
-from attnjax.ops.linear_recurrent.additive import additive_attention
+from attnjax.ops.linear_recurrent.additive import additive_attention, additive_attention_by_head
 from attnjax.ops.linear_recurrent.care import CareWeights, Interaction, care_attention
 from attnjax.ops.linear_recurrent.care_decoupled import Decoupled, decoupled_attention
 from attnjax.ops.linear_recurrent.chela import chela
@@ -33,7 +33,11 @@ from attnjax.ops.linear_recurrent.lightning import (
     lightning_printed_log_decays,
 )
 from attnjax.ops.linear_recurrent.linear import linear_attention
-from attnjax.ops.linear_recurrent.local_linear import LocalConcentration, local_linear_attention
+from attnjax.ops.linear_recurrent.local_linear import (
+    LocalConcentration,
+    local_concentration,
+    local_linear_attention,
+)
 from attnjax.ops.linear_recurrent.log_normal import (
     log_normal_attention,
     log_normal_attention_full,

@@ -1,13 +1,16 @@
 """CARE attention: decoupled channels, mixed by two interactions, the second with a memory.
 
-    y = Inter_1(decoupled(x)),    [x', z'] = [y, z] + Inter_2([y, z])
-    Inter(u) = gelu(conv_3x3(gelu(norm(u) W_1))) W_2,    z: memory carried along layers
+    u = decoupled(x),    y = u + Inter_1(u),    [z', x'] = [z, y] + Inter_2([z, y])
+    Inter(u) = conv_3x3(gelu(norm(u) W_1 + b_1)) W_2 + b_2,    z: memory carried along layers
+
+with a depthwise convolution that has a bias, too, and a norm that is a gain and a shift of each
+channel, those of a batch norm.
 
 Paper: Zhou et al., "CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual
 Interaction", 2024, arXiv:2411.16170.
 Limits: Inter_2 = 0 leaves Inter_1 of the decoupled channels, and the memory as it was.
-Differs: the gelus, the norm without weights, the depthwise middle convolution and the residual
-around Inter_2 are choices; the paper gives the order of the convolutions and a 4-fold expansion.
+Differs: the block around it, [z, x] + gain * [z', x'] with a gain of each channel, belongs to a
+layer.  Released as a model's last block, Inter_2 ends before W_2 and has no residual.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import gelu
 
-from attnjax.core.numerics import layer_norm, matmul, wide
+from attnjax.core.numerics import Affine, wide
 from attnjax.core.recurrence.linear import Impl
 from attnjax.core.scan.convolution import depthwise
 from attnjax.op import Limit, Op, adjusted, square_grid
@@ -26,15 +29,18 @@ from attnjax.typing import Array, Float
 
 
 class Interaction(NamedTuple):
-    """Convolutions 1 x 1, 3 x 3 (of each channel) and 1 x 1, with F channels between them."""
+    """Norm, and convolutions 1 x 1, 3 x 3 (of each channel) and 1 x 1, F channels between them."""
 
-    expand: Float[Array, "W F"]
+    gain: Float[Array, " W"]
+    shift: Float[Array, " W"]
+    expand: Annotated[Affine, "W F"]
     mix: Float[Array, "3 3 F"]
-    contract: Float[Array, "F W"]
+    mix_bias: Float[Array, " F"]
+    contract: Annotated[Affine, "F W"]
 
 
 class CareWeights(NamedTuple):
-    """`inter_2` maps the channels of tokens and memory together."""
+    """`inter_2` maps the channels of memory and tokens together, in this order."""
 
     decoupled: Decoupled
     inter_1: Interaction
@@ -52,10 +58,10 @@ def care_attention(
 ) -> Any:
     """On a grid given row by row; the new tokens, or (tokens, memory) for the next layer."""
     u = decoupled_attention(wide(x), weights.decoupled, shape=shape, impl=impl)
-    y = interact(u, weights.inter_1, shape)
-    both = jnp.concatenate([y, wide(memory)], axis=-1)
+    y = u + interact(u, weights.inter_1, shape)
+    both = jnp.concatenate([wide(memory), y], axis=-1)
     both = (both + interact(both, weights.inter_2, shape)).astype(x.dtype)
-    out, memory = jnp.split(both, [x.shape[-1]], axis=-1)
+    memory, out = jnp.split(both, [memory.shape[-1]], axis=-1)
     return (out, memory) if return_memory else out
 
 
@@ -63,10 +69,11 @@ def interact(
     u: Float[Array, "B T W"], inter: Interaction, shape: tuple[int, int]
 ) -> Float[Array, "B T W"]:
     """Inter: every channel meets all others, and its neighbors on the grid."""
-    hidden = gelu(matmul(layer_norm(wide(u)), inter.expand))
+    w = jax.tree.map(wide, inter)
+    hidden = gelu(w.expand(wide(u) * w.gain + w.shift), approximate=False)
     grid = hidden.reshape(len(u), *shape, -1)
-    mixed = gelu(depthwise(grid, inter.mix)).reshape(hidden.shape)
-    return matmul(mixed, inter.contract)
+    mixed = (depthwise(grid, w.mix) + w.mix_bias).reshape(hidden.shape)
+    return w.contract(mixed)
 
 
 def _closed(weights: CareWeights) -> CareWeights:
@@ -75,7 +82,7 @@ def _closed(weights: CareWeights) -> CareWeights:
 
 def _inter_1_alone(x: Array, weights: CareWeights, shape: tuple[int, int]) -> Array:
     u = decoupled_attention(x, weights.decoupled, shape=shape)
-    return interact(u, weights.inter_1, shape)
+    return u + interact(u, weights.inter_1, shape)
 
 
 OPS = (

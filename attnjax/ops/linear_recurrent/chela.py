@@ -8,7 +8,8 @@
 Paper: Liu et al., "Short-Long Convolutions Help Hardware-Efficient Linear Attention to Focus on
 Long Sequences", 2024, arXiv:2406.08128, section 4.
 Limits: a closed gate returns x; a convolution that is the identity leaves plain linear attention.
-Differs: the place of the gates is that of Mega, which the paper builds on.
+Differs: the place of the gates is that of Mega, which the paper builds on; that the convolutions
+are added, and not one behind the other, is our reading, which no code was there to confirm.
 """
 
 from typing import Annotated, Any, NamedTuple

@@ -9,6 +9,9 @@ Paper: Gerami, Hoover, Dulepet and Duraiswami, "FAST: Factorizable Attention for
 Transformers", 2024, arXiv:2402.07901.
 Limits: a constant query gives the mean of the values (so far); p -> infinity is the softmax of x.
 Weights are positive for even p; for p = 1 they may be negative, and their sum zero.
+Differs: in the authors' repositories the standardization is an option, off by default, and divides
+by the largest length over tokens, the last one included, in the place of a deviation.  Without it
+FAST is linear_attention with phi = features.taylor(p), of q and k as they are.
 """
 
 from typing import Any

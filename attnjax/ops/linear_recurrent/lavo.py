@@ -6,7 +6,8 @@
 
 Paper: Zhang et al., "Linear Attention via Orthogonal Memory", 2023, arXiv:2312.11135.
 Limits: no directions (R = 0) leave sliding-window attention.
-Differs: the relative position code of the window is a learned bias for each distance.
+Differs: the relative position code of the window is a learned bias for each distance; one softmax
+over both parts is our reading, which no code was there to confirm.
 """
 
 import math

@@ -1,14 +1,14 @@
 """MambAttention: attention along time and along frequency by the same weights, then an SSM each.
 
-    x += MHA(norm(x)),    x += Mamba(x) + reversed Mamba(x)
+    x += MHA(norm(x)),    x += W_1 (x + Mamba_1(rms(x))) + W_2 (x + reversed Mamba_2(rms(x))) + b
 
 along time, then along frequency, each row by itself.
 
-The weights of MHA are one set for both axes; norms and Mamba blocks belong to their axis.
+The norm before MHA and its weights are one set for both axes; each axis has its own Mamba blocks.
 
 Paper: Kühne, Jensen, Østergaard and Tan, "MambAttention: Mamba with Multi-Head Attention for
 Generalizable Single-Channel Speech Enhancement", 2025, arXiv:2507.00966, section III.
-Limits: without attention's and the mixers' output maps the block returns x.
+Limits: without attention's output map and W_1, W_2, b the block returns x.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from attnjax.core import features
-from attnjax.core.numerics import einsum, layer_norm, wide
+from attnjax.core.numerics import einsum, layer_norm, matmul, rms_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, adjusted, normal
-from attnjax.ops.linear_recurrent.selective_mixer import SIZES, Mixer, both_directions
+from attnjax.ops.linear_recurrent.selective_mixer import SIZES, Mixer, each_direction
 from attnjax.typing import Array, Float
 
 Grid = Float[Array, "B T F W"]
@@ -28,21 +28,39 @@ Rows = Float[Array, "rows length W"]
 
 
 class Shared(NamedTuple):
-    """The weights of attention along either axis."""
+    """The weights of attention along either axis, and of the layer norm before it.
 
-    q: Float[Array, "W N H"]
-    k: Float[Array, "W N H"]
-    v: Float[Array, "W N H"]
-    out: Float[Array, "N H W"]
-
-
-class Axis(NamedTuple):
-    """What an axis has for itself: scale and shift of its norm, and a mixer for each direction."""
+    A bias of keys cancels in the softmax, and one of values passes through it: the latter, times
+    `out`, is part of `out_bias`.
+    """
 
     scale: Float[Array, " W"]
     shift: Float[Array, " W"]
-    forward: Mixer
-    backward: Mixer
+    q: Float[Array, "W N H"]
+    q_bias: Float[Array, "N H"]
+    k: Float[Array, "W N H"]
+    v: Float[Array, "W N H"]
+    out: Float[Array, "N H W"]
+    out_bias: Float[Array, " W"]
+
+
+class Direction(NamedTuple):
+    """A Mamba block, the scale of the norm before it, and the map of its tokens into the sum."""
+
+    scale: Float[Array, " W"]
+    mixer: Mixer
+    merge: Float[Array, "W W"]
+
+
+class Axis(NamedTuple):
+    """What an axis has for itself."""
+
+    forward: Direction
+    backward: Direction
+    bias: Float[Array, " W"]
+
+
+_EPS = 1e-5  # of both norms
 
 
 def mambattention(
@@ -58,23 +76,32 @@ def block_along(x: Grid, shared: Shared, own: Axis, axis: int, impl: Impl = None
     """Attention, then both mixers, along an axis: 1 for time and 2 for frequency."""
 
     def mix(rows: Rows) -> Rows:
-        return both_directions(rows, own.forward, own.backward)
+        normed = rms_norm(rows, _EPS)
+        ahead, back = each_direction(
+            normed * wide(own.forward.scale),
+            normed * wide(own.backward.scale),
+            own.forward.mixer,
+            own.backward.mixer,
+        )
+        merged = matmul(rows + ahead, own.forward.merge) + matmul(rows + back, own.backward.merge)
+        return merged + wide(own.bias)
 
-    normed = layer_norm(x) * wide(own.scale) + wide(own.shift)
-    x = x + attend_along(normed, shared, axis, impl)
+    x = x + attend_along(x, shared, axis, impl)
     return x + along(axis, x, mix)
 
 
 def attend_along(x: Grid, shared: Shared, axis: int, impl: Impl = None) -> Grid:
-    """Multi-head attention within each row of the axis."""
+    """Multi-head attention to the normed tokens within each row of the axis."""
+    normed = layer_norm(x, _EPS) * wide(shared.scale) + wide(shared.shift)
 
     def attend_within(rows: Rows) -> Rows:
-        q = einsum("BTW,WNH->BTNH", rows, shared.q)
+        q = einsum("BTW,WNH->BTNH", rows, shared.q) + wide(shared.q_bias)
         k = einsum("BTW,WNH->BTNH", rows, shared.k)
         v = einsum("BTW,WNH->BTNH", rows, shared.v)
-        return einsum("BTNH,NHW->BTW", attend(q, k, v, impl=impl), shared.out)
+        out = einsum("BTNH,NHW->BTW", attend(q, k, v, impl=impl), shared.out)
+        return out + wide(shared.out_bias)
 
-    return along(axis, x, attend_within)
+    return along(axis, normed, attend_within)
 
 
 def along(axis: int, x: Grid, fn: Callable[[Rows], Rows]) -> Grid:
@@ -85,13 +112,12 @@ def along(axis: int, x: Grid, fn: Callable[[Rows], Rows]) -> Grid:
 
 
 def _silent_attention(shared: Shared) -> Shared:
-    return shared._replace(out=0 * shared.out)
+    return shared._replace(out=0 * shared.out, out_bias=0 * shared.out_bias)
 
 
 def _silent_mixers(axis: Axis) -> Axis:
-    forward = axis.forward._replace(out=0 * axis.forward.out)
-    backward = axis.backward._replace(out=0 * axis.backward.out)
-    return axis._replace(forward=forward, backward=backward)
+    forward, backward = (d._replace(merge=0 * d.merge) for d in (axis.forward, axis.backward))
+    return Axis(forward, backward, 0 * axis.bias)
 
 
 _SILENT = {

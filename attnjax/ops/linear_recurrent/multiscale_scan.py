@@ -1,28 +1,30 @@
 """Multi-scale scan of an image: one of four selective scans at full resolution, three at less.
 
-    routes: by rows, by columns, and both from the end; each a selective state space model
-    out = (scan_1(x) + up(scan_2(low) + scan_3(low) + scan_4(low))) * silu(x W_g)
-    low = depthwise convolution of x with stride `rate`,    up = nearest
+    fine = scan_1(silu(conv_1(x)), by rows)
+    y    = scan_2(by rows from the end, then by columns, then by columns from the end)
+           of silu(conv_2(x)), a depthwise convolution with stride `rate`: the three routes one
+           after the other are one sequence, and y is the sum of what it reads at a cell
+    out  = excite(norm(fine) + up(norm(y))) * silu(z)
 
-Of L positions, L + 3 L / rate^2 are scanned instead of 4 L.
+with up bilinear, excite(u) = u * sigmoid(relu(mean of u over the cells . W_1) W_2), and a norm of
+each token before the routes are summed.  Of L cells, L + 3 L / rate^2 are scanned instead of 4 L.
 
 Paper: Shi, Dong and Xu, "Multi-Scale VMamba: Hierarchy in Hierarchy Visual State Space Model",
 2024, arXiv:2405.14174, section 3.
-Limits: rate 1 and a convolution that is the identity make the plain sum of four scans.
-Differs: projections around the scans belong to a layer; the paper does not name its upsampling.
+Limits: z = 0 gives zero.
+Differs: the projections that x, z come from and out goes to belong to a layer.  W_dt of a scan is
+one matrix, which the released code writes as a product of two.
 """
 
-import functools
 from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.nn import gelu, silu, softplus
+from jax.nn import gelu, relu, sigmoid, silu, softplus
 
-from attnjax.core.numerics import Affine, matmul, wide
+from attnjax.core.numerics import Affine, layer_norm, matmul, wide
 from attnjax.core.scan.convolution import depthwise
-from attnjax.op import Draw, Limit, Op, Slot, normal
+from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
 from attnjax.typing import Array, Float
 
@@ -36,7 +38,7 @@ class Order(NamedTuple):
     from_the_end: bool
 
 
-ORDERS = (Order(False, False), Order(True, False), Order(False, True), Order(True, True))
+ORDERS = (Order(False, False), Order(False, True), Order(True, False), Order(True, True))
 
 
 class Route(NamedTuple):
@@ -49,44 +51,47 @@ class Route(NamedTuple):
     skip: Float[Array, " W"]
 
 
-class Routes(NamedTuple):
-    """One for each of ORDERS."""
+class Scale(NamedTuple):
+    """Of one resolution: its convolution, released as 3 x 3 and 7 x 7 (coarse), and its scan."""
 
-    by_rows: Route
-    by_columns: Route
-    by_rows_from_the_end: Route
-    by_columns_from_the_end: Route
-
-
-def multiscale_scan(
-    x: Image,
-    routes: Routes,
-    down: Float[Array, "k k W"],
-    gate: Annotated[Affine, "W W"],
-    *,
-    rate: int = 2,
-) -> Image:
-    """`routes` in the order of ORDERS; the first one is scanned at full resolution."""
-    _, rows, columns, _ = x.shape
-    full = wide(x)
-    fine = unflatten(scan(flatten(full, ORDERS[0]), routes[0]), x.shape, ORDERS[0])
-    low = depthwise(full, down, stride=rate)
-    coarse = _sum_of_scans(low, routes[1:], ORDERS[1:])
-    up = jnp.repeat(jnp.repeat(coarse, rate, axis=1), rate, axis=2)[:, :rows, :columns]
-    return ((fine + up) * silu(gate(full))).astype(x.dtype)
+    kernel: Float[Array, "k k W"]
+    bias: Float[Array, " W"]
+    route: Route
 
 
-def _sum_of_scans(x: Image, routes: tuple[Route, ...], orders: tuple[Order, ...]) -> Image:
-    """The sum over routes, all scanned at the same time."""
-    tokens = jnp.stack([flatten(x, order) for order in orders])
-    stacked = jax.tree.map(lambda *w: jnp.stack(w), *routes)
-    outs = jax.vmap(scan)(tokens, stacked)
-    images = [unflatten(out, x.shape, order) for out, order in zip(outs, orders, strict=True)]
-    return functools.reduce(jnp.add, images)
+class MultiscaleWeights(NamedTuple):
+    """Both resolutions, the scale and shift of their norm, and the maps of the excitation."""
+
+    fine: Scale
+    coarse: Scale
+    norm_scale: Float[Array, " W"]
+    norm_shift: Float[Array, " W"]
+    squeeze: Float[Array, "W E"]
+    excite: Float[Array, "E W"]
+
+
+def multiscale_scan(x: Image, z: Image, weights: MultiscaleWeights, *, rate: int = 2) -> Image:
+    """The first of ORDERS is scanned at full resolution, the others at `rate` times less."""
+    w = jax.tree.map(wide, weights)
+
+    def normed_scan(tokens: Tokens, route: Route) -> Tokens:
+        return layer_norm(scan(tokens, route), 1e-5) * w.norm_scale + w.norm_shift
+
+    fine = silu(depthwise(x, w.fine.kernel) + w.fine.bias)
+    out = unflatten(normed_scan(flatten(fine, ORDERS[0]), w.fine.route), x.shape, ORDERS[0])
+
+    low = silu(depthwise(x, w.coarse.kernel, stride=rate) + w.coarse.bias)
+    routes = jnp.concatenate([flatten(low, order) for order in ORDERS[1:]], axis=1)
+    scanned = jnp.split(normed_scan(routes, w.coarse.route), 3, axis=1)
+    images = (unflatten(y, low.shape, order) for y, order in zip(scanned, ORDERS[1:], strict=True))
+    out += jax.image.resize(sum(images), x.shape, "linear", antialias=False)
+
+    excited = sigmoid(matmul(relu(matmul(out.mean((1, 2)), w.squeeze)), w.excite))
+    return (out * excited[:, None, None] * silu(wide(z))).astype(x.dtype)
 
 
 def scan(tokens: Tokens, weights: Route) -> Tokens:
-    """A selective state space model along one route."""
+    """A selective state space model along one sequence."""
     w = jax.tree.map(wide, weights)
     rates = softplus(w.dt(tokens))
     read = selective_ssm(tokens, rates, -jnp.exp(w.log_a), matmul(tokens, w.b), matmul(tokens, w.c))
@@ -111,22 +116,17 @@ def unflatten(tokens: Tokens, shape: tuple[int, ...], order: Order) -> Image:
     return tokens.reshape(B, columns, rows, W).swapaxes(1, 2)
 
 
-def conv_ffn(x: Image, up: Affine, kernel: Float[Array, "k k E"], down: Affine) -> Image:
-    """The mixer of channels that follows: an MLP with a depthwise convolution inside."""
-    return down(gelu(depthwise(up(x), kernel))).astype(x.dtype)
+def conv_ffn(
+    x: Image, up: Affine, kernel: Float[Array, "k k E"], bias: Float[Array, " E"], down: Affine
+) -> Image:
+    """The mixer of channels that follows: an MLP with a depthwise convolution inside, added."""
+    hidden = up(x)
+    hidden = hidden + depthwise(hidden, kernel) + wide(bias)
+    return down(gelu(hidden, approximate=False)).astype(x.dtype)
 
 
-def _four_scans(x: Image, routes: Routes, gate: Affine) -> Image:
-    total = jnp.zeros_like(x)
-    for route, order in zip(routes, ORDERS, strict=True):
-        total += unflatten(scan(flatten(x, order), route), x.shape, order)
-    return total * silu(gate(x))
-
-
-def _identity_kernel(slot: Slot) -> np.ndarray:
-    kernel = np.zeros(slot.shape)
-    kernel[1, 1] = 1.0
-    return kernel
+def _zeros(x: Image) -> Image:
+    return jnp.zeros_like(x)
 
 
 OPS = (
@@ -134,10 +134,7 @@ OPS = (
         multiscale_scan,
         papers=(358,),
         reads="all",
-        draw={"down": normal(0.3)},
-        sizes={"k": 3, "columns": 5},
-        limits=(
-            Limit("rate 1: four scans", {"rate": 1, "down": Draw(_identity_kernel)}, _four_scans),
-        ),
+        sizes={"k": 3, "columns": 5, "E": 3},
+        limits=(Limit("z = 0 gives zero", {"z": fill(0.0)}, _zeros),),
     ),
 )

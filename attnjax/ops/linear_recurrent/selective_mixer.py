@@ -1,6 +1,6 @@
 """A Mamba block: a short convolution and a selective state space model, gated by the input.
 
-    u = silu(conv(x W_x)),    dt = softplus(u W_dt + d),    b = u W_b,    c = u W_c
+    u = silu(conv(x W_x) + bias),    dt = softplus(u W_dt + d),    b = u W_b,    c = u W_c
     out = ((SSM(u; dt, -exp(log A), b, c) + D u) * silu(x W_g)) W_o
 
 Along the tokens it is MambaMixer's selective token mixer; along channels, in both directions, its
@@ -32,6 +32,7 @@ class Mixer(NamedTuple):
     x: Float[Array, "W E"]
     gate: Float[Array, "W E"]
     conv: Float[Array, "C E"]
+    conv_bias: Float[Array, " E"]
     dt: Annotated[Affine, "E E"]
     b: Float[Array, "E M"]
     c: Float[Array, "E M"]
@@ -54,7 +55,7 @@ def selective_token_mixer(
     w = jax.tree.map(wide, weights)
     before, h = (None, None) if state is None else state
     u, before = causal_conv(matmul(x, w.x), w.conv, before)
-    u = silu(u)
+    u = silu(u + w.conv_bias)
     dt, b, c = softplus(w.dt(u)), matmul(u, w.b), matmul(u, w.c)
     read, h = selective_ssm(u, dt, -jnp.exp(w.log_a), b, c, state=h, return_state=True)
     gate = silu(matmul(x, w.gate))
@@ -64,9 +65,17 @@ def selective_token_mixer(
 
 def both_directions(x: Tokens, forward: Mixer, backward: Mixer) -> Tokens:
     """The sum of a mixer and of another one from the last token to the first, at the same time."""
+    ahead, back = each_direction(x, x, forward, backward)
+    return ahead + back
+
+
+def each_direction(
+    ahead: Tokens, back: Tokens, forward: Mixer, backward: Mixer
+) -> tuple[Tokens, Tokens]:
+    """What either mixer makes of its tokens, `backward` reading from the last to the first."""
     weights = jax.tree.map(lambda *w: jnp.stack(w), forward, backward)
-    ahead, back = jax.vmap(selective_token_mixer)(jnp.stack([x, x[:, ::-1]]), weights)
-    return ahead + back[:, ::-1]
+    ahead, back = jax.vmap(selective_token_mixer)(jnp.stack([ahead, back[:, ::-1]]), weights)
+    return ahead, back[:, ::-1]
 
 
 SIZES = {"E": 8, "C": 3}

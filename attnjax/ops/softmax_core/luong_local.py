@@ -1,14 +1,15 @@
 """Local attention of translation models: a window at the query's place, or at a predicted one.
 
     local-m   A_ij = softmax(q_i . k_j over |j - i| <= radius)
-    local-p   A_ij = softmax(q_i . k_j over |j - p_i| <= radius) exp(-(j - p_i)^2 / (2 sigma^2)),
-              sigma = radius / 2
+    local-p   A_ij = softmax(q_i . k_j over |j - floor(p_i)| <= radius) * bell(j - p_i),
+              bell(x) = exp(-x^2 / (2 sigma^2)),    sigma = radius / 2
 
 Paper: Luong, Pham and Manning, "Effective Approaches to Attention-based Neural Machine
 Translation", 2015, arXiv:1508.04025, section 3.2.
 Limits: local-m with radius >= max(T, S) is global attention, luong_dot.
-Differs: the caller predicts p_i = S sigmoid(w . tanh(W q_i)), for each head its own; for the
-general score pass q W as q.
+Differs: the paper's window is [p_i - radius, p_i + radius]; the authors' code has 2 radius + 1
+keys around floor(p_i).  The caller predicts p_i = S sigmoid(w . tanh(W q_i)), for each head its
+own; for the general score pass q W as q.
 """
 
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def luong_local_predictive(
         )
     center = jnp.moveaxis(wide(center), 2, 1)[..., None]
     offset = jnp.arange(k.shape[1], dtype=center.dtype) - center  # (B,N,T,S)
-    near = jnp.abs(offset) <= radius
+    near = jnp.abs(jnp.ceil(offset)) <= radius  # ceil(j - p) is j - floor(p)
     seen = mask & masks.array(near)
     weights = attention_weights(wide(q), wide(k), mask=seen, scale=1.0)
     bell = jnp.exp(-2 * jnp.square(jnp.where(near, offset, 0.0) / radius))  # sigma = radius / 2

@@ -1,5 +1,7 @@
 """CARE attention: its oracle; the memory that one layer hands to the next."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,26 +12,32 @@ from tests.laws.cases import BY_NAME
 from tests.ops.linear_recurrent.test_care_decoupled import decoupled_attention_oracle
 from tests.ops.plain import depthwise
 
-
-def _gelu_tanh(x):
-    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+_gelu = np.vectorize(lambda x: x / 2 * (1 + math.erf(x / math.sqrt(2))))
 
 
 def _interact(x, inter, shape):
     """x (T,width) of one example."""
-    centered = x - x.mean(-1, keepdims=True)
-    normed = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6)
-    hidden = _gelu_tanh(normed @ inter.expand).reshape(*shape, -1)
-    return _gelu_tanh(depthwise(hidden, inter.mix)).reshape(len(x), -1) @ inter.contract
+    gain, shift, (w_1, b_1), mix, mix_bias, (w_2, b_2) = inter
+    hidden = _gelu((x * gain + shift) @ w_1 + b_1).reshape(*shape, -1)
+    return (depthwise(hidden, mix) + mix_bias).reshape(len(x), -1) @ w_2 + b_2
 
 
 def care_attention_oracle(x, memory, weights, shape):
     u = decoupled_attention_oracle(x, weights.decoupled, shape)
     out = np.zeros(x.shape)
     for b in range(len(x)):
-        y = np.concatenate([_interact(u[b], weights.inter_1, shape), memory[b]], -1)
-        out[b] = (y + _interact(y, weights.inter_2, shape))[:, : x.shape[-1]]
+        y = np.concatenate([memory[b], u[b] + _interact(u[b], weights.inter_1, shape)], -1)
+        out[b] = (y + _interact(y, weights.inter_2, shape))[:, memory.shape[-1] :]
     return out
+
+
+def test_the_first_interaction_is_added_to_the_decoupled_channels():
+    args = BY_NAME["care_attention"].sample(T=12)
+    weights = jax.tree.map(jnp.zeros_like, args["weights"])
+    one = jnp.zeros((3, 3, 4)).at[1, 1].set(1.0)
+    weights = weights._replace(decoupled=weights.decoupled._replace(small=one))
+    out = care_attention(args["x"], args["memory"], weights, shape=(3, 4))
+    near(out[..., 4:8], args["x"][..., 4:8])
 
 
 def test_care_carries_its_memory_to_the_next_layer():

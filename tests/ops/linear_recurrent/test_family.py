@@ -92,7 +92,7 @@ def test_the_weights_of_a_query_sum_to_one(name):
 
 # What reads all tokens without regard to their places.
 FULL = {
-    "additive": lambda q, k, v: additive_attention(q, k, v, PROJECTION[:N]),
+    "additive": lambda q, k, v: additive_attention(q, k, v, PROJECTION.reshape(N, N, H)),
     "efficient": efficient_attention,
     "efficient scaled": efficient_scaled_attention,
     "exponential": exponential_attention_full,

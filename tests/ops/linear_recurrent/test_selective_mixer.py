@@ -7,12 +7,12 @@ from tests.ops.plain import silu
 
 
 def selective_token_mixer_oracle(x, weights):
-    w_x, w_gate, conv, dt, b, c, log_a, skip, w_out = weights
+    w_x, w_gate, conv, conv_bias, dt, b, c, log_a, skip, w_out = weights
     inner = x @ w_x
     u = np.zeros_like(inner)
     for t in range(x.shape[1]):
         u[:, t] = sum(conv[j] * inner[:, t - j] for j in range(min(t + 1, len(conv))))
-    u = silu(u)
+    u = silu(u + conv_bias)
     rates = np.log1p(np.exp(u @ dt[0] + dt[1]))
     read = selective_ssm_oracle(u, rates, -np.exp(log_a), u @ b, u @ c)
     return ((read + skip * u) * silu(x @ w_gate)) @ w_out

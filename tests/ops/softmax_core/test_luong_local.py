@@ -24,17 +24,26 @@ def luong_local_predictive_oracle(q, k, v, center, radius, allowed=None):
     near, bell = np.zeros((B, N, T, S), bool), np.zeros((B, N, T, S))
     for b, n, i, j in np.ndindex(B, N, T, S):
         offset = j - center[b, i, n]
-        near[b, n, i, j] = abs(offset) <= radius
+        near[b, n, i, j] = abs(j - np.floor(center[b, i, n])) <= radius
         bell[b, n, i, j] = np.exp(-(offset**2) / (2 * (radius / 2) ** 2))
     score = lambda b, n, i, j: q[b, i, n] @ k[b, j, kv(q, k, n)]
     return blend(weights(q, k, both(allowed, near), logit=score) * bell, v)
+
+
+def test_a_window_is_centered_at_the_place_before_its_center():
+    one = jnp.ones((1, 1, 1, 1))
+    v = jnp.asarray([1.0, 10.0, 100.0, 1000.0]).reshape(1, 4, 1, 1)
+    out = luong_local_predictive(one, 0 * v, v, jnp.full((1, 1, 1), 1.5), radius=1)
+    # the keys 0, 1, 2, a third each, times exp(-2 * 1.5^2), exp(-2 * 0.5^2), exp(-2 * 0.5^2)
+    near(out[0, 0, 0], [(1 * 0.011109 + 110 * 0.606531) / 3], 1e-5)
 
 
 def test_local_predictive_sees_its_window_only_and_moves_its_center():
     q, k, v = qkv(B, T, N, H)
     center = jnp.asarray(np.random.default_rng(3).uniform(0.0, T, (B, T, N)), jnp.float32)
     weights = weights_of(luong_local_predictive, q, k, center, radius=2)
-    distance = np.abs(np.arange(T) - np.asarray(center).transpose(0, 2, 1)[..., None])
+    first = np.floor(np.asarray(center)).transpose(0, 2, 1)[..., None]
+    distance = np.abs(np.arange(T) - first)
     assert (weights[distance > 2] == 0).all()
     assert (weights[distance <= 2] > 0).all()
     loss = jax.jit(lambda c: luong_local_predictive(q, k, v, c, radius=2).sum())
