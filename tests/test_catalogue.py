@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -204,6 +205,15 @@ def sources():
         for path in sorted((ROOT / folder).rglob("*.py")):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             yield module.removesuffix(".__init__"), path.read_text(encoding="utf-8")
+
+
+def test_done_papers_were_held_against_a_reference():
+    """Each stands in docs/fidelity.md, if only to say that no reference could be found."""
+    rows = (ROOT / "docs" / "fidelity.md").read_text().splitlines()
+    papers = [row.split("|")[1] for row in rows if row.startswith("| ")]
+    told = {int(number) for cell in papers for number in re.findall(r"\d+", cell)}
+    done = {paper.id: paper.title for paper in catalogue.papers() if paper.status == "done"}
+    assert {number: done[number] for number in done.keys() - told} == {}
 
 
 def test_imports_run_one_way():
