@@ -22,7 +22,7 @@ from attnjax.lab.files import results_folder
 from attnjax.lab.models import Layer, Mixer, Shape, TinyLM, TinyViT, cross_entropy, unedited
 from attnjax.lab.plots import COLORS, attention_maps, time_curves
 from attnjax.lab.progress import Bars
-from attnjax.lab.study import Config, ModelConfig, Study, TimingConfig
+from attnjax.lab.study import Config, ModelConfig, Study, TextConfig, TimingConfig
 from attnjax.lab.timing import Cell, Timing
 from attnjax.lab.train import Optimizer, Run, train
 
@@ -51,6 +51,7 @@ __all__ = [
     "Study",
     "Task",
     "Text",
+    "TextConfig",
     "Timing",
     "TimingConfig",
     "TinyLM",

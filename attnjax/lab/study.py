@@ -54,6 +54,12 @@ class ModelConfig(Config):
     heads: int = 4
     learning_rate: float = 3e-3
     judged: int = 128  # validation sequences
+
+
+@dataclass(frozen=True)
+class TextConfig(ModelConfig):
+    """Besides, the text that is read."""
+
     text: Path | None = None  # a file or a folder; default: Python's standard library
 
 

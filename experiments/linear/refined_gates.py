@@ -30,7 +30,7 @@ MARGIN = 0.02  # nats per byte
 
 
 @dataclass(frozen=True)
-class Config(lab.ModelConfig):
+class Config(lab.TextConfig):
     depth: int = 2
     heads: int = 2
     length: int = 128  # bytes of text

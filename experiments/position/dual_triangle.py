@@ -27,7 +27,7 @@ PAPERS = (378,)
 
 
 @dataclass(frozen=True)
-class Config(lab.ModelConfig):
+class Config(lab.TextConfig):
     places: int = 16  # of the probe; chance is one in as many
     values: int = 64  # that the probe's tokens can take
     probe_steps: int = 2000

@@ -40,7 +40,7 @@ PAPERS = (141, 247)
 
 
 @dataclass(frozen=True)
-class Config(lab.ModelConfig):
+class Config(lab.TextConfig):
     depth: int = 1
     heads: int = 1
     length: int = 64

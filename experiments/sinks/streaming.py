@@ -25,7 +25,7 @@ KEPT = 4
 
 
 @dataclass(frozen=True)
-class Config(lab.ModelConfig):
+class Config(lab.TextConfig):
     length: int = 64  # tokens of bigram-backcopy
     batch: int = 32
     steps: int = 2000

@@ -22,7 +22,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
-class Config(lab.ModelConfig):
+class Config(lab.TextConfig):
     """Sizes of the models, the task and the blocks."""
 
     depth: int = 2
