@@ -152,9 +152,9 @@ def publish(results: Path = Path("results"), docs: Path = DOCS) -> None:
         if record is None:
             continue
         pages = sorted(path.name for path in (docs / each.name).glob("*.png"))
-        lines += [f"## [{each.title}]({each.name}/report.md)", ""]
-        lines += [f"`{each.topic}.{each.name}`, papers {', '.join(map(str, each.papers))}: "
-                  f"{verdicts(record)}.", "", *head]  # fmt: skip
+        lines += [f"## [{each.topic}.{each.name}]({each.name}/report.md)", ""]
+        papers = ", ".join(map(str, each.papers)) or "none"
+        lines += [f"Claimed: {each.title}. Papers: {papers}. Found: {verdicts(record)}.", "", *head]
         lines += [row(claim) for claim in record["claims"]]
         lines += ["", *(f"![{page}]({each.name}/{page})" for page in pages), ""]
     results_folder(docs)

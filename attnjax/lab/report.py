@@ -89,7 +89,8 @@ def _write(folder, doc, verdicts, tables, record, figures) -> None:
         figure.savefig(buffer, format="png", dpi=100)
         write_atomically(folder / f"{name}.png", buffer.getvalue())
     write_atomically(
-        folder / "report.md", _markdown(doc, verdicts, tables, record, figures).encode()
+        folder / "report.md",
+        _markdown(folder.name, doc, verdicts, tables, record, figures).encode(),
     )
     text = json.dumps(plain(record), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "result.json", text.encode())
@@ -170,10 +171,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found, "machine": platform.machine()}
 
 
-def _markdown(doc, verdicts, tables, record, figures) -> str:
+def _markdown(name, doc, verdicts, tables, record, figures) -> str:
     first, _, rest = doc.strip().partition("\n")
     minutes = record["seconds"] / 60
-    lines = [f"# {first}", "", "```text", *rest.strip("\n").splitlines(), "```", ""]
+    lines = [f"# {name}", "", f"Claimed: {first}", ""]
+    lines += ["```text", *rest.strip("\n").splitlines(), "```", ""]
     lines += [f"`{record['command']}`, {len(record['metrics'])} seeds or rounds, "
               f"{minutes:.1f} minutes.", ""]  # fmt: skip
     if record["effort"] != "full":

@@ -111,6 +111,8 @@ def test_the_list_and_the_index_tell_the_verdicts(tmp_path, capsys, monkeypatch)
     capsys.readouterr()
     command.show()
     said = " ".join(capsys.readouterr().out.split())
+    report_of = (docs / name / "report.md").read_text()
+    assert report_of.startswith(f"# {name}\n\nClaimed: {EVERY[name].title}")
     assert "papers 378; 0 holds, 2 fails, 2 untested; 2 minutes" in said
 
 
