@@ -174,9 +174,9 @@ def _no_loss() -> Float[Array, ""]:
     return jnp.zeros(())
 
 
-def _few(most: int) -> Draw:
-    """A top-k of `most` blocks of three tokens, or of all where there are fewer."""
-    return by_sizes(lambda z: functools.partial(select.top_k, k=min(most, -(-z["S"] // 3))))
+def _few(most: int, size: int) -> Draw:
+    """A top-k of `most` blocks of so many tokens, or of all where there are fewer."""
+    return by_sizes(lambda z: functools.partial(select.top_k, k=min(most, -(-z["S"] // size))))
 
 
 _GATE = {"w_k": normal(0.5)}
@@ -186,12 +186,12 @@ OPS = (
         seer_attention,
         papers=(138,),
         reads="all",
-        draw={**_GATE, "blocks": (3, 3), "choose": _few(1)},
+        draw={**_GATE, "blocks": (2, 4), "choose": _few(1, 4)},
         sizes=_SIZES,
         limits=(
             Limit(
                 "all blocks chosen is causal attention over rotated q and k",
-                {"choose": _few(99)},
+                {"choose": _few(99, 4)},
                 lambda q, k, v: multi_head_attention(
                     turned(q, 10000.0), turned(k, 10000.0), v, mask=masks.causal
                 ),
@@ -201,7 +201,7 @@ OPS = (
     Op(
         seer_r_attention,
         papers=(138,),
-        draw={**_GATE, "block": 3, "choose": _few(2)},
+        draw={**_GATE, "block": 3, "choose": _few(2, 3)},
         sizes={**_SIZES, "F": 16},
         exempt={"grouped": "a gate for each key head: more of them choose otherwise"},
     ),
