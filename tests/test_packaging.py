@@ -63,8 +63,12 @@ def test_a_wheel_runs_where_there_is_no_checkout(wheel, tmp_path):
     code += "; from attnjax.catalogue import papers; print(len(papers()), attnjax.__file__)"
     told = run(sys.executable, "-c", code, cwd=wheel.parent)
     assert told.split() == ["405", str(tmp_path / "attnjax" / "__init__.py")]
-    experiment = (sys.executable, "-m", "attnjax.experiments.attention_sinks", "--help")
-    assert "attention_sinks" in run(*experiment, cwd=tmp_path)
+    experiment = (sys.executable, "-m", "attnjax.experiments.sinks.backcopy", "--help")
+    assert "sinks.backcopy" in run(*experiment, cwd=tmp_path)
+    listed = run(sys.executable, "-m", "attnjax.experiments", cwd=tmp_path)
+    assert "python -m attnjax.experiments.TOPIC.NAME" in listed
+    shared = (sys.executable, "-m", "attnjax.experiments.sparse.moba", "--help")
+    assert "sparse.moba" in run(*shared, cwd=tmp_path)
 
 
 def test_the_version_is_told():

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax import lab, masks
+from attnjax.experiments.sparse import _needles as shared
 from attnjax.lab import Claim, Need, Task, above, of, tasks
 from attnjax.ops.sparse_select import delta_attention
-from experiments.sparse import _needles as shared
 
 PAPERS = (103,)
 

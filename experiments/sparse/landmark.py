@@ -19,6 +19,7 @@ import jax
 from flax import nnx
 
 from attnjax import lab
+from attnjax.experiments.sparse import _needles as shared
 from attnjax.lab import Claim, Need, Task, above, below, of
 from attnjax.ops.sparse_select import (
     insert_landmarks,
@@ -26,7 +27,6 @@ from attnjax.ops.sparse_select import (
     landmark_retrieval,
     remove_landmarks,
 )
-from experiments.sparse import _needles as shared
 
 PAPERS = (281,)
 

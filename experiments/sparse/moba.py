@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attnjax import lab
+from attnjax.experiments.sparse import _needles as shared
 from attnjax.lab import Claim, Task, below, of
 from attnjax.ops.sparse_select import moba
-from experiments.sparse import _needles as shared
 
 PAPERS = (248,)
 

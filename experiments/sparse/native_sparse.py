@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from attnjax import lab
+from attnjax.experiments.sparse import _needles as shared
 from attnjax.lab import Claim, Task, below, of
 from attnjax.nn import NativeSparse
 from attnjax.ops.sparse_select import Branches, native_sparse_attention
-from experiments.sparse import _needles as shared
 
 PAPERS = (214,)
 

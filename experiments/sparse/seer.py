@@ -24,11 +24,11 @@ import numpy as np
 from flax import nnx
 
 from attnjax import Selection, attend, lab, masks, select
+from attnjax.experiments.sparse import _needles as shared
 from attnjax.lab import Arm, Claim, Need, Task, above, below, of, tasks
 from attnjax.nn import SeerGate
 from attnjax.ops.sparse_select import moba_blocks
 from attnjax.probes import best_selection, selection_recall
-from experiments.sparse import _needles as shared
 
 PAPERS = (138,)
 

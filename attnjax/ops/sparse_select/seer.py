@@ -77,7 +77,7 @@ def seer_blocks(
 ) -> Selection:
     """The blocks that `choose` takes by the gate."""
     scores = seer_gate(q, k, w_q, w_k, blocks, base)
-    begun = _begun(*scores.shape[1::2], *blocks)
+    begun = _begun(scores, *blocks)
     return choose(jnp.where(begun, scores, -jnp.inf), block_q=blocks[0], block_k=blocks[1])
 
 
@@ -116,8 +116,9 @@ def seer_r_attention(
     return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
 
 
-def _begun(U: int, n: int, block_q: int, block_k: int) -> np.ndarray:
-    """(U,1,n): whether the block of keys begins before that of queries ends."""
+def _begun(scores: Array, block_q: int, block_k: int) -> np.ndarray:
+    """(U,1,n) of scores (B,U,N,n): whether the keys' block begins before that of queries ends."""
+    _, U, _, n = scores.shape
     return np.arange(n) * block_k < (np.arange(U)[:, None, None] + 1) * block_q
 
 
@@ -134,7 +135,7 @@ def seer_gate(q: Q, k: K, w_q: Array, w_k: Array, blocks: BlockSizes, base: floa
     gate = functools.partial(jnp.einsum, "BUNH,NHR->BUNR", precision=lax.Precision.HIGHEST)
     g, h = gate(select.mean_pool(q, block_q), wide(w_q)), gate(keys, w_k)
     s = select.dot_scores(turned(g, base, block_q), turned(h, base, block_k))
-    begun = _begun(*s.shape[1::2], block_q, block_k)
+    begun = _begun(s, block_q, block_k)
     return jax.nn.log_softmax(jnp.where(begun, s * w_q.shape[-1] ** -0.5, -1e30), axis=-1)
 
 
