@@ -13,13 +13,16 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def _known(flag):
-    """Whether this release of XLA has a flag: it ends processes that name one it does not know."""
+    """Whether this release of XLA has a flag: it ends processes that name one it does not know.
+
+    A name between zeros is a flag's; the names of fields, also of former ones, stand otherwise.
+    """
     spec = importlib.util.find_spec("jaxlib")
     for folder in (spec and spec.submodule_search_locations) or ():
         for library in Path(folder).glob("libjax_common.*"):
             with library.open("rb") as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                return content.find(flag.encode()) >= 0
+                return content.find(b"\0" + flag.encode() + b"\0") >= 0
     return False
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import jax
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -189,5 +190,6 @@ def _replaced(config: C, **values: Any) -> C:
 _HASTY = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
+    # XLA ends a process that names a flag it does not know, as later ones do not know this.
+    *(("--xla_cpu_use_fusion_emitters=false",) if jax.__version_info__ < (0, 11) else ()),
 )
