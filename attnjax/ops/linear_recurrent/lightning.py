@@ -14,9 +14,10 @@ Unlimited Sequence Lengths in Large Language Models", 2024, arXiv:2401.04658; co
 OpenNLPLab/lightning-attention, and MiniMax's layers in transformers.
 Limits: lam = 1 is linear attention without a normalizer.
 Differs: the paper prints log lam = -(8n/N) (1 - l/L), `lightning_printed_log_decays` here, by which
-most heads forget within a token or two; released models have the slopes above. LRPE, which
-rotates q and k in the first layer, is left to the caller, as are the released layer's silu of v and
-sigmoid of the gate.
+most heads forget within a token or two; MiniMax has the numbers above, and the repository the same
+but for the 1e-5 in the denominator, and, where N is no power of two, slopes as in
+`mods.alibi_slopes`. LRPE, which rotates q and k in the first layer, is left to the caller, as are
+the released layer's silu of v and sigmoid of the gate.
 """
 
 from typing import Any
