@@ -13,7 +13,6 @@ from attnjax.lab.claims import (
     between,
     least,
     of,
-    worst,
 )
 from attnjax.lab.cli import choose, positive, run_cli, run_key
 from attnjax.lab.data import START, Images, Text, digits, evenly, read_text, windows
@@ -80,5 +79,4 @@ __all__ = [
     "train",
     "unedited",
     "windows",
-    "worst",
 ]

@@ -77,25 +77,15 @@ def of(arm: str, measure: str) -> Quantity:
     return Quantity(f"{measure} of [{arm}]", ((arm, measure),), lambda m: m[arm][measure])
 
 
-def worst(*quantities: Quantity) -> Quantity:
-    """The largest of several quantities."""
-    return _extreme("largest", max, quantities)
-
-
 def least(*quantities: Quantity) -> Quantity:
     """The smallest of several quantities."""
-    return _extreme("smallest", min, quantities)
-
-
-def _extreme(word: str, choose: Callable[..., float], several: tuple[Quantity, ...]) -> Quantity:
-    text = f"{word} of ({', '.join(map(str, several))})"
-    reads = tuple(read for each in several for read in each.reads)
 
     def value(metrics: Metrics) -> float:
-        found = [each(metrics) for each in several]
-        return math.nan if any(map(math.isnan, found)) else choose(found)
+        found = [each(metrics) for each in quantities]
+        return math.nan if any(map(math.isnan, found)) else min(found)
 
-    return Quantity(text, reads, value)
+    reads = tuple(read for each in quantities for read in each.reads)
+    return Quantity(f"smallest of ({', '.join(map(str, quantities))})", reads, value)
 
 
 @dataclass(frozen=True)
