@@ -1,6 +1,9 @@
 """Any attention op as the `attention_fn` of Flax's MultiHeadAttention, NNX and linen."""
 
+import inspect
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -8,23 +11,34 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from attnjax.core import masks
+from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core.masks import Mask
 from attnjax.probes import attention_map
 
 
 def as_attention_fn(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Wraps `op(q, k, v, *, mask=...)` in the signature that Flax calls.
 
-    Flax's boolean mask (B|1,N|1,T|1,S) and `is_causal` become a mask of ours, joined by `&`; `op`
-    gets `mask=` only where Flax gives one, so an op's own default mask stays in force otherwise.
-    q, k and v are cast to `dtype` when Flax gives one.  `precision` is applied to the whole op;
-    `force_fp32_for_softmax` holds anyway.
+    query (...,T,N,H), key (...,S,K,H), value (...,S,K,D) -> (...,T,N,D), with any leading axes.
+    Flax's boolean mask, broadcastable to (...,N,T,S), and `is_causal` (top-left) join the mask
+    that is the op's own default, or that a `functools.partial` gives it, by `&`; an op that has no
+    `mask` raises where Flax gives one.  q, k and v are brought to `dtype`, or to their common one.
+    `precision` is applied to the whole op; `force_fp32_for_softmax` holds anyway.
 
-    With `sow_weights=True` the weights (B,N,T,S) are sown as 'attention_weights', as Flax does.
-    This needs an op that is linear in v.
+    Cached decoding: one query (T = 1) with a mask over several keys is a step of it.  The query
+    stands where that mask allows its last key, over all examples and heads: windows, sinks and
+    score modifications decode as they prefill.  An op with an argument `q_positions`, such as
+    `attend`, is told so.  Any other op gets the query in each of S places, and the one that counts
+    is taken: S times the work, and right for ops whose rows do not depend on other queries.
 
-    Raises ValueError for dropout that is switched on and for replaced einsums, since an op does
-    neither, and for q, k, v whose batch is not one axis.
+    With `sow_weights=True` the weights (...,N,T,S) are sown as 'attention_weights', as Flax does:
+    before any dropout, in q's dtype or with `force_fp32_for_softmax` in float32.  This needs an op
+    that is linear in v.
+
+    Raises ValueError for shapes that do not fit, for a dropout_rate outside [0, 1), for dropout
+    that is switched on, and for an einsum or dot_general that would replace the op's own.
     """
+    signature = _Signature.of(op)
 
     def attention_fn(
         query: jax.Array,
@@ -40,38 +54,173 @@ def as_attention_fn(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         precision: Any = None,
         module: Any = None,
         is_causal: bool = False,
-        force_fp32_for_softmax: bool = True,
+        force_fp32_for_softmax: bool = False,
+        einsum_dot_general: Callable[..., jax.Array] | None = None,
         qk_attn_weights_einsum: Callable[..., jax.Array] | None = None,
         attn_weights_value_einsum: Callable[..., jax.Array] | None = None,
     ) -> jax.Array:
-        if dropout_rate > 0.0 and not deterministic:
-            raise ValueError(
-                f"dropout_rate: got {dropout_rate} with deterministic=False, expected 0 "
-                "(attention ops have no dropout of weights)"
-            )
-        if qk_attn_weights_einsum or attn_weights_value_einsum:
-            raise ValueError("einsum: got a replaced einsum, expected None (the op has its own)")
-        if query.ndim != 4:
-            raise ValueError(f"query: got shape {query.shape}, expected (B, T, N, H)")
-        if dtype is not None:
-            query, key, value = (x.astype(dtype) for x in (query, key, value))
-        allowed = _as_mask(mask, is_causal, query.shape[1], key.shape[1])
-        masked = op if allowed is None else lambda q, k, v: op(q, k, v, mask=allowed)
+        _refuse_einsums(einsum_dot_general, qk_attn_weights_einsum, attn_weights_value_einsum)
+        _check_shapes(query, key, value)
+        _check_dropout(dropout_rate, deterministic)
+        dtype = jnp.result_type(query, key, value) if dtype is None else dtype
+        lead = query.shape[:-3]
+        q, k, v = (
+            jnp.asarray(x, dtype).reshape(math.prod(lead), *x.shape[-3:])
+            for x in (query, key, value)
+        )
+        given = None if mask is None else _one_batch_axis(jnp.asarray(mask), lead, q, k)
+        run = signature.caller(given, is_causal, q, k)
+        back = lambda x: x.reshape(*lead, *x.shape[1:])
         with jax.default_matmul_precision(_name(precision)):
             if module is not None:
-                _sow(module, attention_map(masked, query, key).astype(query.dtype))
-            return masked(query, key, value)
+                wide = jnp.float32 if force_fp32_for_softmax else dtype
+                weights = attention_map(run, q.astype(wide), k.astype(wide))
+                _sow(module, back(weights.astype(wide)))
+            return back(run(q, k, v))
 
     return attention_fn
 
 
-def _as_mask(mask, is_causal, T, S):
-    parts: list[masks.Mask] = [masks.causal] if is_causal else []
-    if mask is not None:
-        # Flax lets (B,1,1,S) stand for every query, and gives floats from its combine_masks.
-        shape = (*mask.shape[:-2], T, S)
-        parts.append(masks.array(jnp.broadcast_to(mask.astype(bool), shape)))
-    return None if not parts else parts[0] if len(parts) == 1 else parts[0] & parts[1]
+# --------------------------------------------------------------------- how the op is to be called
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """An op, and what its signature says of masks and positions.
+
+    own        the mask that it has by default
+    required   whether it has none, but has to be given one
+    takes      the names of its arguments; None: any
+    """
+
+    op: Callable[..., jax.Array]
+    own: Mask
+    required: bool
+    takes: frozenset[str] | None
+    placed: bool  # whether it takes positions of queries, and has been given none
+
+    @classmethod
+    def of(cls, op: Callable[..., jax.Array]) -> "_Signature":
+        parameters = inspect.signature(op).parameters
+        every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        default = lambda name: parameters[name].default if name in parameters else None
+        own = default("mask")
+        required = own is inspect.Parameter.empty
+        if not (required or own is None or isinstance(own, Mask)):
+            raise TypeError(
+                f"as_attention_fn: the op's mask is {type(own).__name__} by default, expected a "
+                "Mask; an array is masks.array(x)"
+            )
+        placed = "q_positions" in parameters and default("q_positions") is None
+        return cls(
+            op,
+            own if isinstance(own, Mask) else masks.everything,
+            required,
+            None if every else frozenset(parameters),
+            placed,
+        )
+
+    def caller(
+        self, given: jax.Array | None, is_causal: bool, q: jax.Array, k: jax.Array
+    ) -> Callable[..., jax.Array]:
+        """(q, k, v) -> out under the masks; `given` is Flax's, (B|1,N|1,T|1,S)."""
+        T, S = q.shape[1], k.shape[1]
+        joined = masks.causal if is_causal else masks.everything
+        if given is not None:
+            joined = joined & masks.array(given)
+        if given is None or not T == 1 < S:
+            return self._with(joined)
+        at = _last_allowed(given)
+        if self.placed:
+            own = mask_of_tokens(self.own, S, S)  # resolved for S queries, of which one is here
+            return lambda q, k, v: self._call(own & joined, q, k, v, q_positions=at[None])
+        whole = self._with(joined)
+
+        def step(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            everywhere = jnp.broadcast_to(q, (q.shape[0], S, *q.shape[2:]))
+            return jax.lax.dynamic_slice_in_dim(whole(everywhere, k, v), at, 1, 1)
+
+        return step
+
+    def _with(self, joined: Mask) -> Callable[..., jax.Array]:
+        """The op under its own mask and one more."""
+        if isinstance(joined, masks.Everything) and not self.required:
+            return self.op
+        return lambda q, k, v: self._call(self.own & joined, q, k, v)
+
+    def _call(self, mask: Mask, *qkv: jax.Array, **more: Any) -> jax.Array:
+        if self.takes is not None and "mask" not in self.takes:
+            name = getattr(self.op, "__name__", repr(self.op))
+            raise ValueError(
+                f"mask: {name} has no such argument, expected no mask and is_causal=False from Flax"
+            )
+        return self.op(*qkv, mask=mask, **more)
+
+
+def _last_allowed(given: jax.Array) -> jax.Array:
+    """The last key that any example and head allows: where the query of a decoding step stands."""
+    some = given.any(axis=(0, 1, 2))
+    return (jnp.arange(given.shape[-1], dtype=jnp.int32) * some).max()
+
+
+def _one_batch_axis(
+    mask: jax.Array, lead: tuple[int, ...], q: jax.Array, k: jax.Array
+) -> jax.Array:
+    """A mask broadcastable to (...,N,T,S) as (B|1,N|1,T|1,S), boolean."""
+    full = (*lead, q.shape[2], q.shape[1], k.shape[1])
+    fits = mask.ndim <= len(full) and all(
+        a in (1, b) for a, b in zip(mask.shape[::-1], full[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"mask: got shape {mask.shape}, expected one broadcastable to (...,N,T,S) = {full}"
+        )
+    mask = mask.reshape((1,) * (len(full) - mask.ndim) + mask.shape)
+    ours = mask.shape[: len(lead)]
+    if math.prod(ours) > 1:
+        ours = lead
+    mask = jnp.broadcast_to(mask, (*ours, *mask.shape[-3:-1], k.shape[1]))
+    # Flax gives floats from its combine_masks.
+    return mask.reshape(math.prod(ours), *mask.shape[-3:]).astype(bool)
+
+
+# -------------------------------------------------------------------- checks, in Flax's words
+
+
+def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
+    """Raises ValueError where the letters of (...,T,N,H), (...,S,K,H), (...,S,K,D) disagree."""
+    shapes = query.shape, key.shape, value.shape
+    told = f"got query, key, value of shapes {', '.join(map(str, shapes))}"
+    if len({len(s) for s in shapes}) > 1 or len(shapes[0]) < 3:
+        raise ValueError(f"q, k, v must have the same rank, 3 at least, (...,T,N,H): {told}")
+    if len({s[:-3] for s in shapes}) > 1:
+        raise ValueError(f"q, k, v batch dims must match: {told}")
+    if key.shape[-3] != value.shape[-3]:
+        raise ValueError(f"k, v lengths must match, S: {told}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"q, k depths must match, H: {told}")
+    if key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]:
+        raise ValueError(f"the number of query heads N must be a multiple of the keys' K: {told}")
+
+
+def _check_dropout(rate: float, deterministic: bool) -> None:
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout_rate: got {rate}, expected a number in [0, 1)")
+    if rate > 0.0 and not deterministic:
+        raise ValueError(
+            f"dropout_rate: got {rate} with deterministic=False, expected 0 "
+            "(attention ops have no dropout of weights)"
+        )
+
+
+def _refuse_einsums(dot_general: Any, *einsums: Any) -> None:
+    if any(einsums):
+        raise ValueError("einsum: got a replaced einsum, expected None (the op has its own)")
+    if dot_general not in (None, jax.lax.dot_general):
+        raise ValueError(
+            f"einsum_dot_general: got {dot_general!r}, expected None or jax.lax.dot_general "
+            "(the op has its own products)"
+        )
 
 
 def _name(precision):

@@ -204,8 +204,7 @@ def test_other_things_flax_may_pass():
     q = draw(2, 7, 4, 3)
     assert fn(q, q, q, dtype=jnp.bfloat16).dtype == jnp.bfloat16
     close(fn(q, q, q, precision=jax.lax.Precision.HIGHEST), attend(q, q, q))
-    with pytest.raises(ValueError, match=r"query: got shape \(7, 4, 3\), expected \(B, T, N, H\)"):
-        fn(q[0], q[0], q[0])
+    close(fn(q[0], q[0], q[0]), attend(q, q, q)[0])
     with pytest.raises(ValueError, match="einsum: got a replaced einsum"):
         fn(q, q, q, qk_attn_weights_einsum=jnp.einsum, attn_weights_value_einsum=jnp.einsum)
     with pytest.raises(ValueError, match="precision: got"):

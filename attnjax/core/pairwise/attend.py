@@ -154,7 +154,7 @@ def dot_product_attention(
     key: Float[Array, "*B S K H"],
     value: Float[Array, "*B S K D"],
     bias: Float[Array, "*B N T S"] | None = None,
-    mask: Bool[Array, "*B N T S"] | None = None,
+    mask: Bool[Array, "*B N T S"] | Mask | None = None,
     *,
     scale: float | None = None,
     is_causal: bool = False,
@@ -173,7 +173,7 @@ def dot_product_attention(
     lift = lambda x: x if jnp.ndim(x) == 4 else jnp.asarray(x)[(None,) * (4 - jnp.ndim(x))]
     chosen: list[Mask] = []
     if mask is not None:
-        chosen.append(masks.array(lift(mask)))
+        chosen.append(mask if isinstance(mask, Mask) else masks.array(lift(mask)))
     if is_causal:
         chosen.append(masks.causal)
     if query_seq_lengths is not None or key_value_seq_lengths is not None:
