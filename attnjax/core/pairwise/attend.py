@@ -6,10 +6,12 @@ An implementation runs a `request.Request` and gives the weighted sum of values,
 import functools
 import operator
 from dataclasses import replace
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any, Literal, Unpack, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from attnjax.core import dispatch, masks, normalizers
 from attnjax.core import mods as mods_
@@ -149,6 +151,7 @@ def _no_values(k: K) -> V:
     return jnp.zeros((*jnp.shape(k)[:3], 0), jnp.asarray(k).dtype)
 
 
+@overload
 def dot_product_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],
@@ -162,14 +165,54 @@ def dot_product_attention(
     key_value_seq_lengths: Int[Array, " B"] | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     implementation: Impl = None,
-) -> Float[Array, "*B T N D"]:
+    return_residual: Literal[False] = False,
+) -> Float[Array, "*B T N D"]: ...
+
+
+@overload
+def dot_product_attention(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S K H"],
+    value: Float[Array, "*B S K D"],
+    bias: Float[Array, "*B N T S"] | None = None,
+    mask: Bool[Array, "*B N T S"] | Mask | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[Array, " B"] | None = None,
+    key_value_seq_lengths: Int[Array, " B"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: Impl = None,
+    return_residual: Literal[True],
+) -> tuple[Float[Array, "*B T N D"], Float[Array, "*B T N"]]: ...
+
+
+def dot_product_attention(
+    query: Float[Array, "*B T N H"],
+    key: Float[Array, "*B S K H"],
+    value: Float[Array, "*B S K D"],
+    bias: Float[Array, "*B N T S"] | None = None,
+    mask: Bool[Array, "*B N T S"] | Mask | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[Array, " B"] | None = None,
+    key_value_seq_lengths: Int[Array, " B"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: Impl = None,
+    return_residual: bool = False,
+) -> Any:
     """jax.nn.dot_product_attention over `attend`: same arguments, same results.
 
-    Two differences.  A row with nothing allowed gives zeros, where jax.nn gives the mean of the
-    values; and `implementation` takes what `attend` takes as `impl`.  `is_causal` aligns the
-    first query with the first key, also where T and S differ.
+    A row with nothing allowed gives zeros, where jax.nn gives the mean of the values.  `is_causal`
+    aligns the first query with the first key, also where T and S differ.  `mask` may also be one
+    of `masks`.  With `return_residual` the result is (out, log sum exp of the scores (...,T,N)),
+    the second in key's dtype and without gradient; a row with nothing allowed has jax.nn's large
+    negative number there.
+
+    `implementation` is "xla", dense or blockwise by size; "cudnn", which is jax.nn's own and needs
+    a GPU; or what `attend` takes as `impl`.
     """
-    batched = jnp.ndim(query) == 4
     lift = lambda x: x if jnp.ndim(x) == 4 else jnp.asarray(x)[(None,) * (4 - jnp.ndim(x))]
     chosen: list[Mask] = []
     if mask is not None:
@@ -181,17 +224,50 @@ def dot_product_attention(
     if local_window_size is not None:
         both = local_window_size
         chosen.append(masks.window(*((both, both) if isinstance(both, int) else both)))
-    combined = functools.reduce(operator.and_, chosen, masks.everything)
-    out = attend(
+    if implementation == "cudnn" and not isinstance(mask, Mask) and CuDNN().missing() is None:
+        theirs: Any = jax.nn.dot_product_attention
+        return theirs(
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            scale=scale,
+            is_causal=is_causal,
+            query_seq_lengths=query_seq_lengths,
+            key_value_seq_lengths=key_value_seq_lengths,
+            local_window_size=local_window_size,
+            implementation="cudnn",
+            return_residual=return_residual,
+        )
+    request = prepare(
         lift(query),
         lift(key),
         lift(value),
         mods=() if bias is None else (mods_.pair_bias(bias),),
-        mask=combined,
+        mask=functools.reduce(operator.and_, chosen, masks.everything),
         scale=scale,
-        impl=implementation,
+        sharding=sharding_of(implementation),
     )
-    return out if batched else out[0]
+    impl = _by_size(request) if implementation == "xla" else implementation
+    out = _with_residual(request, impl) if return_residual else _run(request, impl)
+    return out if jnp.ndim(query) == 4 else jax.tree.map(lambda x: x[0], out)
+
+
+def _run(request: Request, impl: Impl) -> Out:
+    return finish(request, choose("dot_product_attention", impl, request).run(request))
+
+
+def _with_residual(request: Request, impl: Impl) -> tuple[Out, Array]:
+    """The result, and the logarithm of what its rows were divided by, (B,T,N)."""
+    state = choose_state("dot_product_attention", impl, request).state(request)
+    out = finish(request, normalizers.finish(request.normalizer, state))
+    (total,) = lax.stop_gradient(state.sums)
+    nothing = total == 0
+    low = -0.7 * float(jnp.finfo(jnp.float32).max)  # what jax.nn has for a forbidden score
+    log_sum = jnp.log(jnp.where(nothing, 1, total)) + lax.stop_gradient(state.m)
+    log_sum = jnp.where(nothing, low, log_sum)
+    return out, log_sum[..., 0].swapaxes(1, 2).astype(request.dtype)
 
 
 # ------------------------------------------------------------------------- which implementation

@@ -20,11 +20,17 @@ class CuDNN:
 
     inner: str = "cudnn"
 
+    def missing(self) -> str | None:
+        """Why this process cannot run it, whatever the call; None where it can."""
+        if self.inner == "cudnn" and jax.default_backend() != "gpu":
+            return f"needs an NVIDIA GPU, this process runs on {jax.default_backend()}"
+        return None
+
     def supported(self, request: Request) -> str | None:
         """The first reason why cuDNN does not apply, or None."""
         z = request.shape
-        if self.inner == "cudnn" and jax.default_backend() != "gpu":
-            return f"needs an NVIDIA GPU, this process runs on {jax.default_backend()}"
+        if (reason := self.missing()) is not None:
+            return reason
         if request.selection is not None:
             return "selected blocks"
         if request.normalizer.name != "softmax":

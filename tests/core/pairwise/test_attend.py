@@ -388,7 +388,7 @@ def jax_nn_cases():
 
 
 @pytest.mark.parametrize("case", jax_nn_cases())
-@pytest.mark.parametrize("impl", [None, "blockwise"])
+@pytest.mark.parametrize("impl", [None, "blockwise", "xla"])
 def test_dot_product_attention_is_a_drop_in_for_jax_nn(case, impl):
     args, options = jax_nn_cases()[case]
     want = jax.nn.dot_product_attention(*args, **options)
@@ -396,6 +396,48 @@ def test_dot_product_attention_is_a_drop_in_for_jax_nn(case, impl):
     assert got.dtype == want.dtype and got.shape == want.shape
     tolerance = 2e-2 if case == "half" else 2e-6
     close(got.astype(jnp.float32), want.astype(jnp.float32), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("case", jax_nn_cases())
+@pytest.mark.parametrize("impl", ["xla", "blockwise"])
+def test_dot_product_attention_returns_the_residual_of_jax_nn(case, impl):
+    args, options = jax_nn_cases()[case]
+    options = {"return_residual": True, **options}
+    want = jax.nn.dot_product_attention(*args, **options)
+    got = dot_product_attention(*args, **options, implementation=impl)
+    assert [(x.shape, x.dtype) for x in got] == [(x.shape, x.dtype) for x in want]
+    tolerance = 2e-2 if case == "half" else 2e-6
+    for x, y in zip(got, want, strict=True):
+        close(x.astype(jnp.float32), y.astype(jnp.float32), tolerance=tolerance)
+
+
+def test_the_residual_of_rows_with_nothing_or_a_nan_and_its_gradient():
+    q, k, v = qkv(D=H)
+    lengths = {"query_seq_lengths": jnp.array([T, 4], jnp.int32), "return_residual": True}
+    want = jax.nn.dot_product_attention(q, k, v, **lengths)
+    got = dot_product_attention(q, k, v, **lengths)
+    close(got, want)
+    assert np.all(np.asarray(got[1])[1, 4:] == np.float32(-0.7 * np.finfo(np.float32).max))
+    residual = lambda q: dot_product_attention(q, k, v, return_residual=True)[1].sum()
+    assert not np.any(jax.grad(residual)(q))
+    bad = residual(q.at[0, 0, 0, 0].set(jnp.nan))
+    assert np.isnan(bad)
+
+
+def test_dot_product_attention_names_the_implementations_of_jax_nn():
+    q, k, v = qkv(D=H)
+    with pytest.raises(ValueError, match="'cudnn' does not run this call: needs an NVIDIA GPU"):
+        dot_product_attention(q, k, v, implementation="cudnn")
+    told = lambda *x: str(explain(dot_product_attention, *x, implementation="xla"))
+    assert "-> dense" in told(q, k, v)
+    long = jnp.zeros((1, 300, 1, 8))
+    assert "-> blockwise" in told(long, long, long)
+
+
+def test_dot_product_attention_takes_a_mask_of_ours():
+    q, k, v = qkv(D=H)
+    got = dot_product_attention(q, k, v, mask=masks.window(2), is_causal=True)
+    close(got, attend(q, k, v, mask=masks.window(2) & masks.causal))
 
 
 def test_dot_product_attention_gives_zeros_for_rows_beyond_the_query_lengths():
