@@ -449,39 +449,85 @@ def test_dot_product_attention_gives_zeros_for_rows_beyond_the_query_lengths():
     assert not np.any(got[1, 4:])
 
 
+LIKE_CUDNN = CuDNN(inner="xla")  # the same arguments, only the executor is not cuDNN's
+
+
 @pytest.mark.parametrize(
-    "mask",
+    ("mask", "T", "S"),
     [
-        masks.everything,
-        masks.causal,
-        masks.window(3, 1),
-        masks.window(None, 2),
-        masks.causal_to_end,
+        (masks.everything, 8, 12),
+        (masks.everything, 12, 8),
+        (masks.causal, 8, 12),
+        (masks.causal, 12, 8),
+        (masks.window(3), 8, 12),
+        (masks.window(5), 12, 8),
+        (masks.causal_to_end, 8, 8),
     ],
     ids=repr,
 )
-def test_the_translation_to_cudnn_keeps_the_meaning(mask):
-    """Through jax.nn's "xla": the arguments are the same, only the executor is not cuDNN's."""
-    q, k, v = qkv(D=H)
-    bias = draw(1, N, T, S)
-    for terms in ((), (mods.pair_bias(bias),)):
-        want = attend(q, k, v, mods=terms, mask=mask, scale=0.4, impl="dense")
-        close(attend(q, k, v, mods=terms, mask=mask, scale=0.4, impl=CuDNN(inner="xla")), want)
+@pytest.mark.parametrize("bias", ["none", "pairs", "rows without keys"])
+def test_the_translation_to_cudnn_keeps_the_meaning(mask, T, S, bias):
+    """Values and gradients, a NaN of q, k or v, biases of -inf, rows that may see nothing."""
+    q, k, v = qkv(T, S, D=H)
+    terms = ()
+    if bias != "none":
+        x = draw(1, N, T, S)
+        if bias == "rows without keys":
+            x = x.at[:, :, :, 1].set(-jnp.inf).at[:, 1, 3:5].set(-jnp.inf)
+        terms = (mods.pair_bias(x),)
+    weights = draw(B, T, N, H, seed=5)
+
+    def run(impl, q, k, v):
+        return attend(q, k, v, mods=terms, mask=mask, scale=0.4, impl=impl)
+
+    def both(impl):
+        return run(impl, q, k, v), jax.grad(
+            lambda *x: jnp.sum(run(impl, *x) * weights), argnums=(0, 1, 2)
+        )(q, k, v)
+
+    close(both(LIKE_CUDNN), both("dense"))
+    for bad in (
+        (q.at[0, 3, 1, 2].set(jnp.nan), k, v),
+        (q, k.at[0, 2, 1, 2].set(jnp.inf), v),
+        (q, k, v.at[1, 5, 0, 2].set(jnp.nan)),
+    ):
+        got, want = (np.asarray(run(impl, *bad)) for impl in (LIKE_CUDNN, "dense"))
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+        assert np.isnan(want).any() and not np.isnan(want).all()
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_cudnn_says_why_it_does_not_run():
-    q, k, v = qkv(D=H)
+    q, k, v = qkv(8, 8, D=H)
     with pytest.raises(ValueError, match="'cudnn' does not run this call: needs an NVIDIA GPU"):
         attend(q, k, v, impl="cudnn")
-    anywhere = CuDNN(inner="xla")
     for options, reason in (
         ({"normalizer": normalizers.softpick()}, "normalizer softpick: only softmax"),
         ({"mods": (mods.soft_cap(3.0),)}, "mods: only one pair_bias"),
         ({"mask": masks.sinks(2)}, "mask sinks"),
-        ({"q_positions": jnp.arange(T)}, "explicit positions"),
+        ({"mask": masks.window(3, None)}, "only causal and window"),
+        ({"mask": masks.window(None, 1)}, "only causal and window"),
+        ({"q_positions": jnp.arange(8)}, "explicit positions"),
     ):
         with pytest.raises(ValueError, match=reason):
-            attend(q, k, v, impl=anywhere, **options)
+            attend(q, k, v, impl=LIKE_CUDNN, **options)
+    for T, S, mask, reason in (
+        (9, 8, masks.causal, "T = 9, S = 8: only even lengths"),
+        (8, 11, masks.causal, "only even lengths"),
+        (12, 8, masks.window(3), "queries that see no key"),
+        (8, 6, masks.causal_to_end, "only causal and window"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            attend(*qkv(T, S, D=H), mask=mask, impl=LIKE_CUDNN)
+
+
+def test_cudnn_refuses_arrays_beyond_32_bits():
+    q = jax.ShapeDtypeStruct((1, 2**20, 16, 128), jnp.bfloat16)
+    run = lambda q: attend(q, q, q, mask=masks.causal, impl=LIKE_CUDNN)
+    with pytest.raises(ValueError, match=r"2147483648 elements: only up to 2\^31 - 1"):
+        jax.eval_shape(run, q)
+    fits = jax.ShapeDtypeStruct((1, 2**20 - 2, 16, 128), jnp.bfloat16)
+    assert jax.eval_shape(run, fits).shape == fits.shape
 
 
 # ------------------------------------------------------------------------------------ explain
