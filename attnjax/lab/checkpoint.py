@@ -4,7 +4,8 @@
 
 The state is written into a folder named `*.partial` and renamed last; the seal holds the size and
 checksum of every file.  So a kill at any moment, or a disk that lost data, leaves something that
-is recognized: it is skipped with a warning, and the checkpoint before it is used.
+is recognized: it is skipped with a warning, and the checkpoint before it is used.  Keys of random
+numbers are leaves as others; an array of no elements is not written, and is that of the new run.
 
 Leaves that are split over devices are written by whoever has them, and read back as the leaves of
 the new run are split: over more devices, fewer, or one.  Of several processes each writes and reads
@@ -38,7 +39,7 @@ def save(folder: Path, step: int, tree: Any) -> Path:
         for stale in (partial, final):
             shutil.rmtree(stale, ignore_errors=True)
     _meet("nobody writes before stale files are gone")
-    leaves = {_key(i): _saved(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    leaves = {_key(i): _saved(leaf) for i, leaf in enumerate(_plain(tree)) if np.size(leaf)}
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save((partial / "state").absolute(), leaves)
     _meet("nothing is sealed before all have written")
@@ -84,22 +85,34 @@ def _newest_sound(folder: Path) -> int | None:
 
 
 def _read(path: Path, like: Any) -> Any:
-    wanted, structure = jax.tree.flatten(like)
-    keys = [_key(i) for i in range(len(wanted))]
+    wanted = {_key(i): x for i, x in enumerate(_plain(like))}
+    held = {key: x for key, x in wanted.items() if np.size(x)}
     with ocp.PyTreeCheckpointer() as checkpointer:
         state = (path / "state").absolute()
         there = checkpointer.metadata(state).item_metadata.tree
-        shapes = [tuple(there[key].shape) for key in sorted(there)]
-        if shapes != [np.shape(x) for x in wanted]:
+        shapes = {key: tuple(there[key].shape) for key in there}
+        if shapes != {key: np.shape(x) for key, x in held.items()}:
             raise ValueError(
                 f"checkpoint: {path} holds other shapes than this run, expected the same"
             )
-        how = {key: _how(x) for key, x in zip(keys, wanted, strict=True)}
-        leaves = checkpointer.restore(state, restore_args=how)
-    found = (leaves[key] for key in keys)
-    return jax.tree.unflatten(
-        structure, [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in found]
-    )
+        how = {key: _how(x) for key, x in held.items()}
+        leaves = wanted | checkpointer.restore(state, restore_args=how)
+    found = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves.values()]
+    pairs = zip(found, jax.tree.leaves(like), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(like), [_as(x, old) for x, old in pairs])
+
+
+def _plain(tree: Any) -> list[Any]:
+    """The leaves, keys of random numbers as the integers that they are."""
+    return [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
+
+
+def _as(x: jax.Array, like: Any) -> jax.Array:
+    return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if _is_key(like) else x
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _key(index: int) -> str:

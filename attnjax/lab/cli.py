@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,11 @@ _ABOUT = (
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A UserError is shown as one line (exit status 2); an interruption says how to go on (130)."""
+    """A UserError is shown as one line (exit status 2); an interruption says how to go on (130).
+
+    An interruption leaves at once: whatever is to be kept has been written, and an interpreter that
+    shuts down while XLA compiles in another thread may end in a segmentation fault.
+    """
     try:
         yield
     except UserError as error:
@@ -34,7 +39,8 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+        sys.stdout.flush()
+        os._exit(130)
 
 
 def effort_of(arguments: Sequence[str] | None = None) -> tuple[str, list[str]]:

@@ -1,12 +1,13 @@
 """Files of results: proved writable, replaced whole, and never lost to a run of other settings."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,23 @@ def set_aside(folder: Path, settings: Any, console: Console) -> None:
     told = ", ".join(f"{n} {old.get(n)} (now {new.get(n)})" for n in names)
     said = f"{folder} held a run with {told}; it is now in {aside}"
     console.print(said, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def stopwatch(path: Path) -> Iterator[Callable[[], float]]:
+    """The seconds so far, with those of earlier runs that an exception or Ctrl-C ended.
+
+    These are kept in `path`.
+    """
+    before = float(path.read_text()) if path.exists() else 0.0
+    began = time.monotonic()
+    spent = lambda: before + time.monotonic() - began
+    try:
+        yield spent
+    except BaseException:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, str(spent()).encode())
+        raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -13,7 +13,6 @@ one round of a timing.
 import dataclasses
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from attnjax.lab.claims import Claim, Names, Verdict, check_names
 from attnjax.lab.cli import effort_of, one_line_errors, positive, read_config, run_key
 from attnjax.lab.data import read_text
 from attnjax.lab.distributed import is_first
-from attnjax.lab.files import results_folder, set_aside
+from attnjax.lab.files import results_folder, set_aside, stopwatch
 from attnjax.lab.report import report
 
 
@@ -154,13 +153,13 @@ class Study(Generic[C]):
         text = getattr(config, "text", None)
         digest = 0 if text is None else read_text(text).digest
         key = run_key(_replaced(settings, seeds=1), effort, digest)
-        began = time.monotonic()
-        result = self.run(config, key, Place(folder, effort, log))
+        with stopwatch(folder / "checkpoints" / f"{key}.seconds") as spent:
+            result = self.run(config, key, Place(folder, effort, log))
         if not is_first():
             return ()
         verdicts = report(
             self.doc or folder.name, claims, result, effort=effort, config=settings, folder=folder,
-            seconds=time.monotonic() - began, figures=self.figures(config, result), console=console,
+            seconds=spent(), figures=self.figures(config, result), console=console,
         )  # fmt: skip
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return verdicts
