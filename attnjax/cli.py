@@ -1,4 +1,4 @@
-"""The command line: papers, mechanisms, what runs them, many devices, two runs compared."""
+"""Attention mechanisms in JAX: what there is, what runs it, many devices, two runs compared."""
 
 import difflib
 import functools
@@ -19,12 +19,13 @@ from rich.table import Table
 
 import attnjax
 from attnjax import catalogue
-from attnjax.catalogue import OPS, STATUSES, Paper
+from attnjax.catalogue import OPS, STATUSES, Entry, Paper, Part
 from attnjax.op import Op
 from attnjax.parallel.model.balance import balance
 from attnjax.parallel.model.planning import plan
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+Words = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="WORDS")]
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -56,11 +57,25 @@ def papers(
     show(tuple(rows))
 
 
+def find(words: Words = ()) -> None:
+    """Searches mechanisms, masks, mods, normalizers and papers: names, formulas, titles.
+
+    Args:
+        words: What all must be found, at the beginning of a word; without any, lists everything.
+    """
+    found = catalogue.find(words)
+    if not found:
+        raise UsageError(f"WORDS: nothing has {' '.join(words)}; `find` alone lists everything")
+    for entry in found:
+        print(f"{entry.name}  ({entry.kind})\n    {entry.about}")
+
+
 def show(name: Name) -> None:
     """Tells a mechanism's formula, paper, signature, implementations, limits and exemptions.
 
     Args:
-        name: An op, such as softpick_attention, or the id of a paper.
+        name: An op, such as softpick_attention, a mask, mod or normalizer, such as alibi, the id
+            of a paper, or its arXiv number.
     """
     if name.isdecimal():
         paper = _paper(int(name))
@@ -71,26 +86,32 @@ def show(name: Name) -> None:
             print(f"    {entry}")
         print()
     told = None
-    for op in _ops(name):
-        module = sys.modules[op.fn.__module__]
+    for each in _named(name):
+        if isinstance(each, Part):
+            _print_part(each)
+            continue
+        module = sys.modules[each.fn.__module__]
         if module is not told:
             print(inspect.getdoc(module))
             told = module
         print()
-        _print_op(op)
+        _print_op(each)
 
 
-def explain(name: Name) -> None:
+def explain(name: Name, length: int | None = None) -> None:
     """Tells which implementation runs a mechanism here, and why the others do not.
 
     Args:
         name: An op, such as softpick_attention, or the id of a paper.
+        length: How many tokens; few if it is left out.
     """
-    ops = _ops(name)
+    ops = [each for each in _named(name) if isinstance(each, Op)]
     if not ops:
-        raise UsageError(f"NAME: paper {name} has no op; expected one with entries under ops")
+        raise UsageError(f"NAME: {name} has no op; expected one with entries under ops")
+    if length is not None and length < 1:
+        raise UsageError(f"--length: got {length}, expected at least 1")
     for op in ops:
-        print(_implementations(op))
+        print(_implementations(op, **({} if length is None else {"T": length, "S": length})))
 
 
 def compare(first: Folder, second: Folder) -> None:
@@ -107,11 +128,12 @@ def compare(first: Folder, second: Folder) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command, or prints the version; returns the exit code, 2 for a wrong argument."""
-    args = sys.argv[1:] if args is None else args
-    if list(args) == ["--version"]:
+    args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    if args == ["--version"]:
         print(f"attnjax {attnjax.__version__}")
         return 0
     commands = {
+        "find": find,
         "papers": papers,
         "show": show,
         "explain": explain,
@@ -162,16 +184,37 @@ def _paper(number: int) -> Paper:
     return known[number]
 
 
-def _ops(name: str) -> tuple[Op, ...]:
-    """The op of that name, or those of the paper with that id."""
+def _named(name: str) -> tuple[Op | Part, ...]:
+    """What has that name, or begins so and is alone; or the ops of the paper with that number."""
     if name.isdecimal():
         return tuple(op for op in OPS if _paper(int(name)).id in op.papers)
-    _known("NAME", name, {op.name for op in OPS})
-    return tuple(op for op in OPS if op.name == name)
+    if re.fullmatch(r"\d{4}\.\d{4,5}", name):
+        has = lambda op: f"arXiv:{name}" in (inspect.getdoc(sys.modules[op.module]) or "")
+        if found := tuple(op for op in OPS if has(op)):
+            return found
+        raise UsageError(f"NAME: no op says arXiv:{name}; `papers` lists what is there")
+    known: dict[str, Op | Part] = {part.name.rpartition(".")[2]: part for part in catalogue.parts()}
+    known |= {part.name: part for part in catalogue.parts()} | {op.name: op for op in OPS}
+    if name not in known:
+        begin = [each for each in known if each.startswith(name)]
+        if len(begin) != 1:
+            _unknown(name, begin, known)
+        name = begin[0]
+    return (known[name],)
 
 
-def _implementations(op: Op) -> str:
-    return str(attnjax.explain(op.fn, **op.sample()))
+def _unknown(name: str, begin: Sequence[str], known: Iterable[str]) -> None:
+    """Raises UsageError with the nearest: what begins so, what a search finds, what is like it."""
+    found: list[Entry] = [] if begin else list(catalogue.find([name]))
+    near = list(begin) or [each.name for each in found]
+    near = near or difflib.get_close_matches(name, known, n=1)
+    told = ", ".join(map(repr, near[:4]))
+    hint = f"did you mean {told}?" if near else "`find` alone lists what there is"
+    raise UsageError(f"NAME: {name!r} is unknown; {hint}")
+
+
+def _implementations(op: Op, **sizes: int) -> str:
+    return str(attnjax.explain(op.fn, **op.sample(**sizes)))
 
 
 # ------------------------------------------------------------------------------------ printing
@@ -187,6 +230,13 @@ def _print_op(op: Op) -> None:
     _print_list("Implementations", _implementations(op).splitlines()[1:])
 
 
+def _print_part(part: Part) -> None:
+    head = f"attnjax.{part.name}"
+    if inspect.isfunction(part.value):
+        head += str(inspect.signature(part.value))
+    print(f"{_plain(head)}\n\n{part.doc}\n\nA {part.kind}.")
+
+
 def _print_list(title: str, lines: Iterable[str]) -> None:
     if lines := list(filter(None, lines)):
         print(f"{title}:", *lines, sep="\n    ")
@@ -200,7 +250,11 @@ def _signature(op: Op) -> str:
     if any(named):
         lines.insert(named.index(True), "*")
     head, tail = f"{op.dotted}(", inspect.formatannotation(signature.return_annotation)
-    text = "\n    ".join([head, *(f"{line}," for line in lines)]) + f"\n) -> {tail}"
+    return _plain("\n    ".join([head, *(f"{line}," for line in lines)]) + f"\n) -> {tail}")
+
+
+def _plain(text: str) -> str:
+    """A signature with arrays by their letters, and classes without their modules."""
     text = re.sub(r"[\w.]*\b(Float|Int|Bool)\[[\w.]*Array, ' ?([^']*)'\]", r"\1[\2]", text)
     text = re.sub(r"(?:typing\.)?Annotated\[(.*), '[^']*'\]", r"\1", text)
     return re.sub(r"attnjax\.[a-z_.]*\.([A-Z])", r"\1", text)

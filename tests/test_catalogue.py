@@ -16,7 +16,7 @@ import pytest
 
 import attnjax
 import attnjax.ops
-from attnjax import cli
+from attnjax import catalogue, cli
 from attnjax.catalogue import OPS, papers
 from tests.laws.cases import oracle
 
@@ -305,6 +305,51 @@ def test_show_takes_the_id_of_a_paper(capsys):
     assert out.count("Two ways to let a head do nothing") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("softpick_att", "attnjax.ops.softmax_core.softpick.softpick_attention("),
+        ("2504.20966", "softpick_attention("),
+        ("alibi", "attnjax.mods.alibi(slopes"),
+        ("masks.causal", "k <= q: rows and columns start together (top-left)."),
+        ("rotary", "q . k depends on differences"),
+    ],
+)
+def test_show_takes_beginnings_arxiv_numbers_and_parts(capsys, name, told):
+    code, out, _ = run(capsys, "show", name)
+    assert code == 0 and told in out
+
+
+def test_find_searches_names_formulas_and_titles(capsys):
+    names = lambda *words: [e.name for e in catalogue.find(words)]
+    assert names("alibi")[:2] == ["mods.alibi", "mods.alibi_slopes"]
+    assert names("rope")[0] == "core.positions.rotary"
+    assert "gated_delta_net" in names("delta", "gated")
+    everything = {e.name for e in catalogue.find(())}
+    assert {op.name for op in OPS} <= everything and "normalizers.softpick" in everything
+    todo = next(p for p in PAPERS if p.status == "todo" and not p.entries)
+    assert f"paper {todo.id}" in names(*re.findall(r"\w+", todo.title)[:4])
+    code, out, _ = run(capsys, "find", "softpick")
+    assert code == 0 and "softpick_attention  (softmax-core, papers" in out
+
+
+def test_every_part_is_told():
+    told = [part.name for part in catalogue.parts() if not part.doc]
+    assert not told and len(catalogue.parts()) > 60
+
+
+def test_without_a_command_all_are_listed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    out = capsys.readouterr().out
+    assert not stopped.value.code and "find" in out and "explain" in out
+
+
+def test_explain_takes_a_length(capsys):
+    _, out, _ = run(capsys, "explain", "forgetting_attention", "--length", "512")
+    assert "T=512" in out and "-> blockwise" in out
+
+
 def test_explain_names_the_implementation_that_runs(capsys):
     code, out, _ = run(capsys, "explain", "forgetting_attention")
     assert code == 0 and "-> dense" in out and "mods add_difference" in out
@@ -320,12 +365,18 @@ def test_balance_and_plan_tell_about_many_devices(capsys):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (("show", "sofpick"), "NAME: 'sofpick' is unknown; did you mean 'softpick_attention'?"),
-        (("explain", "shaw_relativ"), "did you mean 'shaw_relative_attention'?"),
+        (("show", "sofpick"), "NAME: 'sofpick' is unknown; did you mean 'softpick'?"),
+        (("explain", "shaw_relatve"), "did you mean 'shaw_relative_attention'?"),
         (
             ("papers", "--family", "positon"),
             "family: 'positon' is unknown; did you mean 'position'?",
         ),
+        (("show", "no_such_thing"), "unknown; `find` alone lists what there is"),
+        (("show", "cosine_"), "'cosine_' is unknown"),
+        (("show", "2504.99999"), "NAME: no op says arXiv:2504.99999"),
+        (("find", "no_such_thing"), "WORDS: nothing has no_such_thing"),
+        (("explain", "alibi"), "NAME: alibi has no op"),
+        (("explain", "cog_attention", "--length", "0"), "--length: got 0, expected at least 1"),
         (("show", "999"), "NAME: no paper 999; expected an id 0 .. 404"),
         (("papers", "--json", "--markdown"), "given together; expected one of them"),
         (

@@ -8,7 +8,7 @@ from attnjax.typing import Array
 
 
 def rotary(x: Array, positions: Array, base: float = 10000.0) -> Array:
-    """x (B,T,N,H) turned by its positions (T,) or (B,T), wide: q . k then depends on differences.
+    """RoPE: x (B,T,N,H) turned by positions (T,) or (B,T), wide; q . k depends on differences.
 
     Channels h and h + H/2 are a plane that turns by position * base^(-2h/H) radians.
     Su et al. 2021, arXiv:2104.09864; the paper pairs neighboring channels, a fixed permutation.
@@ -18,7 +18,8 @@ def rotary(x: Array, positions: Array, base: float = 10000.0) -> Array:
         raise ValueError(f"rotary: x has width H = {x.shape[-1]}, expected an even number")
     x = wide(x)
     rate = base ** (-np.arange(half) / half)
-    angle = jnp.asarray(positions, x.dtype)[..., None, None] * jnp.asarray(rate, x.dtype)
+    at = jnp.atleast_2d(jnp.asarray(positions, x.dtype))[..., None, None]
+    angle = at * jnp.asarray(rate, x.dtype).reshape(1, 1, 1, half)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

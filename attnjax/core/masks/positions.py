@@ -17,6 +17,7 @@ from attnjax.core.masks.base import (
     Mask,
     checked_int,
     checked_ints,
+    constant,
     numpy_of,
     static_field,
     verdict,
@@ -121,7 +122,7 @@ class Predicate(Mask):
         return numpy_of(ok).broadcast_to(ok, shape)
 
     def classify(self, q_lo, q_hi, k_lo, k_hi):
-        return np.full(np.broadcast_shapes(np.shape(q_lo), np.shape(k_lo)), PARTIAL, np.int8)
+        return constant(PARTIAL, np.int8, q_lo, k_lo)
 
     def __repr__(self):
         return f"fn({_name(self.fn)})"
@@ -162,7 +163,10 @@ def fn(predicate: Callable[[Any, Any], Any]) -> Mask:
 
 
 def window(left: int | None, right: int | None = 0) -> Mask:
-    """q - left <= k <= q + right; None is no limit, so `window(0, None)` looks only ahead."""
+    """q - left <= k <= q + right; None is no limit, so `window(0, None)` looks only ahead.
+
+    The sliding window of Longformer and Mistral; global tokens are `sinks(n)` beside it.
+    """
     check = lambda name, n: n if n is None else checked_int(f"window: {name}", n, 0, " or None")
     return Window(check("left", left), check("right", right))
 

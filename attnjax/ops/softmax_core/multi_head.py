@@ -23,7 +23,7 @@ from attnjax.typing import Array, Float, K, Out, Q, V
 def multi_head_attention(
     q: Q, k: K, v: V, *, mask: masks.Mask = masks.everything, impl: Impl = None
 ) -> Out:
-    """Softmax attention; every query sees every key unless `mask` says otherwise."""
+    """Softmax attention to every key that `mask` allows; GQA and MQA where K < N."""
     return attend(q, k, v, mask=mask, impl=impl)
 
 
