@@ -26,8 +26,9 @@ def scan_chunks(
 
 def cut(x: Array, size: int) -> Array:
     """(B,T,...) as (B,chunks,size,...); zeros fill the last one."""
-    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(x.shape[0], -1, size, *x.shape[2:])
+    chunks = -(-x.shape[1] // size)
+    x = jnp.pad(x, [(0, 0), (0, chunks * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(x.shape[0], chunks, size, *x.shape[2:])
 
 
 def by_chunk(x: Array, size: int) -> Array:
@@ -38,4 +39,4 @@ def by_chunk(x: Array, size: int) -> Array:
 def in_a_row(x: Array, length: int) -> Array:
     """(chunks,B,size,...) as (B,length,...): undoes `by_chunk`."""
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :length]

@@ -77,7 +77,7 @@ def taylor(order: int = 2) -> FeatureMap:
         powers = [jnp.ones((*x.shape[:-1], 1), x.dtype)]
         for _ in range(order):
             power = powers[-1][..., None] * x[..., None, :]
-            powers.append(power.reshape(*x.shape[:-1], -1))
+            powers.append(power.reshape(*x.shape[:-1], power.shape[-2] * power.shape[-1]))
         scaled = [p / math.sqrt(math.factorial(l)) for l, p in enumerate(powers)]
         return jnp.concatenate(scaled, axis=-1)
 

@@ -25,6 +25,7 @@ from attnjax.core.closures import traced_closure
 from attnjax.core.pairwise.operands import Shape, Tile, lay_out, without_nan
 from attnjax.core.pairwise.relative import look_up
 from attnjax.core.sharding import LOCAL, SequenceSharding
+from attnjax.core.values import Value
 from attnjax.typing import Array, Float, PerHead, PerQuery, V
 
 Fn = Callable[..., Array]
@@ -32,7 +33,7 @@ Fn = Callable[..., Array]
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["x"], meta_fields=[])
 @dataclass(frozen=True)
-class Cumsum:
+class Cumsum(Value):
     """An operand that is the running sum of x (T,) or (B,T,N), taken where the tokens are."""
 
     x: Array
@@ -51,7 +52,7 @@ class Poison(NamedTuple):
     meta_fields=["fn", "kinds", "positions", "contract", "group"],
 )
 @dataclass(frozen=True)
-class Mod:
+class Mod(Value):
     """A score modification; made by `mod` and the functions below, not by hand.
 
     fn         (score, [q_position, k_position,] *operands) -> score
@@ -193,9 +194,10 @@ def log_sum_exp(score: Array, allowed: Array | None, group: int) -> Array:
     low = float(jnp.finfo(score.dtype).min) / 4
     s = score if allowed is None else jnp.where(allowed, score, low)
     s = jnp.pad(s, [(0, 0)] * (s.ndim - 1) + [(0, -S % group)], constant_values=low)
-    s = s.reshape(*s.shape[:-1], -1, group)
+    s = s.reshape(*s.shape[:-1], s.shape[-1] // group, group)
     total = jax.nn.logsumexp(s, axis=-1, keepdims=True)
-    return jnp.broadcast_to(total, s.shape).reshape(*score.shape[:-1], -1)[..., :S]
+    each = jnp.broadcast_to(total, s.shape)
+    return each.reshape(*score.shape[:-1], each.shape[-2] * group)[..., :S]
 
 
 # ------------------------------------------------------------------------------ the usual ones
@@ -327,7 +329,7 @@ def additive(
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["v", "table"], meta_fields=[])
 @dataclass(frozen=True)
-class RelativeValues:
+class RelativeValues(Value):
     """Values with a part that depends on the relative position; made by `relative_values`."""
 
     v: Array

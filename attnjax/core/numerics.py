@@ -8,6 +8,11 @@ from jax import lax
 from attnjax.typing import Array, Float
 
 
+def known(*sizes: object) -> bool:
+    """Whether these are numbers, not dimensions that an exported program leaves open."""
+    return all(isinstance(n, int) for n in sizes)
+
+
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """float64 stays, everything else computes in float32."""
     return jnp.promote_types(dtype, jnp.float32)
@@ -40,6 +45,11 @@ def divide_stably(values: Array, denominator: Array) -> Array:
 def wide(x: Array) -> Array:
     """x in float32; float64 stays float64."""
     return x.astype(working_dtype(x.dtype))
+
+
+def aligned(weight: Array, x: Array) -> Array:
+    """A weight of the last axes of x, wide, with an axis of one for each axis in front of them."""
+    return wide(weight).reshape((1,) * (x.ndim - weight.ndim) + weight.shape)
 
 
 def finite(x: Array) -> Array:
@@ -91,7 +101,8 @@ class Affine(NamedTuple):
     b: Float[Array, " D"]
 
     def __call__(self, x: Array) -> Array:
-        return matmul(x, self.w) + wide(self.b)
+        y = matmul(x, self.w)
+        return y + aligned(self.b, y)
 
 
 def rms_norm(x: Array, eps: float = 1e-6) -> Array:

@@ -97,13 +97,13 @@ def reduce_rows(
     v = jnp.zeros((*k.shape[:3], 0), k.dtype)
     request = prepare(q, k, v, mods=mods, mask=mask, scale=scale).scaled()
     z = request.shape
-    most = min(_ROWS, z.T + block_q - 1, _SCORES // (z.B * z.N * z.S))
+    most = min(_ROWS, z.T + block_q - 1, _SCORES // max(1, z.B * z.N * z.S))
     rows = block_q * max(1, most // block_q)
 
     def of_row(s: int, u: Array) -> Any:
         at = u * rows + jnp.arange(rows)
         tile = Tile(chosen_rows(at, None), span(0, s, None))
-        ok = (at < z.T)[:, None]
+        ok = (at < z.T)[None, None, :, None]
         if (seen := allowed(request.mask, tile)) is not None:
             ok = ok & seen
         scores = product(take_at(request.q, tile.q, -2), request.k[..., :s, :])
@@ -116,7 +116,11 @@ def reduce_rows(
         for s, number in _keys_of_rows(request.mask, z, rows)
     ]
     U = -(-z.T // block_q)
-    flat = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :U]
+
+    def flat(x: Array) -> Array:
+        n, B, rows = x.shape[:3]
+        return jnp.moveaxis(x, 0, 1).reshape(B, n * rows, *x.shape[3:])[:, :U]
+
     return jax.tree.map(lambda *x: flat(jnp.concatenate(x)), *parts)
 
 

@@ -139,7 +139,8 @@ def gray_codes(x: Array, planes: Array) -> Array:
     x = finite(x)
     side = jnp.einsum("BTNH,HR->BTNR", x, planes.astype(x.dtype), precision="highest") > 0
     place = jnp.cumsum(side, axis=-1) % 2
-    return (place << jnp.arange(planes.shape[1])[::-1]).sum(-1)
+    bits = np.arange(planes.shape[1])[::-1].reshape(1, 1, 1, -1)
+    return (place << bits).sum(-1)
 
 
 def sample_keys(draws: Array, density: Array, length: int) -> tuple[Array, Array]:
@@ -151,15 +152,16 @@ def sample_keys(draws: Array, density: Array, length: int) -> tuple[Array, Array
     B, S, heads = density.shape
     d = finite(lax.stop_gradient(density))
     d = jnp.pad(d + jnp.finfo(d.dtype).tiny, ((0, 0), (0, -S % length), (0, 0)))
-    d = jnp.moveaxis(d.reshape(B, -1, length, heads), 3, 2)
+    n = -(-S // length)
+    d = jnp.moveaxis(d.reshape(B, n, length, heads), 3, 2)
     ends = jnp.cumsum(d, axis=-1)  # (B,n,K,length)
-    first = np.arange(0, S, length)[:, None, None]
+    first = np.arange(0, S, length)[None, :, None, None]
     search = functools.partial(jnp.searchsorted, side="right")
-    at = draws.astype(d.dtype) * ends[..., -1:]
+    at = draws.astype(d.dtype)[None, None, None] * ends[..., -1:]
     at = jnp.vectorize(search, signature="(s),(m)->(m)")(ends, at)
     at = jnp.minimum(at, np.minimum(length, S - first) - 1)
     log_weight = -jnp.log(len(draws) * jnp.take_along_axis(d, at, axis=-1) / ends[..., -1:])
-    flat = lambda x: jnp.moveaxis(x, 3, 2).reshape(B, -1, heads)
+    flat = lambda x: jnp.moveaxis(x, 3, 2).reshape(B, n * len(draws), heads)
     return flat(at + first), flat(log_weight)
 
 
@@ -179,7 +181,7 @@ def running_kth(rank: Int[Array, " S"], k: int) -> Int[Array, " S"]:
         zeros = jnp.pad(jnp.cumsum(1 - one), (1, 0))  # in front of each place
         count = zeros[high] - zeros[low]
         is_one = skip >= count  # the k-th smallest has a one at this bit
-        smallest = smallest + (is_one << bit)
+        smallest = smallest + (is_one.astype(rank.dtype) << bit)
         skip = skip - jnp.where(is_one, count, 0)
         low, high = (
             jnp.where(is_one, zeros[-1] + place - zeros[place], zeros[place])

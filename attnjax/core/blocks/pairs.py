@@ -122,13 +122,13 @@ def _along(
 
 
 def visible(request: Request) -> Array:
-    """Which keys the selection of one head shows to each query, (T,S)."""
+    """Which keys the selection of one head shows to each query, (1,1,T,S)."""
     blocks, z = request.blocks, request.shape
     count = -(-z.S // blocks.block_k)
     indices = jnp.where(blocks.valid, blocks.indices, -1)[0, 0]  # (U,M)
-    seen = (indices[:, :, None] == jnp.arange(count)).any(1)
+    seen = (indices[:, :, None] == jnp.arange(count)[None, None]).any(1)
     wide = jnp.repeat(jnp.repeat(seen, blocks.block_q, 0), blocks.block_k, 1)
-    return wide[: z.T, : z.S]
+    return wide[None, None, : z.T, : z.S]
 
 
 # Products of this many scores use both cores of a CPU (and keep a GPU busy); smaller ones cost

@@ -38,7 +38,7 @@ def mass_of_blocks(
     ends = covers - 1, max(0, width - w.shape[-1])
     w = jnp.pad(w, [*[(0, 0)] * (w.ndim - 1), ends])
     mass = jnp.stack([w[..., i : i + width] for i in range(covers)]).sum(0)
-    return mass.reshape(*w.shape[:-1], count, -1).sum(-1)
+    return mass.reshape(*w.shape[:-1], count, block // stride).sum(-1)
 
 
 def mask_of_runs(mask: Mask, T: int, S: int, length: int, stride: int) -> Mask:

@@ -44,7 +44,8 @@ def blocks_of(x: Float[Array, "B S K H"], block: int) -> tuple[Array, np.ndarray
 def mean_pool(x: Float[Array, "B S K H"], block: int) -> Float[Array, "B n K H"]:
     """The mean of each block of tokens, the last over the tokens it has."""
     inside, real = blocks_of(x, block)
-    return inside.sum(2) / real.sum(1)[:, None, None]
+    count = real.sum(1).astype(inside.dtype)
+    return inside.sum(2) / count[None, :, None, None]
 
 
 def dot_scores(q: Float[Array, "B U N H"], k: Float[Array, "B n K H"]) -> BlockScores:
@@ -53,7 +54,7 @@ def dot_scores(q: Float[Array, "B U N H"], k: Float[Array, "B n K H"]) -> BlockS
     q = jnp.where(jnp.isfinite(q), q.astype(working_dtype(q.dtype)), 0.0)
     rows = q.reshape(B, U, heads, N // heads, H)
     out = jnp.einsum("BUKGH,BnKH->BUKGn", rows, k.astype(q.dtype), precision=lax.Precision.HIGHEST)
-    return out.reshape(B, U, N, -1)
+    return out.reshape(B, U, N, k.shape[1])
 
 
 def over_group(scores: BlockScores, heads: int) -> BlockScores:
@@ -95,11 +96,9 @@ def every_block(B: int, T: int, S: int, *, block_q: int = 1, block_k: int) -> Se
 
 
 def top_k(scores: BlockScores, k: int, *, block_q: int = 1, block_k: int) -> Selection:
-    """The k blocks of largest score in each row; -inf is never chosen, +inf first."""
-    n = scores.shape[-1]
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n:
-        raise ValueError(f"top_k: k is {k!r}, expected an integer from 1 to the {n} blocks")
-    values, indices = lax.top_k(lax.stop_gradient(scores), int(k))
+    """The k blocks of largest score in each row, or all; -inf is never chosen, +inf first."""
+    k = _at_most("top_k: k", k, scores.shape[-1])
+    values, indices = lax.top_k(lax.stop_gradient(scores), k)
     return Selection(indices.astype(jnp.int32), values > -jnp.inf, block_q, block_k)
 
 
@@ -155,9 +154,14 @@ def _share(p: Any) -> Any:
 
 
 def _most(name: str, most: int | None, n: int) -> int:
-    if most is not None and not 1 <= most <= n:
-        raise ValueError(f"{name}: most is {most!r}, expected an integer from 1 to the {n} blocks")
-    return n if most is None else int(most)
+    return n if most is None else _at_most(f"{name}: most", most, n)
+
+
+def _at_most(name: str, k: Any, n: int) -> int:
+    """k, or n where there are fewer blocks: a short text is seen whole."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"{name} is {k!r}, expected an integer of at least 1")
+    return min(int(k), n)
 
 
 def _finite(mass: Array) -> Array:

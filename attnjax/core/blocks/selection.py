@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from attnjax.core.pairwise.operands import Shape
+from attnjax.core.values import Value
 from attnjax.typing import Array, Bool, Int
 
 
@@ -25,7 +26,7 @@ from attnjax.typing import Array, Bool, Int
     meta_fields=["block_q", "block_k"],
 )
 @dataclass(frozen=True)
-class Selection:
+class Selection(Value):
     """The blocks of keys that each block of queries attends to: M at most.
 
     indices   (B,U,X,M) integers.  U = ceil(T / block_q) blocks of queries; X = 1, K or N heads that

@@ -14,6 +14,7 @@ from attnjax.core.masks.base import (
     checked_array,
     checked_int,
     checked_ints,
+    constant,
     every_one,
     numpy_of,
     rank4,
@@ -135,10 +136,10 @@ class Until(Mask):
 
     def allowed(self, q_pos, k_pos):
         xp = numpy_of(self, q_pos, k_pos)
-        return q_pos <= xp.take(xp.asarray(self.last), k_pos, axis=-1, mode="clip")
+        return rank4(q_pos) <= xp.take(xp.asarray(self.last), k_pos, axis=-1, mode="clip")
 
     def classify(self, q_lo, q_hi, k_lo, k_hi):
-        return np.full(np.broadcast_shapes(np.shape(q_lo), np.shape(k_lo)), PARTIAL, np.int8)
+        return constant(PARTIAL, np.int8, q_lo, k_lo)
 
     def as_function(self, q_positions, k_positions, heads):
         last = read_at(jnp.asarray(self.last, jnp.int32), k_positions, heads)
@@ -166,7 +167,10 @@ def lengths(q: Any = None, k: Any = None) -> Mask:
 
 
 def block_layout(layout: Any, block_q: int, block_k: int) -> Mask:
-    """Whole blocks of block_q x block_k, for a bool layout (nq, nk) or (N|1, nq, nk)."""
+    """Whole blocks of block_q x block_k, for a bool layout (nq, nk) or (N|1, nq, nk).
+
+    Such as the random blocks of BigBird and the strides of Sparse Transformers.
+    """
     layout = checked_array(
         "block_layout: layout", layout, np.bool_, {2: "(nq, nk)", 3: "(N, nq, nk)"}
     )

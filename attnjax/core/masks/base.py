@@ -36,12 +36,14 @@ from jax.core import Tracer
 from jax.tree_util import register_dataclass
 
 from attnjax.core.masks.functions import MaskFunction, OfPositions, join
+from attnjax.core.numerics import known
+from attnjax.core.values import Value
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 FAR = 2**31 - 1  # beyond every distance between two positions
 
 
-class Mask:
+class Mask(Value):
     """Base of all masks; combine them with `&`, `|` and `~`."""
 
     def allowed(self, q_pos: Any, k_pos: Any) -> Any:
@@ -117,10 +119,10 @@ class Everything(Mask):
     """
 
     def allowed(self, q_pos, k_pos):
-        return np.ones(np.broadcast_shapes(np.shape(q_pos), np.shape(k_pos)), bool)
+        return constant(True, bool, q_pos, k_pos)
 
     def classify(self, q_lo, q_hi, k_lo, k_hi):
-        return np.full(np.broadcast_shapes(np.shape(q_lo), np.shape(k_lo)), FULL, np.int8)
+        return constant(FULL, np.int8, q_lo, k_lo)
 
     def __and__(self, other: Mask) -> Mask:
         return other if isinstance(other, Mask) else NotImplemented
@@ -212,15 +214,22 @@ def tile_kinds(mask: Mask, T: int, S: int, block_q: int, block_k: int, q_pos: An
 
 def tile_kinds_of_each(mask: Mask, T: int, S: int, block_q: int, block_k: int, q_pos, k_pos):
     """The same for each example and head, (B|1, N|1, rows, columns)."""
-    q = [x[:, None] for x in _intervals("q_positions", q_pos, checked_int("T", T, 1), block_q)]
-    k = [x[None] for x in _intervals("k_positions", k_pos, checked_int("S", S, 1), block_k)]
-    return fill(rank4(mask.classify(*q, *k)), len(q[0]), k[0].shape[1])
+    T, S = (checked_int(name, n, 1) if known(n) else n for name, n in (("T", T), ("S", S)))
+    q = [x[:, None] for x in _intervals("q_positions", q_pos, T, block_q)]
+    k = [x[None] for x in _intervals("k_positions", k_pos, S, block_k)]
+    return fill(rank4(mask.classify(*q, *k)), q[0].shape[0], k[0].shape[1])
 
 
 def numpy_of(*values: Any) -> Any:
     """jax.numpy if any leaf is a JAX array, traced or not, else NumPy."""
     leaves = jax.tree_util.tree_leaves(values)
     return jnp if any(isinstance(x, jax.Array) for x in leaves) else np
+
+
+def constant(value: Any, dtype: Any, *like: Any) -> Any:
+    """One value in the shape to which the others broadcast; NumPy if that is known."""
+    shape = jnp.broadcast_shapes(*map(np.shape, like))
+    return (np if known(*shape) else jnp).full(shape, value, dtype)
 
 
 def verdict(some: Any, every: Any) -> Any:
@@ -247,8 +256,9 @@ def _intervals(name: str, positions: Any, length: int, block: int) -> tuple[Any,
     checked_int("block_q" if name[0] == "q" else "block_k", block, 1)
     blocks = -(-length // block)
     if positions is None:
-        start = np.arange(blocks, dtype=np.int32) * np.int32(block)
-        return start, np.minimum(start + (block - 1), length - 1)
+        xp = np if known(blocks) else jnp
+        start = xp.arange(blocks, dtype=np.int32) * np.int32(block)
+        return start, xp.minimum(start + (block - 1), length - 1)
     positions = checked_ints(name, positions, {1: f"({length},)"})
     if positions.shape != (length,):
         raise ValueError(f"{name}: got shape {positions.shape}, expected ({length},)")

@@ -27,6 +27,7 @@ from jax import lax
 
 from attnjax.core.numerics import divide
 from attnjax.core.pairwise.operands import Shape, lay_out
+from attnjax.core.values import Value
 from attnjax.typing import Array
 
 Rows = tuple[Array, ...]
@@ -42,6 +43,7 @@ def lowest(dtype: jnp.dtype) -> float:
 
 
 def exponential_rescale(old: Array, new: Array) -> Array:
+    """exp(old - new): what exponentials are multiplied by when their reference moves."""
     return jnp.exp(old - new)
 
 
@@ -71,7 +73,7 @@ class Stage:
     meta_fields=["name", "numerator", "denominator", "peak", "rescale", "floor", "extra", "stages"],
 )
 @dataclass(frozen=True)
-class Normalizer:
+class Normalizer(Value):
     """A map from rows of scores to rows of weights; see the module's first lines.
 
     floor    (params) -> a value the reference never goes below (rows), or None

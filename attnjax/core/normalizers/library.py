@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -68,12 +68,19 @@ def sigmoid(bias: float | Array = 0.0) -> Normalizer:
     return Normalizer("sigmoid", _sigmoid, params=(_number(bias),))
 
 
-@functools.cache
+@dataclass(frozen=True)
+class _ReluPower:
+    power: int
+
+    def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Array:
+        return jax.nn.relu(s) ** self.power
+
+
 def relu(power: int = 1) -> Normalizer:
     """relu(s_j)^power, not normalized.  Zhang et al. 2021, arXiv:2104.07012 (power 1)."""
     if not isinstance(power, int) or power < 1:
         raise ValueError(f"relu: power is {power!r}, expected an integer of at least 1")
-    return Normalizer(f"relu({power})", lambda s, m, stats, params: jax.nn.relu(s) ** power)
+    return Normalizer(f"relu({power})", _ReluPower(power))
 
 
 def _score(s: Array, m: Array, stats: Rows, params: Params) -> Array:
@@ -137,6 +144,10 @@ def softpick(eps: float = 1e-6) -> Normalizer:
     )
 
 
+def _size(s: Array) -> Array:
+    return jnp.abs(s)
+
+
 def _signed(s: Array, m: Array, stats: Rows, params: Params) -> Array:
     return jnp.sign(s) * jnp.exp(jnp.abs(s) - m)
 
@@ -145,11 +156,21 @@ def _unsigned(s: Array, m: Array, stats: Rows, params: Params) -> Array:
     return jnp.exp(jnp.abs(s) - m)
 
 
-signed = Normalizer("signed", _signed, _unsigned, peak=jnp.abs)
+signed = Normalizer("signed", _signed, _unsigned, peak=_size)
 """sign(s_j) exp|s_j| / sum exp|s|: weights in [-1, 1].  Lv et al. 2024, arXiv:2411.07176."""
 
 
-@functools.cache
+@dataclass(frozen=True)
+class _Series:
+    """sum of s^k / k! up to an order."""
+
+    order: int
+
+    def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Array:
+        first, *rest = (1.0 / math.factorial(k) for k in range(self.order, -1, -1))
+        return functools.reduce(lambda p, c: p * s + c, rest, jnp.full_like(s, first))
+
+
 def taylor(order: int = 2) -> Normalizer:
     """p(s_j) / sum p(s), p(x) = sum_{k <= order} x^k / k!; order even, so that p > 0.
 
@@ -157,13 +178,7 @@ def taylor(order: int = 2) -> Normalizer:
     """
     if not isinstance(order, int) or order < 2 or order % 2:
         raise ValueError(f"taylor: order is {order!r}, expected an even integer of at least 2")
-    coefficients = [1.0 / math.factorial(k) for k in range(order, -1, -1)]
-
-    def series(s: Array, m: Array, stats: Rows, params: Params) -> Array:
-        return functools.reduce(
-            lambda p, c: p * s + c, coefficients[1:], jnp.full_like(s, coefficients[0])
-        )
-
+    series = _Series(order)
     return Normalizer(f"taylor({order})", series, series)
 
 
@@ -201,13 +216,14 @@ def _level(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
     return (divide(sums[1], sums[0]),)
 
 
-@functools.cache
-def _reweighted(power: int) -> Normalizer:
-    def sharpen(s: Array, m: Array, stats: Rows, params: Params) -> Array:
-        return jax.nn.relu(stats[0] * jax.nn.softplus(s) - params[0]) ** power
+@dataclass(frozen=True)
+class _Sharpened:
+    """relu(n A - offset)^power of the softplus weights A."""
 
-    stage = Stage(_softplus_and_count, _level)
-    return Normalizer(f"softplus(power={power})", sharpen, sharpen, stages=(stage,))
+    power: int
+
+    def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Array:
+        return jax.nn.relu(stats[0] * jax.nn.softplus(s) - params[0]) ** self.power
 
 
 def softplus(power: int = 1, offset: float | Array = 0.0) -> Normalizer:
@@ -222,7 +238,9 @@ def softplus(power: int = 1, offset: float | Array = 0.0) -> Normalizer:
         raise ValueError(f"softplus: power is {power!r}, expected an integer of at least 1")
     if power == 1 and isinstance(offset, (int, float)) and offset == 0:
         return Normalizer("softplus", _softplus, _softplus)
-    return replace(_reweighted(power), params=(_number(offset),))
+    sharpen, stage = _Sharpened(power), Stage(_softplus_and_count, _level)
+    name, params = f"softplus(power={power})", (_number(offset),)
+    return Normalizer(name, sharpen, sharpen, stages=(stage,), params=params)
 
 
 def _exp_term(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
@@ -258,7 +276,46 @@ def clipped_softmax(low: float | Array, high: float | Array = 1.0) -> Normalizer
 _NEWTON = 15
 
 
-@functools.cache
+@dataclass(frozen=True)
+class _OfAlpha:
+    alpha: float
+
+    def x(self, s: Array, tau: Array) -> Array:
+        return (self.alpha - 1.0) * s - tau
+
+    def weight(self, s: Array, tau: Array) -> Array:
+        x, power = self.x(s, tau), 1.0 / (self.alpha - 1.0)
+        return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** power, 0.0 * x)  # NaN stays NaN
+
+    def slope(self, s: Array, tau: Array) -> Array:
+        x, power = self.x(s, tau), 1.0 / (self.alpha - 1.0)
+        return jnp.where(x > 0, power * jnp.where(x > 0, x, 1.0) ** (power - 1.0), 0.0)
+
+
+class _EntmaxWeight(_OfAlpha):
+    def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Array:
+        return self.weight(s, stats[0])
+
+
+class _EntmaxTerms(_OfAlpha):
+    def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Rows:
+        return self.weight(s, stats[0]), self.slope(s, stats[0])
+
+
+class _EntmaxStart(_OfAlpha):
+    def __call__(self, m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
+        return ((self.alpha - 1.0) * m - 1.0,)
+
+
+def _newton_step(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
+    excess, steepness = jnp.where(sums[0] == 0, 0.0, sums[0] - 1.0), lax.stop_gradient(sums[1])
+    return (stats[0] + divide(excess, steepness),)
+
+
+def _nothing(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
+    return ()
+
+
 def entmax(alpha: float = 1.5) -> Normalizer:
     """relu((alpha-1) s_j - tau)^(1/(alpha-1)), tau such that a row sums to one; 1 < alpha <= 2.
 
@@ -267,33 +324,9 @@ def entmax(alpha: float = 1.5) -> Normalizer:
     """
     if not isinstance(alpha, (int, float)) or not 1 < alpha <= 2:
         raise ValueError(f"entmax: alpha is {alpha!r}, expected a number with 1 < alpha <= 2")
-    power = 1.0 / (alpha - 1.0)
-
-    def weigh(s: Array, tau: Array) -> Array:
-        x = (alpha - 1.0) * s - tau
-        return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** power, 0.0 * x)  # NaN stays NaN
-
-    def slope(s: Array, tau: Array) -> Array:
-        x = (alpha - 1.0) * s - tau
-        return jnp.where(x > 0, power * jnp.where(x > 0, x, 1.0) ** (power - 1.0), 0.0)
-
-    def begin(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
-        return ((alpha - 1.0) * m - 1.0,)
-
-    def terms(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
-        return weigh(s, stats[0]), slope(s, stats[0])
-
-    def newton(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
-        excess, steepness = jnp.where(sums[0] == 0, 0.0, sums[0] - 1.0), lax.stop_gradient(sums[1])
-        return (stats[0] + divide(excess, steepness),)
-
-    def numerator(s: Array, m: Array, stats: Rows, params: Params) -> Array:
-        return weigh(s, stats[0])
-
-    first = Stage(lambda s, m, stats, params: (), begin, peak=_identity)
-    return Normalizer(
-        f"entmax({alpha})", numerator, stages=(first, Stage(terms, newton, repeat=_NEWTON))
-    )
+    first = Stage(_nothing, _EntmaxStart(alpha), peak=_identity)
+    steps = Stage(_EntmaxTerms(alpha), _newton_step, repeat=_NEWTON)
+    return Normalizer(f"entmax({alpha})", _EntmaxWeight(alpha), stages=(first, steps))
 
 
 sparsemax = replace(entmax(2.0), name="sparsemax")

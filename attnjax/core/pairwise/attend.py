@@ -20,6 +20,7 @@ from attnjax.core.dispatch import Implementation, pick
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues
 from attnjax.core.normalizers import Normalizer, State
+from attnjax.core.numerics import known
 from attnjax.core.pairwise import dense
 from attnjax.core.pairwise.blockwise import Blockwise
 from attnjax.core.pairwise.cudnn import CuDNN
@@ -301,7 +302,11 @@ def _choose(request: Request) -> Implementation:
 
 def _by_size(request: Request) -> Implementation:
     z = request.shape
-    small = z.T * z.S <= _DENSE_SCORES and z.B * z.N * z.T * z.S <= _DENSE_TOTAL
+    small = (
+        known(z.B, z.T, z.S)
+        and z.T * z.S <= _DENSE_SCORES
+        and z.B * z.N * z.T * z.S <= _DENSE_TOTAL
+    )
     return IMPLEMENTATIONS["dense" if small else "blockwise"]
 
 

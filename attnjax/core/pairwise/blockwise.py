@@ -5,6 +5,7 @@ VJP that computes tiles again; `Blockwise(derivative="forward")` leaves differen
 instead, which can do forward mode alone.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +16,7 @@ from attnjax.core import normalizers
 from attnjax.core.blocks.pairs import one_by_one, over_heads, tile_lists_of_selection
 from attnjax.core.mods import group_of
 from attnjax.core.normalizers import State
+from attnjax.core.numerics import known
 from attnjax.core.pairwise import tile_scan
 from attnjax.core.pairwise.request import Request, along_tokens
 from attnjax.core.pairwise.tile_list import choose_blocks, tile_list, whole_groups
@@ -58,28 +60,32 @@ class Blockwise:
     def state(self, request: Request) -> State:
         """What the keys leave behind for each query, to be merged with what other keys leave."""
         if request.selection is not None:
-            return over_heads(self._selected, request, one_by_one)
+            return _of_selection(self, request)
         z, at = request.shape, (request.q_positions, request.k_positions)
         group = group_of(request.mods)
         block_q, block_k = choose_blocks(request.mask, z, *at, group)
-        block_q = min(self.block_q or block_q, z.T)
-        block_k = whole_groups(min(self.block_k or block_k, z.S), group)
+        block_q, block_k = self.block_q or block_q, self.block_k or block_k
+        if known(z.T, z.S):
+            block_q, block_k = min(block_q, z.T), min(block_k, z.S)
+        block_k = whole_groups(block_k, group)
         schedule = tile_list(request.mask, z, block_q, block_k, *at)
-        if not len(schedule.entries):  # the mask allows nothing at all
+        if schedule.entries.shape[0] == 0:  # the mask allows nothing at all
             return tile_scan.empty_state(request.normalizer, request.q, z.D)
         padded = pad(request, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
         state = _run[self.derivative](*_alike(padded), (schedule,))
         return jax.tree.map(lambda x: x[..., : z.T, :], state)
 
-    def _selected(self, request: Request) -> State:
-        schedules = tile_lists_of_selection(request, self.block_q)
-        block_k = schedules[0].block_k
-        padded = pad(
-            replace(request, selection=None),
-            request.shape.T,
-            whole_groups(request.shape.S, block_k),
-        )
-        return _run[self.derivative](*_alike(padded), schedules)
+
+@functools.partial(jax.jit, static_argnums=0)
+def _of_selection(impl: Blockwise, request: Request) -> State:
+    return over_heads(functools.partial(_of_head, impl), request, one_by_one)
+
+
+def _of_head(impl: Blockwise, request: Request) -> State:
+    schedules, z = tile_lists_of_selection(request, impl.block_q), request.shape
+    whole = replace(request, selection=None)
+    padded = pad(whole, z.T, whole_groups(z.S, schedules[0].block_k))
+    return _run[impl.derivative](*_alike(padded), schedules)
 
 
 def pad(request: Request, T: int, S: int) -> Request:

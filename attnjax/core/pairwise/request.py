@@ -273,6 +273,8 @@ def prepare(
         scale = z.H**-0.5 if z.H else 1.0
     scale = jnp.asarray(scale, dtype)
     heads = None
+    if z.B == 0:  # no examples: nobody selects
+        blocks = q_positions = k_positions = None
     if blocks is not None:
         blocks = blocks.laid_out(z, sharding.columns(z.S), group_of(mods))
         heads = z.B, blocks.indices.shape[1]

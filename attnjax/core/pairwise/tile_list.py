@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core.masks import EMPTY, FULL, PARTIAL, Mask, tile_kinds
+from attnjax.core.numerics import known
 from attnjax.core.pairwise.operands import Shape
 from attnjax.typing import Array
 
@@ -43,12 +44,15 @@ class TileList:
 def tile_list(mask: Mask, z: Shape, block_q: int, block_k: int, q_positions, k_positions):
     """The tiles of a call that hold anything, or may."""
     rows, columns = -(-z.T // block_q), -(-z.S // block_k)
-    tail = np.zeros((rows, columns), bool)
-    tail[:, -1] = z.S % block_k != 0  # padded keys must be masked
     kind = tile_kinds(mask, z.T, z.S, block_q, block_k, q_positions, k_positions)
-    row, column = (x.ravel() for x in np.indices((rows, columns), np.int32))
+    xp = np if known(rows, columns) else jnp
+    each = xp.arange(rows, dtype=np.int32)[:, None], xp.arange(columns, dtype=np.int32)[None]
+    row, column = (xp.broadcast_to(x, (rows, columns)).reshape(rows * columns) for x in each)
+    cut = not known(z.S) or z.S % block_k != 0
+    tail = (each[1] == columns - 1) & cut  # padded keys must be masked
     if isinstance(kind, jax.Array):
-        kind = jnp.where(tail & (kind == FULL), PARTIAL, kind).ravel().astype(jnp.int32)
+        kind = jnp.where(tail & (kind == FULL), PARTIAL, kind).reshape(rows * columns)
+        kind = kind.astype(jnp.int32)
         busy = kind != EMPTY
         first = jnp.argsort(~busy, stable=True)  # tiles that hold something, in their order
         entries = jnp.stack([row, column, kind], axis=1)[first]
@@ -66,6 +70,7 @@ def tile_list(mask: Mask, z: Shape, block_q: int, block_k: int, q_positions, k_p
 # its matrix products are too small for XLA to share among the cores of a CPU, plus what a visit
 # costs however small it is.  Measured with N = 8, H = 64 on two cores.
 _CANDIDATES = ((64, 64), (128, 128), (256, 256), (256, 512), (512, 512))
+_UNKNOWN = (128, 128)  # where an exported program leaves the lengths open
 _VISIT = 20_000
 _SHARED_PRODUCT = 256 * 512 * 64
 _PENALTY = 1.8
@@ -85,6 +90,8 @@ def choose_blocks(
 
     block_k is a multiple of `group`.
     """
+    if not known(z.B, z.T, z.S):
+        return _UNKNOWN[0], whole_groups(_UNKNOWN[1], group)
     costs = {}
     for candidate in _CANDIDATES:
         block_q, block_k = min(candidate[0], z.T), whole_groups(min(candidate[1], z.S), group)

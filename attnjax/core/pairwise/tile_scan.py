@@ -284,7 +284,7 @@ def _accumulate(pass_: Pass, stats: Rows, part: KeyShard, state: State) -> State
     state = pvary_like(state, (part, stats))
     for schedule in part.schedules:
         one_each = schedule.rows is not None
-        count = _tiles_of(schedule) if one_each else len(schedule.row_ends) - 1
+        count = _tiles_of(schedule) if one_each else schedule.row_ends.shape[0] - 1
         state = _repeat(count, functools.partial(visit_row, schedule), state)
     return state
 

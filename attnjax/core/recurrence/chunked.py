@@ -21,6 +21,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from attnjax.core.chunks import scan_chunks
+from attnjax.core.numerics import known
 from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent, Tokens, read
 from attnjax.typing import Array
 
@@ -64,37 +65,51 @@ class Chunked:
         return None
 
     def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
-        if (block := request.block) is None:
-            memory = self.state_after(request)
-            q, spoiled = _cleaned(request.transposed(request.q))
-            return (read(q, memory) + spoiled).swapaxes(1, 2), memory
-        # a short run is one chunk of its own length, in whole leaves; blocks are never cut
-        size = min(self.chunk, -(-request.q.shape[1] // _LEAF) * _LEAF)
-        size = -(-size // block) * block
-
-        @jax.checkpoint
-        def over_chunk(memory: Array, chunk: tuple[Array, Tokens]) -> tuple[Array, Array]:
-            q, tokens = chunk
-            return _chunk(memory, request.transposed(q), request.transposed_tokens(tokens), block)
-
-        tokens = request.q, request.tokens
-        memory, out = scan_chunks(over_chunk, request.memory, tokens, size)
-        return out, memory
+        return _in_chunks(self.chunk, request)
 
     def state_after(self, request: RecurrenceRequest) -> Array:
         """The state after all tokens, without what their queries read."""
-        if request.beta is None:  # a sum: one product, whatever its length
-            (k, v, log_decay, _), bad = _cleaned(request.transposed_tokens(request.tokens))
-            return _state_after(request.memory, k, v, _sums(log_decay)) + _total(bad)
+        return _state_in_chunks(self.chunk, request)
 
-        @jax.checkpoint
-        def over_chunk(memory: Array, tokens: Tokens) -> tuple[Array, None]:
-            (k, v, log_decay, beta), bad = _cleaned(request.transposed_tokens(tokens))
-            c = _sums(log_decay)
-            v = _corrected(memory, k, v, c, beta)
-            return _state_after(memory, k, v, c) + _total(bad), None
 
-        return scan_chunks(over_chunk, request.memory, request.tokens, self.chunk)[0]
+# Called eagerly, too, both compile once per shape.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _in_chunks(chunk: int, request: RecurrenceRequest) -> tuple[Array, Array]:
+    if (block := request.block) is None:
+        memory = _state_in_chunks(chunk, request)
+        q, spoiled = _cleaned(request.transposed(request.q))
+        return (read(q, memory) + spoiled).swapaxes(1, 2), memory
+    # a short run is one chunk of its own length, in whole leaves; blocks are never cut
+    T = request.q.shape[1]
+    size = min(chunk, -(-T // _LEAF) * _LEAF) if known(T) else chunk
+    size = -(-size // block) * block
+
+    @jax.checkpoint
+    def over_chunk(memory: Array, chunk: tuple[Array, Tokens]) -> tuple[Array, Array]:
+        q, tokens = chunk
+        return _chunk(memory, request.transposed(q), request.transposed_tokens(tokens), block)
+
+    tokens = request.q, request.tokens
+    memory, out = scan_chunks(over_chunk, request.memory, tokens, size)
+    return out, memory
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _state_in_chunks(chunk: int, request: RecurrenceRequest) -> Array:
+    if request.beta is None:  # a sum: one product, whatever its length
+        (k, v, log_decay, _), bad = _cleaned(request.transposed_tokens(request.tokens))
+        return _state_after(request.memory, k, v, _sums(log_decay)) + _total(bad)
+
+    @jax.checkpoint
+    def over_chunk(memory: Array, tokens: Tokens) -> tuple[Array, None]:
+        (k, v, log_decay, beta), bad = _cleaned(request.transposed_tokens(tokens))
+        c = _sums(log_decay)
+        v = _corrected(memory, k, v, c, beta)
+        return _state_after(memory, k, v, c) + _total(bad), None
+
+    return scan_chunks(over_chunk, request.memory, request.tokens, chunk)[0]
 
 
 @dataclass(frozen=True)

@@ -91,18 +91,23 @@ class Recurrent:
         return None
 
     def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
-        def over_tokens(memory: Array, tokens: Tokens) -> Array:
-            each = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), request.transposed_tokens(tokens))
-            return lax.scan(lambda m, token: (write(m, *token), None), memory, each)[0]
+        return _token_by_token(request)
 
-        def over_blocks(memory: Array, block: tuple[Array, Tokens]) -> tuple[Array, Array]:
-            q, tokens = block
-            memory = over_tokens(memory, tokens)
-            return memory, read(request.transposed(q), memory).swapaxes(1, 2)
 
-        if request.block is None:
-            memory = over_tokens(request.memory, request.tokens)
-            return read(request.transposed(request.q), memory).swapaxes(1, 2), memory
-        tokens = request.q, request.tokens
-        memory, out = scan_chunks(over_blocks, request.memory, tokens, request.block)
-        return out, memory
+@jax.jit  # called eagerly, too, it compiles once per shape
+def _token_by_token(request: RecurrenceRequest) -> tuple[Array, Array]:
+    def over_tokens(memory: Array, tokens: Tokens) -> Array:
+        each = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), request.transposed_tokens(tokens))
+        return lax.scan(lambda m, token: (write(m, *token), None), memory, each)[0]
+
+    def over_blocks(memory: Array, block: tuple[Array, Tokens]) -> tuple[Array, Array]:
+        q, tokens = block
+        memory = over_tokens(memory, tokens)
+        return memory, read(request.transposed(q), memory).swapaxes(1, 2)
+
+    if request.block is None:
+        memory = over_tokens(request.memory, request.tokens)
+        return read(request.transposed(request.q), memory).swapaxes(1, 2), memory
+    tokens = request.q, request.tokens
+    memory, out = scan_chunks(over_blocks, request.memory, tokens, request.block)
+    return out, memory

@@ -7,19 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attnjax.core.numerics import wide
+from attnjax.core.numerics import aligned, wide
 from attnjax.typing import Array
 
 # -------------------------------------------------------------------------------- convolutions
 
 
-def depthwise(x: Array, kernel: Array, stride: int = 1) -> Array:
+def depthwise(x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1) -> Array:
     """Each channel of x (B,...,W) with its own kernel (k,...,W) over the grid between, wide.
 
-    out_i = sum_j kernel[j] x[stride * i + j - (k - 1) // 2] on each axis, x zero beyond the grid.
+    out_i = sum_j kernel[j] x[stride * i + j - (k - 1) // 2] + bias (W,) on each axis, x zero beyond
+    the grid.
     """
     axes = "XYZ"[: kernel.ndim - 1]
-    return lax.conv_general_dilated(
+    out = lax.conv_general_dilated(
         wide(x),
         wide(kernel)[..., None, :],
         window_strides=(stride,) * len(axes),
@@ -28,6 +29,7 @@ def depthwise(x: Array, kernel: Array, stride: int = 1) -> Array:
         feature_group_count=kernel.shape[-1],
         precision=lax.Precision.HIGHEST,
     )
+    return out if bias is None else out + aligned(bias, out)
 
 
 def depthwise_of_heads(x: Array, kernel: Array, shape: Sequence[int]) -> Array:
@@ -44,7 +46,7 @@ def causal_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[A
     """
     k, T = len(kernel), x.shape[1]
     x, kernel = _behind(before, wide(x), k - 1), wide(kernel)
-    taps = (kernel[j] * x[:, k - 1 - j : k - 1 - j + T] for j in range(k))
+    taps = (kernel[j][None, None] * x[:, k - 1 - j : k - 1 - j + T] for j in range(k))
     return functools.reduce(jnp.add, taps), x[:, T:]
 
 
@@ -63,11 +65,13 @@ def long_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[Arr
     padded = jnp.pad(x, ((0, 0), (0, size - S), (0, 0)))
     lag = np.subtract.outer(np.arange(_DIRECT), np.arange(_DIRECT))
     near = jnp.where((lag >= 0)[..., None], taps[np.maximum(lag, 0)], 0.0)
-    leaves = padded.reshape(B, -1, _DIRECT, W)
+    leaves = padded.reshape(B, size // _DIRECT, _DIRECT, W)
     y = jnp.einsum("tsW,BnsW->BntW", near, leaves, precision=lax.Precision.HIGHEST)
     half = _DIRECT
     while half < size:
-        first = jnp.fft.rfft(padded.reshape(B, -1, 2, half, W)[:, :, 0], 2 * half, axis=2)
+        first = jnp.fft.rfft(
+            padded.reshape(B, size // (2 * half), 2, half, W)[:, :, 0], 2 * half, axis=2
+        )
         response = jnp.fft.rfft(taps[: 2 * half], axis=0)
         sent = jnp.fft.irfft(first * response, 2 * half, axis=2)[:, :, half:]
         y = y.reshape(B, -1, 2, half, W) + jnp.stack([jnp.zeros_like(sent), sent], axis=2)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import gelu
 
-from attnjax.core.numerics import Affine, wide
+from attnjax.core.numerics import Affine, aligned, wide
 from attnjax.core.recurrence.linear import Impl
 from attnjax.core.scan.convolution import depthwise
 from attnjax.op import Limit, Op, adjusted, square_grid
@@ -70,9 +70,9 @@ def interact(
 ) -> Float[Array, "B T W"]:
     """Inter: every channel meets all others, and its neighbors on the grid."""
     w = jax.tree.map(wide, inter)
-    hidden = gelu(w.expand(wide(u) * w.gain + w.shift), approximate=False)
-    grid = hidden.reshape(len(u), *shape, -1)
-    mixed = (depthwise(grid, w.mix) + w.mix_bias).reshape(hidden.shape)
+    hidden = gelu(w.expand(wide(u) * aligned(w.gain, u) + aligned(w.shift, u)), approximate=False)
+    grid = hidden.reshape(len(u), *shape, hidden.shape[-1])
+    mixed = depthwise(grid, w.mix, w.mix_bias).reshape(hidden.shape)
     return w.contract(mixed)
 
 

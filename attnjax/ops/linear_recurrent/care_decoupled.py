@@ -51,11 +51,12 @@ def decoupled_attention(
     q, k = einsum("BTC,pCNH->pBTNH", x_1, w.qk) + w.qk_bias[:, None, None]
     q, k = features.elu1(q), features.elu1(k)
     v = x_1.reshape(B, T, N, H)
-    parts = [linear_attend(q, k, v, normalize=divide, block=None, impl=impl)]
-    if x_23.size:
-        x_2, x_3 = jnp.split(x_23.reshape(B, *shape, -1), 2, axis=-1)
-        parts += [depthwise(x_2, w.small) + w.small_bias, depthwise(x_3, w.large) + w.large_bias]
-    parts = [part.reshape(B, T, -1) for part in parts if part.size]
+    attended = linear_attend(q, k, v, normalize=divide, block=None, impl=impl)
+    parts = [attended.reshape(B, T, d1)]
+    if x_23.shape[-1]:
+        x_2, x_3 = jnp.split(x_23.reshape(B, *shape, x_23.shape[-1]), 2, axis=-1)
+        local = depthwise(x_2, w.small, w.small_bias), depthwise(x_3, w.large, w.large_bias)
+        parts += [part.reshape(B, T, part.shape[-1]) for part in local]
     return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 from jax.nn import sigmoid, silu
 
 from attnjax.core import features
-from attnjax.core.numerics import Affine, einsum, rms_norm, wide
+from attnjax.core.numerics import Affine, aligned, einsum, rms_norm, wide
 from attnjax.core.recurrence import linear
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.core.scan.convolution import long_conv
@@ -34,7 +34,7 @@ class Scale(NamedTuple):
     mu: Float[Array, "N Z"]
 
     def __call__(self, z: Array) -> Array:
-        return z * wide(self.kappa) + wide(self.mu)
+        return z * aligned(self.kappa, z) + aligned(self.mu, z)
 
 
 class Weights(NamedTuple):

@@ -30,11 +30,11 @@ class State(NamedTuple):
     count: Int[Array, ""]
 
 
-def _share(counts: Int[Array, " T"], m: PerHead) -> Float[Array, "T N 1"]:
+def _share(counts: Int[Array, " T"], m: PerHead) -> Float[Array, "1 T N 1"]:
     """1 / counts^sigmoid(m)."""
     power = jax.nn.sigmoid(wide(m))
     log_counts = jnp.log(counts.astype(power.dtype))
-    return jnp.exp(-power * log_counts[:, None])[..., None]
+    return jnp.exp(-power[None] * log_counts[:, None])[None, ..., None]
 
 
 def cottention(

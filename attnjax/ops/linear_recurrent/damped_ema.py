@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import features
-from attnjax.core.numerics import einsum, wide
+from attnjax.core.numerics import aligned, einsum, wide
 from attnjax.core.scan.convolution import long_conv
 from attnjax.core.scan.diagonal import scan_diagonal
 from attnjax.op import Limit, Op, adjusted
@@ -56,14 +56,15 @@ def damped_ema(
     B, T, _ = x.shape
 
     def terms(x: Array) -> tuple[Array, Array]:
-        return jnp.broadcast_to(decay, (1, T, *decay.shape)), x[..., None] * (alpha * beta)
+        add = x[..., None] * aligned(alpha * beta, x[..., None])
+        return jnp.broadcast_to(decay, (1, T, *decay.shape)), add
 
     def read(h: Array, x: Array) -> Array:
         return einsum("BTWM,WM->BTW", h, eta)
 
     start = jnp.zeros((B, *decay.shape), decay.dtype) if state is None else state
     out, last = scan_diagonal(terms, read, wide(x), start)
-    out = (out + omega * wide(x)).astype(x.dtype)
+    out = (out + omega[None, None] * wide(x)).astype(x.dtype)
     return (out, last) if return_state else out
 
 
@@ -74,12 +75,13 @@ def damped_ema_convolution(
     alpha, delta, beta, eta, omega = _scaled(weights)
     T = x.shape[1]
     log_decay = jnp.log(jnp.maximum(1 - alpha * delta, jnp.finfo(alpha.dtype).tiny))
-    powers = jnp.exp(jnp.arange(T + 1)[:, None, None] * log_decay)
-    kernel = jnp.sum(powers[:T] * (eta * alpha * beta), axis=-1)
+    steps = jnp.arange(T + 1, dtype=log_decay.dtype)
+    powers = jnp.exp(steps[:, None, None] * log_decay[None])
+    kernel = jnp.sum(powers[:T] * (eta * alpha * beta)[None], axis=-1)
     out, _ = long_conv(x, kernel)
     if state is not None:
         out += einsum("TWM,BWM->BTW", powers[1:], eta * state)
-    out = (out + omega * wide(x)).astype(x.dtype)
+    out = (out + omega[None, None] * wide(x)).astype(x.dtype)
     if not return_state:
         return out
     last = alpha * beta * einsum("TWM,BTW->BWM", powers[T - 1 :: -1], x)

@@ -51,7 +51,7 @@ def flow_attention_causal(
     values = repeat_heads(wide(v), q)
     before = _nothing(sinks) if state is None else state
     tokens = before.tokens + jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
-    i = tokens[:, None, None].astype(sinks.dtype)
+    i = tokens[None, :, None, None].astype(sinks.dtype)
 
     keys = _so_far(sources, before.keys)
     queries = _so_far(sinks, before.queries)

@@ -71,7 +71,7 @@ def by_segments(
 
     last, past = scan_chunks(over_segment, state, (queries, keys, values), size)
     local = wide(_within_segments(code(q), code(k), v, size))
-    gate = jax.nn.sigmoid(wide(beta))[:, None]
+    gate = jax.nn.sigmoid(wide(beta))[None, None, :, None]
     return (gate * past + (1 - gate) * local).astype(v.dtype), last
 
 
@@ -97,9 +97,9 @@ def _within_segments(q: Q, k: K, v: V, size: int) -> Out:
     """Causal softmax attention, each segment a sequence of its own."""
     B, T, N, _ = q.shape
     parts = [cut(x, size) for x in (q, k, v)]
-    parts = [x.reshape(-1, size, *x.shape[3:]) for x in parts]
+    parts = [x.reshape(B * x.shape[1], *x.shape[2:]) for x in parts]
     out = attend(*parts, mask=masks.causal)
-    return out.reshape(B, -1, N, out.shape[-1])[:, :T]
+    return out.reshape(B, -(-T // size) * size, N, out.shape[-1])[:, :T]
 
 
 def local_limit(q: Q, k: K, v: V, beta: PerHead, segment: int) -> Out:

@@ -36,7 +36,7 @@ def inline_local_attention(
     rows, columns = shape
     values = wide(v)
     r = wide(coefficients)[:, None, None, :, :, :, None]  # (B,1,1,N,3,3,1)
-    grid = repeat_heads(values, q).reshape(B, rows, columns, N, -1)
+    grid = repeat_heads(values, q).reshape(B, rows, columns, N, v.shape[-1])
     grid = jnp.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
     near = jnp.zeros((B, rows, columns, N, v.shape[-1]), values.dtype)
     for y, x in itertools.product(range(3), repeat=2):

@@ -61,7 +61,7 @@ def lavo(
     coefficients = einsum("BTW,RW->BTR", x, w.bases)
     totals = state.total[:, None] + jnp.cumsum(coefficients, axis=1)
     counts = state.count + jnp.arange(1, T + 1)
-    memory = _memory_state(q, totals / counts[:, None], w)
+    memory = _memory_state(q, totals / counts[None, :, None].astype(totals.dtype), w)
 
     tokens = jnp.concatenate([state.before, wide(x)], axis=1)
     is_token = jnp.arange(window - 1 + T) >= window - 1 - state.count

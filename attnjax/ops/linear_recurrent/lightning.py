@@ -76,7 +76,8 @@ def gated_lightning_attention(
     out, last = lightning_attention(
         phi(wide(q)), phi(wide(k)), wide(v), log_decay, state=state, return_state=True, impl=impl
     )
-    normed = rms_norm(out.reshape(*out.shape[:2], -1)).reshape(out.shape)
+    B, T, N, D = out.shape
+    normed = rms_norm(out.reshape(B, T, N * D)).reshape(out.shape)
     out = (normed * wide(gate)).astype(v.dtype)
     return (out, last) if return_state else out
 

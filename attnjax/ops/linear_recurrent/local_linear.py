@@ -44,7 +44,7 @@ def local_linear_attention(
 
     q, k = features.relu(wide(q)), features.relu(wide(k))
     y = linear_attend(q, k, wide(v), normalize=normalize, block=None, impl=impl)
-    return (y * wide(temperature)[:, None]).astype(v.dtype)
+    return (y * wide(temperature)[None, None, :, None]).astype(v.dtype)
 
 
 class LocalConcentration(NamedTuple):
@@ -63,9 +63,10 @@ def local_concentration(
 ) -> Float[Array, "B T W"]:
     """On a grid given row by row, T = rows * columns; without the residual."""
     w = LocalConcentration(*map(wide, local))
-    hidden = depthwise(x.reshape(len(x), *shape, -1), w.first) + w.first_bias
-    hidden = w.scale * jax.nn.gelu(hidden, approximate=False) + w.shift
-    return (depthwise(hidden, w.second) + w.second_bias).reshape(x.shape).astype(x.dtype)
+    hidden = depthwise(x.reshape(len(x), *shape, x.shape[-1]), w.first, w.first_bias)
+    scale, shift = w.scale[None, None, None], w.shift[None, None, None]
+    hidden = scale * jax.nn.gelu(hidden, approximate=False) + shift
+    return depthwise(hidden, w.second, w.second_bias).reshape(x.shape).astype(x.dtype)
 
 
 def _linear(q: Q, k: TokenK, v: TokenV) -> Out:

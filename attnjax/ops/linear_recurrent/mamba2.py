@@ -39,13 +39,13 @@ def mamba2(
         repeat_heads(C, x),
         repeat_heads(B, x),
         dt[..., None] * u,
-        log_decay=dt * A,
+        log_decay=dt * A[None, None],
         state=state,
         return_state=True,
         impl=impl,
     )
     if D is not None:
-        y += wide(D)[:, None] * u
+        y += wide(D)[None, None, :, None] * u
     y = y.astype(x.dtype)
     return (y, last) if return_state else y
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from attnjax.core import features
-from attnjax.core.numerics import einsum, layer_norm, matmul, rms_norm, wide
+from attnjax.core.numerics import aligned, einsum, layer_norm, matmul, rms_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, adjusted, normal
 from attnjax.ops.linear_recurrent.selective_mixer import SIZES, Mixer, each_direction
@@ -78,13 +78,13 @@ def block_along(x: Grid, shared: Shared, own: Axis, axis: int, impl: Impl = None
     def mix(rows: Rows) -> Rows:
         normed = rms_norm(rows, _EPS)
         ahead, back = each_direction(
-            normed * wide(own.forward.scale),
-            normed * wide(own.backward.scale),
+            normed * aligned(own.forward.scale, rows),
+            normed * aligned(own.backward.scale, rows),
             own.forward.mixer,
             own.backward.mixer,
         )
         merged = matmul(rows + ahead, own.forward.merge) + matmul(rows + back, own.backward.merge)
-        return merged + wide(own.bias)
+        return merged + aligned(own.bias, merged)
 
     x = x + attend_along(x, shared, axis, impl)
     return x + along(axis, x, mix)
@@ -92,14 +92,15 @@ def block_along(x: Grid, shared: Shared, own: Axis, axis: int, impl: Impl = None
 
 def attend_along(x: Grid, shared: Shared, axis: int, impl: Impl = None) -> Grid:
     """Multi-head attention to the normed tokens within each row of the axis."""
-    normed = layer_norm(x, _EPS) * wide(shared.scale) + wide(shared.shift)
+    normed = layer_norm(x, _EPS) * aligned(shared.scale, x) + aligned(shared.shift, x)
 
     def attend_within(rows: Rows) -> Rows:
-        q = einsum("BTW,WNH->BTNH", rows, shared.q) + wide(shared.q_bias)
+        q = einsum("BTW,WNH->BTNH", rows, shared.q)
+        q = q + aligned(shared.q_bias, q)
         k = einsum("BTW,WNH->BTNH", rows, shared.k)
         v = einsum("BTW,WNH->BTNH", rows, shared.v)
         out = einsum("BTNH,NHW->BTW", attend(q, k, v, impl=impl), shared.out)
-        return out + wide(shared.out_bias)
+        return out + aligned(shared.out_bias, out)
 
     return along(axis, normed, attend_within)
 

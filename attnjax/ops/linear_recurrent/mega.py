@@ -24,7 +24,7 @@ from attnjax.core import features, masks, normalizers
 from attnjax.core.features import FeatureMap
 from attnjax.core.mods import relative_bias
 from attnjax.core.normalizers import Normalizer
-from attnjax.core.numerics import Affine, matmul, wide
+from attnjax.core.numerics import Affine, aligned, matmul, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.linear_recurrent.damped_ema import EMA, X, damped_ema_convolution, gates_in_range
@@ -38,7 +38,7 @@ class Scale(NamedTuple):
     mu: Float[Array, " Z"]
 
     def __call__(self, z: Array) -> Array:
-        return z * wide(self.kappa) + wide(self.mu)
+        return z * aligned(self.kappa, z) + aligned(self.mu, z)
 
 
 class Weights(NamedTuple):
@@ -76,7 +76,7 @@ def mega(
         keys_seen = index % chunk + 1
         mask = masks.causal & masks.document(index // chunk)
     if normalizer.denominator is None:  # a mean over the keys, for no sum of weights divides
-        tau = jnp.asarray(keys_seen, z.dtype)[:, None]
+        tau = jnp.asarray(keys_seen, z.dtype)[None, :, None]
     else:
         tau = math.sqrt(z.shape[-1])
     o = attend(

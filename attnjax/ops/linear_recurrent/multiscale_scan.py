@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import gelu, relu, sigmoid, silu, softplus
 
-from attnjax.core.numerics import Affine, layer_norm, matmul, wide
+from attnjax.core.numerics import Affine, aligned, layer_norm, matmul, wide
 from attnjax.core.scan.convolution import depthwise
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
@@ -75,12 +75,13 @@ def multiscale_scan(x: Image, z: Image, weights: MultiscaleWeights, *, rate: int
     w = jax.tree.map(wide, weights)
 
     def normed_scan(tokens: Tokens, route: Route) -> Tokens:
-        return layer_norm(scan(tokens, route), 1e-5) * w.norm_scale + w.norm_shift
+        y = layer_norm(scan(tokens, route), 1e-5)
+        return y * aligned(w.norm_scale, y) + aligned(w.norm_shift, y)
 
-    fine = silu(depthwise(x, w.fine.kernel) + w.fine.bias)
+    fine = silu(depthwise(x, w.fine.kernel, w.fine.bias))
     out = unflatten(normed_scan(flatten(fine, ORDERS[0]), w.fine.route), x.shape, ORDERS[0])
 
-    low = silu(depthwise(x, w.coarse.kernel, stride=rate) + w.coarse.bias)
+    low = silu(depthwise(x, w.coarse.kernel, w.coarse.bias, stride=rate))
     routes = jnp.concatenate([flatten(low, order) for order in ORDERS[1:]], axis=1)
     scanned = jnp.split(normed_scan(routes, w.coarse.route), 3, axis=1)
     images = (unflatten(y, low.shape, order) for y, order in zip(scanned, ORDERS[1:], strict=True))
@@ -95,14 +96,14 @@ def scan(tokens: Tokens, weights: Route) -> Tokens:
     w = jax.tree.map(wide, weights)
     rates = softplus(w.dt(tokens))
     read = selective_ssm(tokens, rates, -jnp.exp(w.log_a), matmul(tokens, w.b), matmul(tokens, w.c))
-    return read + w.skip * tokens
+    return read + aligned(w.skip, tokens) * tokens
 
 
 def flatten(x: Image, order: Order) -> Tokens:
     """The cells of an image in an order."""
     if order.by_columns:
         x = x.swapaxes(1, 2)
-    tokens = x.reshape(len(x), -1, x.shape[-1])
+    tokens = x.reshape(len(x), x.shape[1] * x.shape[2], x.shape[-1])
     return tokens[:, ::-1] if order.from_the_end else tokens
 
 
@@ -121,7 +122,7 @@ def conv_ffn(
 ) -> Image:
     """The mixer of channels that follows: an MLP with a depthwise convolution inside, added."""
     hidden = up(x)
-    hidden = hidden + depthwise(hidden, kernel) + wide(bias)
+    hidden = hidden + depthwise(hidden, kernel, bias)
     return down(gelu(hidden, approximate=False)).astype(x.dtype)
 
 

@@ -21,7 +21,7 @@ from attnjax.typing import Out, PerHead, Q, TokenK, TokenV
 
 def retention_log_decays(heads: int) -> PerHead:
     """log(1 - 2^(-5 - n)) for n = 0 .. heads - 1: the later a head, the longer it remembers."""
-    return jnp.log1p(-jnp.exp2(-5.0 - jnp.arange(heads)))
+    return jnp.log1p(-jnp.exp2(-5.0 - jnp.arange(heads, dtype=float)))
 
 
 def retention(

@@ -46,7 +46,7 @@ def rwkv6(
         return_state=True,
         impl=impl,
     )
-    own = jnp.sum(q * wide(u) * keys, axis=-1, keepdims=True)
+    own = jnp.sum(q * wide(u)[None, None] * keys, axis=-1, keepdims=True)
     out = (out[:, :-1] + own * values).astype(v.dtype)
     return (out, last) if return_state else out
 

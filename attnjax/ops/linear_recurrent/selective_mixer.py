@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import silu, softplus
 
-from attnjax.core.numerics import Affine, matmul, wide
+from attnjax.core.numerics import Affine, aligned, matmul, wide
 from attnjax.core.scan.convolution import causal_conv
 from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
@@ -55,11 +55,11 @@ def selective_token_mixer(
     w = jax.tree.map(wide, weights)
     before, h = (None, None) if state is None else state
     u, before = causal_conv(matmul(x, w.x), w.conv, before)
-    u = silu(u + w.conv_bias)
+    u = silu(u + aligned(w.conv_bias, u))
     dt, b, c = softplus(w.dt(u)), matmul(u, w.b), matmul(u, w.c)
     read, h = selective_ssm(u, dt, -jnp.exp(w.log_a), b, c, state=h, return_state=True)
     gate = silu(matmul(x, w.gate))
-    out = matmul((read + w.skip * u) * gate, w.out).astype(x.dtype)
+    out = matmul((read + aligned(w.skip, u) * u) * gate, w.out).astype(x.dtype)
     return (out, State(before, h)) if return_state else out
 
 

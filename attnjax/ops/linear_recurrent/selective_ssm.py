@@ -41,7 +41,7 @@ def selective_ssm(
 
     def terms(tokens: tuple[Array, ...]) -> tuple[Array, Array]:
         x, dt, b, _ = tokens
-        return jnp.exp(dt[..., None] * a), (dt * x)[..., None] * b[:, :, None]
+        return jnp.exp(dt[..., None] * a[None, None]), (dt * x)[..., None] * b[:, :, None]
 
     def read(states: Array, tokens: tuple[Array, ...]) -> Array:
         _, _, _, c = tokens

@@ -28,7 +28,7 @@ def taylor_shift(
 ) -> Out:
     """The efficient form; `block` as in linear_attend: 1 for causal, None for both directions."""
     phi = features.taylor(2)
-    q = wide(temperature)[:, None] * features.cosine(wide(q))
+    q = wide(temperature)[None, None, :, None] * features.cosine(wide(q))
     k = features.cosine(wide(k))
     return linear.linear_attend(phi(q), phi(k), v, normalize=divide, block=block, impl=impl)
 

@@ -51,7 +51,8 @@ def luong_local_predictive(
             f"radius: {radius}; expected at least 1, the Gaussian's width is half of it"
         )
     center = jnp.moveaxis(wide(center), 2, 1)[..., None]
-    offset = jnp.arange(k.shape[1], dtype=center.dtype) - center  # (B,N,T,S)
+    place = jnp.arange(k.shape[1], dtype=center.dtype)
+    offset = place[None, None, None] - center  # (B,N,T,S)
     near = jnp.abs(jnp.ceil(offset)) <= radius  # ceil(j - p) is j - floor(p)
     seen = mask & masks.array(near)
     weights = attention_weights(wide(q), wide(k), mask=seen, scale=1.0)

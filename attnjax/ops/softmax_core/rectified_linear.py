@@ -33,7 +33,7 @@ def rela(
     A query whose scores are all negative gets zero.
     """
     x = wide(attend(q, k, v, mask=mask, normalizer=normalizers.relu(), impl=impl))
-    return (_norm(x) * wide(gain)).astype(q.dtype)
+    return (_norm(x) * wide(gain)[None, None]).astype(q.dtype)
 
 
 def rela_gated(
@@ -48,13 +48,13 @@ def rela_gated(
 ) -> Out:
     """`rela` times sigmoid(gate x), x the output before the norm; `gate` is w, (N, D)."""
     x = wide(attend(q, k, v, mask=mask, normalizer=normalizers.relu(), impl=impl))
-    opened = jax.nn.sigmoid(wide(gate) * x)
-    return (opened * _norm(x) * wide(gain)).astype(q.dtype)
+    opened = jax.nn.sigmoid(wide(gate)[None, None] * x)
+    return (opened * _norm(x) * wide(gain)[None, None]).astype(q.dtype)
 
 
 def _norm(x: Out) -> Out:
     """x over its root mean square, of all heads of a token together."""
-    return rms_norm(x.reshape(*x.shape[:2], -1), eps=1e-8).reshape(x.shape)
+    return rms_norm(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]), eps=1e-8).reshape(x.shape)
 
 
 def _zeros(q: Q, v: V) -> Out:

@@ -48,9 +48,9 @@ def dynamic_mask_attention(
     if w.shape != (heads * D, heads) or window < 1:
         told = f"w and window: {w.shape}, {window}"
         raise ValueError(f"{told}; expected (K*D,K) = {(heads * D, heads)}, at least 1")
-    values = finite(v).reshape(len(v), S, -1)
+    values = finite(v).reshape(len(v), S, heads * D)
     read = jnp.matmul(values, wide(w), precision=lax.Precision.HIGHEST)
-    log_delta = wide(a) * jax.nn.softplus(read)
+    log_delta = wide(a)[None, None] * jax.nn.softplus(read)
     last = jax.vmap(jax.vmap(partial(_last_query, window=window), 1, 1))(log_delta)  # (B,S,K)
     seen = masks.causal & masks.until(jnp.moveaxis(repeat_heads(last, q), 2, 1))
     return attend(
@@ -68,8 +68,8 @@ def _blocks_seen(last: Int[Array, "B S K"], T: int, size: int) -> Selection:
     """Blocks with a key that a query of the block, or a later one, sees."""
     B, S, heads = last.shape
     ends = jnp.pad(last, ((0, 0), (0, -S % size), (0, 0)))
-    ends = jnp.swapaxes(ends.reshape(B, 1, -1, size, heads).max(3), 2, 3)
-    ahead = ends - np.arange(0, T, size)[:, None, None]  # (B,U,K,n)
+    ends = jnp.swapaxes(ends.reshape(B, 1, -(-S // size), size, heads).max(3), 2, 3)
+    ahead = ends - np.arange(0, T, size)[None, :, None, None]  # (B,U,K,n)
     scores = select.causal_scores(ahead.astype(jnp.float32), size, size)
     return select.threshold(scores, 0.0, block_q=size, block_k=size)
 

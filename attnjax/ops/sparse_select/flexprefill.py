@@ -151,8 +151,8 @@ def flexprefill_selection(
     wanted = lines(columns, diagonals, share, size, least, min(most, n))
     scores = select.dot_scores(select.mean_pool(q, size), means) * q.shape[-1] ** -0.5
     pairs = pairs_by_mass(jax.nn.softmax(jnp.where(own_or_before, scores, -jnp.inf)), gamma)
-    wanted = wanted.at[..., 0].set(True) | np.eye(n, dtype=bool)[:, None]
-    wanted = (wanted | near[:, None, :, None] & pairs) & own_or_before
+    wanted = wanted.at[..., 0].set(True) | np.eye(n, dtype=bool)[None, :, None]
+    wanted = (wanted | near[:, None, :, None] & pairs) & own_or_before[None]
     return select.from_dense(wanted, block_q=size, block_k=size)
 
 
@@ -189,7 +189,7 @@ def _mass_of_diagonals(w: Float[Array, "B N t T"]) -> Mass:
 def _mass_of_blocks(w: Float[Array, "B N T"], size: int) -> Float[Array, "B N n"]:
     """The sum of the weights in each block of keys."""
     w = jnp.pad(w, ((0, 0), (0, 0), (0, -w.shape[-1] % size)))
-    return w.reshape(*w.shape[:2], -1, size).sum(-1)
+    return w.reshape(*w.shape[:2], w.shape[-1] // size, size).sum(-1)
 
 
 def _any(kept: Bool[Array, "B N T"], first: np.ndarray, end: np.ndarray) -> Array:

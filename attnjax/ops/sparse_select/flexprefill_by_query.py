@@ -39,7 +39,7 @@ def flexprefill_by_query(
     """
     scores = select.dot_scores(q, select.mean_pool(k, block_size)) * q.shape[-1] ** -0.5
     ranked = select.causal_scores(scores, 1, block_size)
-    between = (np.arange(scores.shape[-1]) > 0) & jnp.isfinite(ranked)
+    between = (np.arange(scores.shape[-1]) > 0).reshape(1, 1, 1, -1) & jnp.isfinite(ranked)
     mass = jax.nn.softmax(jnp.where(between, scores, -1e30))
     always = jnp.where(ranked > -jnp.inf, jnp.inf, 0.0)  # the first and the own; never later ones
     mass = jnp.where(between, mass, always)

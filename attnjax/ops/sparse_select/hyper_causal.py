@@ -67,8 +67,8 @@ def hyper_attention_causal(
     segment = threshold
     while segment < T:
         # keys by segment, then by bucket; queries look in the segment before their own
-        buckets = of_keys + (np.arange(S)[:, None] // segment << bits)
-        wanted = of_queries + (np.arange(T)[:, None] // segment - 1 << bits)
+        buckets = of_keys + (np.arange(S)[None, :, None] // segment << bits)
+        wanted = of_queries + (np.arange(T)[None, :, None] // segment - 1 << bits)
         keys = BlockOrder(bucket_order(buckets), block_size, S, full=True)
         own = _block_before(wanted, repeat_heads(buckets, q), segment, block_size)
         parts += block_and_samples(state, keys, own, draws, density, segment)
@@ -81,7 +81,7 @@ def _block_before(
 ) -> Int[Array, "B T N"]:
     """Which block of the sorted keys holds a query's bucket, -1 in segments of an even number."""
     T, S = wanted.shape[1], buckets.shape[1]
-    number = np.arange(T)[:, None] // segment
+    number = np.arange(T)[None, :, None] // segment
     has_keys = (number % 2 == 1) & ((number - 1) * segment < S)
     place = jnp.swapaxes(_places(jnp.swapaxes(buckets, 1, 2), jnp.swapaxes(wanted, 1, 2)), 1, 2)
     last = np.minimum(number * segment, S) - 1  # of the keys in the segment before

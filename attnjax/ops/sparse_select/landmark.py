@@ -51,7 +51,7 @@ def _gate(block: int) -> Callable[..., Array]:
     group = block + 1
 
     def gate(score: Array, allowed: Array | None, q_pos: Array, k_pos: Array) -> Array:
-        landmark = k_pos % group == block
+        landmark = jnp.broadcast_to(k_pos % group == block, score.shape)
         ok = True if allowed is None else allowed
         inside = mods.log_sum_exp(score, ok & ~landmark, group)
         of_block = mods.log_sum_exp(score, ok & landmark, group)  # of one key: its score

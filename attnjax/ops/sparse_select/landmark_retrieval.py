@@ -57,8 +57,8 @@ def landmark_retrieval(
     if base is not None:
         near, far = _rotated(q, k, group, top_k, base)
     n = -(-k.shape[1] // group)
-    own = jnp.arange(q.shape[1])[:, None, None] // group
-    recent = own - jnp.arange(n) <= top_k  # blocks whose distance is kept
+    own = jnp.arange(q.shape[1])[None, :, None, None] // group
+    recent = own - jnp.arange(n).reshape(1, 1, 1, -1) <= top_k  # blocks whose distance is kept
     scores = jnp.where(recent, _of_landmarks(*near, block, n), _of_landmarks(*far, block, n))
     chosen = _retrieved(scores, group, top_k, heads)
     if base is None:
@@ -98,9 +98,9 @@ def _of_landmarks(q: Q, k: K, block: int, n: int) -> select.BlockScores:
 def _retrieved(scores: select.BlockScores, group: int, top_k: int, heads: int | None) -> Selection:
     """The own block and top_k earlier ones, of `heads` that retrieve by the largest score."""
     B, T, N, n = scores.shape
-    together = scores.reshape(B, T, heads or N, -1, n).max(3)
+    together = scores.reshape(B, T, heads or N, N // (heads or N), n).max(3)
     ranked = select.causal_scores(together, 1, group)
-    return select.top_k(ranked, min(top_k + 1, n), block_k=group)
+    return select.top_k(ranked, top_k + 1, block_k=group)
 
 
 def _of_all_blocks(q: Q, k: K, v: V, block: int, base: float) -> Out:

@@ -32,7 +32,8 @@ def moba(
 
     Each query head of each query chooses for itself; `mask` forbids more, but does not choose.
     Any layer may be exchanged for `multi_head_attention` with `masks.causal` at any time, also in
-    the middle of training: it has no parameters. top_k from 1 to the number of blocks.
+    the middle of training: it has no parameters.  A text of fewer blocks than `top_k` is seen
+    whole.
     """
     chosen = moba_blocks(q, k, block_size, top_k)
     return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)

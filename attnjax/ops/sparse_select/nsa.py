@@ -108,15 +108,16 @@ def nsa_blocks(
     """
     b, S = branches, k.shape[1]
     runs = mean_runs(k, b) if runs is None else runs
-    block = jnp.arange(-(-S // b.size))
+    count = -(-S // b.size)
+    block = jnp.arange(count).reshape(1, 1, 1, -1)
 
     def of_rows(w: Array, first: Array) -> Selection:
         group = select.over_group(jnp.swapaxes(w, 1, 2), runs.shape[2])
-        importance = mass_of_blocks(group, b.length, b.stride, b.size, len(block))
-        own = (first + jnp.arange(w.shape[2]))[:, None, None] // b.size
+        importance = mass_of_blocks(group, b.length, b.stride, b.size, count)
+        own = (first + jnp.arange(w.shape[2]))[None, :, None, None] // b.size
         importance = jnp.where((block == 0) | (block >= own - 1), jnp.inf, importance)
         importance = jnp.where(block > own, -jnp.inf, importance)
-        return select.top_k(importance, min(b.top, len(block)), block_k=b.size)
+        return select.top_k(importance, b.top, block_k=b.size)
 
     of_runs = mask_of_runs(mask, q.shape[1], S, b.length, b.stride)
     return block_maps.reduce_rows(wide(q), wide(runs), of_rows, mask=of_runs)

@@ -74,14 +74,15 @@ def _chunks(
     Each cluster's keys begin a block of their own, so that its blocks are its chunks.
     """
     T, (B, S, N) = of_query.shape[1], of_key.shape
-    count = jnp.cumsum(of_key[..., None] == jnp.arange(clusters), axis=1)  # (B,S,N,c), so far
+    its_own = of_key[..., None] == jnp.arange(clusters).reshape(1, 1, 1, -1)
+    count = jnp.cumsum(its_own, axis=1)  # (B,S,N,c), so far
     blocks = -(-count[:, -1:] // window)
     first_block = jnp.cumsum(blocks, axis=-1) - blocks  # (B,1,N,c)
 
     place = _entry(first_block, of_key) * window + _entry(count, of_key) - 1  # (B,S,N)
     places = (S + clusters * (window - 1)) // window * window  # enough, however clusters are filled
-    where = jnp.arange(B)[:, None, None], place, jnp.arange(N)
-    order = jnp.full((B, places, N), S).at[where].set(jnp.arange(S)[:, None])
+    where = jnp.arange(B)[:, None, None], place, jnp.arange(N)[None, None]
+    order = jnp.full((B, places, N), S).at[where].set(jnp.arange(S)[None, :, None])
 
     seen = _entry(count[:, jnp.minimum(jnp.arange(T), S - 1)], of_query)  # (B,T,N)
     last = _entry(first_block, of_query) + (seen - 1) // window

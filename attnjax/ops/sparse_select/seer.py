@@ -109,7 +109,8 @@ def seer_r_attention(
     F = G H, the widths of those heads together. The own block is always chosen; nothing depends on
     later tokens when `choose` takes a top-k.
     """
-    together = q.reshape(*q.shape[:2], k.shape[2], -1)
+    B, T, N, H = q.shape
+    together = q.reshape(B, T, k.shape[2], N // k.shape[2] * H)
     blocks = (1, block)
     chosen = seer_blocks(together, k, w_q, w_k, blocks, keeping_own(choose), base)
     q, k = (turned(x, base).astype(x.dtype) for x in (q, k))
@@ -168,7 +169,8 @@ def seer_loss(
     total = peak.sum(-1, keepdims=True)
     share = peak / jnp.where(total > 0, total, 1.0)
     gap = jnp.log(jnp.where(share > 0, share, 1.0)) - seer_gate(q, k, w_q, w_k, blocks, base)
-    return jnp.where(share > 0, share * gap, 0.0).sum() / jnp.maximum((total > 0).sum(), 1)
+    rows = (total > 0).sum().astype(share.dtype)
+    return jnp.where(share > 0, share * gap, 0.0).sum() / jnp.maximum(rows, 1.0)
 
 
 def _no_loss() -> Float[Array, ""]:

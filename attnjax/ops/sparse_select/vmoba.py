@@ -38,7 +38,7 @@ EPS = 1e-6  # the released code's: of a whole share, and of a spread that counts
 
 def vmoba_by_query(scores: Scores, own: Own, *, tau: float = 0.25, block_k: int) -> Selection:
     """The own block, and the fewest others, at least one, with which a query has the share tau."""
-    return select.from_dense(_reach(lax.stop_gradient(scores), own, tau), block_k=block_k)
+    return select.from_dense(_reach(lax.stop_gradient(scores), own[None], tau), block_k=block_k)
 
 
 def vmoba_by_head(scores: Scores, own: Own, *, tau: float = 0.25, block_k: int) -> Selection:

@@ -48,7 +48,7 @@ def test_a_causal_convolution_goes_on_where_it_stopped(k):
 def test_a_depthwise_convolution_keeps_the_grid(kernel_shape, stride):
     grid = (5, 4, 3)[: len(kernel_shape)]
     x, kernel = map(np.asarray, draws((B, *grid, 3), (*kernel_shape, 3)))
-    got = np.asarray(depthwise(jnp.asarray(x), jnp.asarray(kernel), stride))
+    got = np.asarray(depthwise(jnp.asarray(x), jnp.asarray(kernel), stride=stride))
     assert got.shape[1:-1] == tuple(-(-n // stride) for n in grid)
     for at in np.ndindex(*got.shape[1:-1]):
         want = 0
