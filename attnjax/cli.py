@@ -213,7 +213,7 @@ def _unknown(name: str, begin: Sequence[str], known: Iterable[str]) -> None:
     raise UsageError(f"NAME: {name!r} is unknown; {hint}")
 
 
-def _implementations(op: Op, **sizes: int) -> str:
+def _implementations(op: Op, **sizes: Any) -> str:
     return str(attnjax.explain(op.fn, **op.sample(**sizes)))
 
 

@@ -44,12 +44,12 @@ def taylor_shift_direct(
 ) -> Out:
     """The direct form, faster for few tokens; any mask."""
     out = attend(
-        features.cosine(wide(q)),
+        wide(temperature)[None, None, :, None] * features.cosine(wide(q)),
         features.cosine(wide(k)),
         wide(v),
         mask=mask,
         normalizer=normalizers.taylor(2),
-        scale=wide(temperature)[:, None],
+        scale=1.0,
         impl=impl,
     )
     return out.astype(v.dtype)
