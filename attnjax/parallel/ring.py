@@ -90,6 +90,8 @@ def unsupported(request: Request, sharding: LayoutSharding) -> str | None:
     """The reason why a ring does not run the call, or None."""
     if request.selection is not None:
         return "blocks are selected from all keys: take AllGather"
+    if request.differs_by_example:
+        return "positions of each example: take AllGather or Ulysses"
     z, group = request.shape, group_of(request.mods)
     if sharding.layout == "given":
         missing = [n for n in ("q_positions", "k_positions") if getattr(request, n) is None]

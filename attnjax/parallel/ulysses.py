@@ -180,7 +180,7 @@ def exchanged(request: Request, axis: str, P: int) -> Request:
         token = s if kind.startswith("key") else t
         return swap(x, 2 if kind.endswith("features") else 1, token)
 
-    gather = lambda x: None if x is None else lax.all_gather(x, axis, tiled=True)
+    gather = lambda x: None if x is None else lax.all_gather(x, axis, axis=x.ndim - 1, tiled=True)
     exact = request.q.dtype if request.scale is None else request.dtype
     q, q_bad = clean(thin(request.q + request.q_poison, exact))
     k, k_poison = without_poison(of_keys(with_poison(request.k, request.k_poison)), z.N // P)

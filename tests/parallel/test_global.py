@@ -57,6 +57,23 @@ def test_running_sums_are_those_of_the_text(kind):
             close(jax.jit(slope)(x), np.cumsum(ahead, 1)[:, ::-1])
 
 
+@pytest.mark.parametrize("strategy", [AllGather("sp", "zigzag"), Ulysses("sp")], ids=str)
+def test_positions_of_each_example_travel_with_the_tokens(strategy):
+    q, k, v = (draw(2, 16, 8, 4, seed=i) for i in range(3))
+    at = np.array([np.arange(16), np.arange(16) - 5])  # the second is padded on the left
+    op = functools.partial(
+        attend, mask=masks.causal & masks.fn(_real), q_positions=at, k_positions=at
+    )
+    out = jax.jit(shard(op, LINE, strategy))(q, k, v)
+    close(out, op(q, k, v), 1e-6)
+    with pytest.raises(ValueError, match="positions of each example: take AllGather or Ulysses"):
+        shard(op, LINE, Ring("sp"))(q, k, v)
+
+
+def _real(q_pos, k_pos):
+    return k_pos >= 0
+
+
 def test_selected_blocks_of_all_keys_serve_the_queries_here():
     with jax.enable_x64():
         given = drawn(seed=7)

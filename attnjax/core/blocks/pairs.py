@@ -56,6 +56,24 @@ def over_heads(fn: Callable[[Request], Any], request: Request, mapped: Callable)
     return _along(of_example, request, z.B, 0, mapped, replace(z, B=1))
 
 
+def over_examples(fn: Callable[[Request], Any], request: Request, mapped: Callable) -> Any:
+    """fn of each example: (B,N,...) arrays.  `fn` gets a call with B = 1 and positions (T,), (S,).
+
+    For a call whose positions differ by example; any other one goes to fn as it is.
+    """
+    if not request.differs_by_example:
+        return fn(request)
+
+    def of_example(request: Request, b: Array) -> Any:
+        mask = of_heads(request.mask, b, 0, request.shape.N)
+        flat = lambda x: x if x is None or x.ndim == 1 else x[0, 0]
+        positions = {f: flat(getattr(request, f)) for f in ("q_positions", "k_positions")}
+        return fn(replace(request, mask=mask, **positions))
+
+    z = request.shape
+    return _along(of_example, request, z.B, 0, mapped, replace(z, B=1))
+
+
 def one_by_one(fn: Callable) -> Callable:
     """fn over leading axes in turn."""
     return functools.partial(lax.map, fn)

@@ -68,8 +68,9 @@ def attend(
     normalizer   a `normalizers.Normalizer`: how a row of scores becomes weights
     scale        1/sqrt(H) if None; may be traced
     q_positions  (T,) and k_positions (S,), integers: what masks and mods take for positions,
-                 0, 1, 2, ... if None.  With `blocks` also (B,T,X) and (B,S,X), where the heads that
-                 select see the tokens in an order of their own (clusters, buckets)
+                 0, 1, 2, ... if None; or (B,T) and (B,S), those of each example (prompts padded on
+                 the left).  With `blocks` also (B,T,X) and (B,S,X), where the heads that select see
+                 the tokens in an order of their own (clusters, buckets)
     impl         "dense", "blockwise", "cudnn", "triton" or an Implementation: runs, or raises with
                  the reason.  None takes what is fastest here; `explain` tells which
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import normalizers
-from attnjax.core.blocks.pairs import one_by_one, over_heads, tile_lists_of_selection
+from attnjax.core.blocks.pairs import one_by_one, over_examples, over_heads, tile_lists_of_selection
 from attnjax.core.mods import group_of
 from attnjax.core.normalizers import State
 from attnjax.core.numerics import known
@@ -61,6 +61,11 @@ class Blockwise:
         """What the keys leave behind for each query, to be merged with what other keys leave."""
         if request.selection is not None:
             return _of_selection(self, request)
+        if request.differs_by_example:
+            return _of_examples(self, request)
+        return self._of_call(request)
+
+    def _of_call(self, request: Request) -> State:
         z, at = request.shape, (request.q_positions, request.k_positions)
         group = group_of(request.mods)
         block_q, block_k = choose_blocks(request.mask, z, *at, group)
@@ -74,6 +79,11 @@ class Blockwise:
         padded = pad(request, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
         state = _run[self.derivative](*_alike(padded), (schedule,))
         return jax.tree.map(lambda x: x[..., : z.T, :], state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _of_examples(impl: Blockwise, request: Request) -> State:
+    return over_examples(impl._of_call, request, one_by_one)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,13 +3,15 @@
 O(T S) memory.  The other implementations must equal this one in value and gradient.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from attnjax.core import normalizers
-from attnjax.core.blocks.pairs import over_heads, visible
+from attnjax.core.blocks.pairs import over_examples, over_heads, visible
 from attnjax.core.normalizers import Rows, State
 from attnjax.core.pairwise.request import (
     Request,
@@ -24,9 +26,7 @@ from attnjax.typing import Array
 
 def weights(request: Request) -> Array:
     """The matrix of attention weights, (B,N,T,S)."""
-    if request.selection is not None:
-        return over_heads(_weights, request, jax.vmap)
-    return _weights(request)
+    return _of_each(_weights, request)
 
 
 def _weights(request: Request) -> Array:
@@ -36,9 +36,13 @@ def _weights(request: Request) -> Array:
 
 def scores(request: Request) -> Array:
     """The matrix of scores after all mods, (B,N,T,S); -inf where a pair is forbidden."""
-    if request.selection is not None:
-        return over_heads(_forbidden, request, jax.vmap)
-    return _forbidden(request)
+    return _of_each(_forbidden, request)
+
+
+def _of_each(fn: Callable[[Request], Any], request: Request) -> Any:
+    """fn of the call: of all of it, or of each part that has one list of positions and blocks."""
+    over = over_examples if request.selection is None else over_heads
+    return over(fn, request, jax.vmap)
 
 
 def _forbidden(request: Request) -> Array:
@@ -82,6 +86,4 @@ class Dense:
 
     def state(self, request: Request) -> State:
         """What the keys leave behind for each query, to be merged with what other keys leave."""
-        return (
-            _state(request) if request.selection is None else over_heads(_state, request, jax.vmap)
-        )
+        return _of_each(_state, request)

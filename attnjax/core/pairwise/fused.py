@@ -41,6 +41,8 @@ def unsupported(impl: Triton, request: Request) -> str | None:
         return f"H = {z.H}, D = {z.D}: only 1 to 256"
     if request.v_table is not None:
         return "relative values"
+    if request.differs_by_example and request.selection is None:
+        return "positions of each example"
     for m in request.mods:
         if m.group != 1:
             return "mods: one that looks at groups of keys"

@@ -41,8 +41,10 @@ class Request:
                infinity, or an operand of the query or key a NaN.  The arrays themselves hold zeros
                there.  Poison is added to scores before the mask, so that a bad key spoils exactly
                the rows that may see it: 0 * NaN in a matrix product would spoil the others, too.
+    q_positions, k_positions   (T,) and (S,); or those of each example, and under a selection of
+               each head that selects, (B,X,T) and (B,X,S), X = 1 without one
     selection  the blocks of keys that each block of queries attends to, laid out (B,X,U,M), or
-               None: all of them; positions may then be (B,X,T) and (B,X,S)
+               None: all of them
     """
 
     q: Array
@@ -67,6 +69,11 @@ class Request:
         if self.selection is None:
             raise ValueError("attend: the call selects no blocks")
         return self.selection
+
+    @property
+    def differs_by_example(self) -> bool:
+        """Whether examples have positions of their own."""
+        return any(x is not None and x.ndim == 3 for x in (self.q_positions, self.k_positions))
 
     def scaled(self) -> "Request":
         """The call with q multiplied by scale."""
@@ -219,18 +226,25 @@ def check_qkv(engine: str, q: Array, k: Array, v: Array) -> Shape:
 
 
 def _positions(
-    name: str, letter: str, x: Array | np.ndarray | None, length: int, heads: tuple[int, int] | None
+    name: str, letter: str, x: Array | np.ndarray | None, shape: tuple[int, int], X: int | None
 ) -> Any:
-    """(length,); or (B,length,X) with (B, X) = `heads`, laid out (B,X,length)."""
+    """(length,); or (B,length) or under a selection (B,length,X), laid out (B,1|X,length).
+
+    `shape` is (B, length).
+    """
     if x is None:
         return None
-    shapes = [(length,)] + ([] if heads is None else [(heads[0], length, heads[1])])
-    if np.shape(x) not in shapes:
-        told = f"({letter},) = ({length},)"
-        told += "" if heads is None else f" or (B,{letter},X) = {shapes[1]}"
+    B, length = shape
+    letters = {f"({letter},)": (length,), f"(B,{letter})": shape}
+    if X is not None:
+        letters[f"(B,{letter},X)"] = (B, length, X)
+    if np.shape(x) not in letters.values():
+        told = " or ".join(f"{name} = {size}" for name, size in letters.items())
         raise ValueError(f"attend: {name} has shape {np.shape(x)}, expected {told}")
     if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
         raise TypeError(f"attend: {name} has dtype {jnp.result_type(x)}, expected integers")
+    if np.ndim(x) == 2:
+        return x[0] if B == 1 and X is None else jnp.asarray(x)[:, None]
     return x if np.ndim(x) == 1 else jnp.swapaxes(x, 1, 2)
 
 
@@ -272,12 +286,12 @@ def prepare(
     if scale is None:
         scale = z.H**-0.5 if z.H else 1.0
     scale = jnp.asarray(scale, dtype)
-    heads = None
+    X = None
     if z.B == 0:  # no examples: nobody selects
         blocks = q_positions = k_positions = None
     if blocks is not None:
         blocks = blocks.laid_out(z, sharding.columns(z.S), group_of(mods))
-        heads = z.B, blocks.indices.shape[1]
+        X = blocks.indices.shape[1]
         at = (None if x is None else jnp.asarray(x) for x in (q_positions, k_positions))
         q_positions, k_positions = at
     laid, poison = _laid_out(mods, z, dtype, sharding)
@@ -293,8 +307,8 @@ def prepare(
         mods=laid,
         normalizer=normalizer.laid_out(z, dtype),
         mask=mask.resolve(*sharding.lengths(z.T, z.S)),
-        q_positions=_positions("q_positions", "T", q_positions, z.T, heads),
-        k_positions=_positions("k_positions", "S", k_positions, z.S, heads),
+        q_positions=_positions("q_positions", "T", q_positions, (z.B, z.T), X),
+        k_positions=_positions("k_positions", "S", k_positions, (z.B, z.S), X),
         q_poison=lay_out("query", q_bad.astype(dtype), z) + poison.query,
         k_poison=_of_keys(k_bad, dtype, z) + _of_keys(v_bad, dtype, z) + poison.key,
         selection=blocks,

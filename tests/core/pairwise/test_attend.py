@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from attnjax import (
     Blockwise,
     attend,
+    attention_scores,
     attention_weights,
     dot_product_attention,
     explain,
@@ -22,8 +23,10 @@ from attnjax import (
     normalizers,
     select,
 )
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import project
 from attnjax.core.pairwise.cudnn import CuDNN
+from attnjax.core.pairwise.triton import Triton
 from tests import helpers
 from tests.helpers import draw, draws
 
@@ -582,7 +585,7 @@ ARGUMENTS = {  # what is wrong -> the arguments, the error and what it says
 OPTIONS = {  # what is wrong -> the options, the error and what it says
     "positions' length": (
         {"q_positions": jnp.arange(8)}, ValueError,
-        "q_positions has shape (8,), expected (T,) = (9,)",
+        "q_positions has shape (8,), expected (T,) = (9,) or (B,T) = (2, 9)",
     ),
     "positions' dtype": (
         {"k_positions": jnp.zeros(S)}, TypeError, "k_positions has dtype float32, expected integers"
@@ -659,3 +662,114 @@ def test_reverse_blockwise_refuses_jvp_and_its_switch_allows_it():
         jax.jvp(f(Blockwise(4, 4)), (q,), (q,))
     got = jax.jvp(f(Blockwise(4, 4, derivative="forward")), (q,), (q,))
     jax.tree.map(close, got, jax.jvp(f("dense"), (q,), (q,)))
+
+
+# ------------------------------------------------------------------ positions of each example
+
+OWN = {
+    "q_positions": np.array([np.arange(T), np.arange(T) + 2]),
+    "k_positions": np.array([np.arange(S)[::-1], np.random.default_rng(3).permutation(S)]),
+}
+
+
+def by_positions():
+    """Each kind of what depends on positions, as arguments for the examples [first, last)."""
+    ends, table, slopes = np.array([4, 9]), draw(N, 7), draw(N)
+    relative, values = draw(B, T, N, 5), draw(5, D)
+    return {
+        "causal": lambda of: {"mask": masks.causal},
+        "window, alibi": lambda of: {
+            "mask": masks.window(4, 2) | masks.sinks(1), "mods": (mods.alibi(slopes),)
+        },
+        "lengths": lambda of: {"mask": masks.causal & masks.prefix(ends[of])},
+        "table": lambda of: {
+            "mods": (mods.relative_bias(table),), "normalizer": normalizers.softpick()
+        },
+        "query table": lambda of: {
+            "mods": (mods.query_relative(relative[of]),), "mask": masks.fn(_third)
+        },
+        "two passes": lambda of: {
+            "normalizer": normalizers.clipped_softmax(-0.1, 1.1), "mask": ~masks.window(1)
+        },
+        "values": lambda of: {"mask": masks.causal, "table": values},
+    }  # fmt: skip
+
+
+def _third(q_pos, k_pos):
+    return (q_pos + k_pos) % 3 > 0
+
+
+def attend_at(q, k, v, *, table=None, **terms):
+    return attend(q, k, v if table is None else mods.relative_values(v, table), **terms)
+
+
+@pytest.mark.parametrize(
+    "kind, sides",
+    [("causal", "q_positions"), ("causal", "k_positions"), *((x, "both") for x in by_positions())],
+)
+@pytest.mark.parametrize("impl", ["dense", Blockwise(block_q=4, block_k=3)], ids=str)
+def test_positions_of_each_example_equal_a_call_for_each(kind, impl, sides):
+    terms = by_positions()[kind]
+    places = {name: x for name, x in OWN.items() if sides in ("both", name)}
+    qkv_, weights = qkv(), draw(B, T, N, D, seed=9)
+
+    def loss(args, of, positions):
+        out = attend_at(*(x[of] for x in args), **terms(of), **positions, impl=impl)
+        return (out * weights[of]).sum(), out
+
+    def alone(args):
+        parts = [
+            loss(args, slice(b, b + 1), {name: x[b] for name, x in places.items()})
+            for b in range(B)
+        ]
+        return sum(x for x, _ in parts), jnp.concatenate([out for _, out in parts])
+
+    got = jax.jit(jax.grad(lambda args: loss(args, slice(None), places), has_aux=True))(qkv_)
+    close(got, jax.grad(alone, has_aux=True)(qkv_))
+
+
+@pytest.mark.parametrize("impl", ["dense", "blockwise"])
+def test_prompts_padded_on_the_left_equal_prompts_without_padding(impl):
+    q, k, v = helpers.qkv(B, T, N, H, K=K, D=D)
+    pad = 3
+    positions = np.array([np.arange(T), np.arange(T) - pad])
+    slopes = np.float32([0.5, 0.25, 0.125, 0.0625])
+    real = masks.fn(lambda q_pos, k_pos: k_pos >= 0)
+    out = attend(
+        q, k, v, mods=(mods.alibi(slopes),), mask=masks.causal & real,
+        q_positions=jnp.asarray(positions), k_positions=positions, impl=impl,
+    )  # fmt: skip
+    s = np_scores(q, k)
+    i, j = positions[:, :, None], positions[:, None]
+    s -= slopes[:, None, None] * np.abs(i - j)[:, None]
+    s = np.where(((j <= i) & (j >= 0))[:, None], s, -np.inf)
+    close(out[0], np_attend(s[:1], v[:1])[0])
+    close(out[1, pad:], np_attend(s[1:, :, pad:], v[1:])[0])
+    assert not np.any(out[1, :pad])
+
+
+def test_positions_of_each_example_under_a_selection_and_in_weights():
+    q, k, v = helpers.qkv(B, 8, N, H, K=K, D=D)
+    q_at, k_at = np.arange(16).reshape(2, 8), np.arange(8) + np.array([[0], [9]])
+    both = jnp.zeros((B, 4, 1, 2), int) + jnp.arange(2)
+    chosen = Selection(both, both >= 0, 2, 4)
+    for impl in ("dense", "blockwise"):
+        each = lambda x: jnp.asarray(x)[..., None]
+        terms = {"blocks": chosen, "mask": masks.causal & masks.window(5), "impl": impl}
+        got = attend(q, k, v, q_positions=q_at, k_positions=k_at, **terms)
+        close(got, attend(q, k, v, q_positions=each(q_at), k_positions=each(k_at), **terms))
+        seen = (k_at[:, None] <= q_at[..., None]) & (k_at[:, None] >= q_at[..., None] - 5)
+        close(got, attend(q, k, v, mask=masks.array(seen[:, None])))
+    terms = {"mask": masks.causal, "q_positions": q_at, "k_positions": k_at}
+    weights = attention_weights(q, k, **terms)
+    got = jnp.einsum("bnts,bsnd->btnd", weights, jnp.repeat(v, N // K, 2))
+    close(got, attend(q, k, v, **terms))
+    assert np.isneginf(attention_scores(q, k, **terms)[1, 0, 0, 1])
+
+
+def test_kernels_and_rings_say_why_they_take_no_positions_of_each_example():
+    q, k, v = qkv()
+    told = str(explain(attend, q, k, v, **OWN))
+    assert "-> dense" in told
+    with pytest.raises(ValueError, match="positions of each example"):
+        attend(q, k, v, **OWN, impl=Triton(interpret=True))
