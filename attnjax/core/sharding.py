@@ -63,6 +63,14 @@ class SequenceSharding(Protocol):
         """The sum over all tokens up to each one here."""
         ...
 
+    def gathered(self, x: Array, axis: int) -> Array:
+        """x of all tokens, in the order of the text: for a number or two of each."""
+        ...
+
+    def own(self, x: Array, axis: int) -> Array:
+        """The part of what `gathered` gives that belongs to the tokens here."""
+        ...
+
 
 class Local:
     """All tokens are here, in order."""
@@ -75,6 +83,12 @@ class Local:
 
     def cumsum(self, x: Array, axis: int) -> Array:
         return jnp.cumsum(x, axis=axis)
+
+    def gathered(self, x: Array, axis: int) -> Array:
+        return x
+
+    def own(self, x: Array, axis: int) -> Array:
+        return x
 
 
 LOCAL = Local()

@@ -84,9 +84,7 @@ class LASP2:
         summary = memory, own(from_zero), own(transition)
         if request.block is None:
             last = _after_all(order, *summary)
-            nothing = replace(
-                request, k=request.k[:, :0], v=request.v[:, :0], log_decay=None, beta=None
-            )
+            nothing = request.with_tokens((request.k[:, :0], request.v[:, :0], None, None, None))
             return chunked.run(replace(nothing, memory=last))
         before: Array = _before_each(order, *summary)
         out, after = chunked.run(
@@ -107,8 +105,7 @@ class LASP2:
         if true == S * self.sharding.size:
             return request
         real = (self.sharding.positions(S) < true)[:, None, None]
-        k, v, log_decay, beta = jax.tree.map(lambda x: jnp.where(real, x, 0), request.tokens)
-        return replace(request, k=k, v=v, log_decay=log_decay, beta=beta)
+        return request.with_tokens(jax.tree.map(lambda x: jnp.where(real, x, 0), request.tokens))
 
 
 def _by_run(request: RecurrenceRequest, count: int) -> RecurrenceRequest:
@@ -118,9 +115,9 @@ def _by_run(request: RecurrenceRequest, count: int) -> RecurrenceRequest:
         x = x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0).reshape(-1, *x.shape[2:])
 
-    q, k, v, log_decay, beta = jax.tree.map(split, (request.q, *request.tokens))
+    q, *tokens = jax.tree.map(split, (request.q, *request.tokens))
     memory = jnp.tile(request.memory, (count, 1, 1, 1))
-    return replace(request, q=q, k=k, v=v, log_decay=log_decay, beta=beta, memory=memory)
+    return replace(request.with_tokens(tokens), q=q, memory=memory)
 
 
 def _in_a_row(x: Array, count: int) -> Array:
@@ -137,10 +134,13 @@ def _alone(request: RecurrenceRequest, chunked: Chunked) -> tuple[Array, Array]:
     nothing = pvary_like(jnp.zeros_like(request.memory), request.memory)
     if request.beta is None:
         from_zero = chunked.state_after(replace(request, memory=nothing))
-        if request.log_decay is None:
-            return from_zero, jnp.ones((*nothing.shape[:2], 1, 1), nothing.dtype)
-        decayed = jnp.exp(request.transposed(request.log_decay).sum(axis=2))
-        return from_zero, decayed[..., None]
+        factor = jnp.ones((*nothing.shape[:2], 1, 1), nothing.dtype)
+        if request.log_decay is not None:
+            factor = jnp.exp(request.transposed(request.log_decay).sum(axis=2))[..., None]
+        if request.starts is not None:  # a document that starts here keeps nothing
+            started = request.transposed(request.starts).sum(axis=2)[..., None] > 0
+            factor = jnp.where(started, 0.0, factor)
+        return from_zero, factor
     # a state is a matrix with one column a value: the identity goes along, with values of zero
     H, D = nothing.shape[2:]
     eye = jnp.broadcast_to(jnp.eye(H, dtype=nothing.dtype), (*nothing.shape[:2], H, H))

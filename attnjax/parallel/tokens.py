@@ -117,6 +117,17 @@ class LayoutSharding(SequenceSharding):
         here = lax.dynamic_index_in_dim(before, lax.axis_index(self.axes), keepdims=False)
         return jnp.moveaxis((own + here[:, None]).reshape(x.shape), 0, axis)
 
+    def gathered(self, x: Array, axis: int) -> Array:
+        """x of all tokens, in the order of the text, the same on all devices."""
+        x = jnp.moveaxis(x, axis, 0)
+        every = jnp.zeros((x.shape[0] * self.size, *x.shape[1:]), x.dtype)
+        every = every.at[self.positions(x.shape[0])].set(x, unique_indices=True)
+        return jnp.moveaxis(lax.psum(every, self.axes), 0, axis)
+
+    def own(self, x: Array, axis: int) -> Array:
+        """The tokens of this device, of an array of all tokens in the order of the text."""
+        return jnp.take(x, self.positions(x.shape[axis] // self.size), axis=axis)
+
     def _runs_within(self, local: int) -> int:
         """Runs of one device where several share a part of the layout: they may end in between."""
         ends = np.flatnonzero(np.diff(self.order(local * self.size)) != 1) + 1

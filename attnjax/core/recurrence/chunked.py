@@ -7,7 +7,8 @@ With c_i the sum of log decays from the first token of a chunk to token i, and S
 
 u = v, or for the delta rule the solution of (I + L) u = beta (v - k . exp(c) S), where L_ij =
 beta_i k_i . exp(c_i - c_j) k_j for j < i (the WY form; Yang et al. 2024, arXiv:2406.06484).  Only
-exponentials of numbers <= 0 are formed.  A backward pass computes each chunk again.
+exponentials of numbers <= 0 are formed.  Documents are masks: a token sees those of its own, and
+the state if none has started before it.  A backward pass computes each chunk again.
 """
 
 import functools
@@ -99,15 +100,16 @@ def _in_chunks(chunk: int, request: RecurrenceRequest) -> tuple[Array, Array]:
 @functools.partial(jax.jit, static_argnums=0)
 def _state_in_chunks(chunk: int, request: RecurrenceRequest) -> Array:
     if request.beta is None:  # a sum: one product, whatever its length
-        (k, v, log_decay, _), bad = _cleaned(request.transposed_tokens(request.tokens))
-        return _state_after(request.memory, k, v, _sums(log_decay)) + _total(bad)
+        (k, v, log_decay, _, starts), bad = _cleaned(request.transposed_tokens(request.tokens))
+        return _state_after(request.memory, k, v, _sums(log_decay), bad, _documents(starts))
 
     @jax.checkpoint
     def over_chunk(memory: Array, tokens: Tokens) -> tuple[Array, None]:
-        (k, v, log_decay, beta), bad = _cleaned(request.transposed_tokens(tokens))
-        c = _sums(log_decay)
-        v = _corrected(memory, k, v, c, beta)
-        return _state_after(memory, k, v, c) + _total(bad), None
+        (k, v, log_decay, beta, starts), bad = _cleaned(request.transposed_tokens(tokens))
+        c, documents = _sums(log_decay), _documents(starts)
+        memory, lost = documents.cleaned(memory)
+        v = _corrected(memory, k, v, c, beta, documents)
+        return _state_after(memory, k, v, c, bad, documents) + documents.kept(lost), None
 
     return scan_chunks(over_chunk, request.memory, request.tokens, chunk)[0]
 
@@ -126,16 +128,72 @@ class Parallel:
 def _chunk(memory: Array, q: Array, tokens: Tokens, block: int) -> tuple[Array, Array]:
     """(state after the chunk, what its queries read (B,t,N,D))."""
     q, spoiled = _cleaned(q)
-    (k, v, log_decay, beta), bad = _cleaned(tokens)
-    c = _sums(log_decay)
-    v = _corrected(memory, k, v, c, beta)
+    (k, v, log_decay, beta, starts), bad = _cleaned(tokens)
+    c, documents = _sums(log_decay), _documents(starts)
+    memory, lost = documents.cleaned(memory)
+    v = _corrected(memory, k, v, c, beta, documents)
     end = np.arange(q.shape[2]) // block * block + block - 1  # where each query reads
     at = c if c is None or block == 1 else c.at(_ALL, _ALL, end)
-    seen = end[:, None] >= np.arange(q.shape[2])
+    seen = documents.within((end[:, None] >= np.arange(q.shape[2]))[None, None])
     out = _products("BNts,BNsD->BNtD", _scores(q, k, at, c, seen, block), v)
-    before = q if at is None else _decayed(q, at.total)
-    out = out + read(before, memory) + (spoiled + jnp.cumsum(bad, axis=2)[:, :, end])
-    return _state_after(memory, k, v, c) + _total(bad), out.swapaxes(1, 2)
+    out = out + documents.read(q if at is None else _decayed(q, at.total), memory)
+    out = out + (spoiled + documents.spoiled(bad)[:, :, end] + documents.first(lost))
+    after = _state_after(memory, k, v, c, bad, documents) + documents.kept(lost)
+    return after, out.swapaxes(1, 2)
+
+
+class _Documents(NamedTuple):
+    """How many documents have started in the chunk up to each token, (B,N,t,1); None: it is one."""
+
+    number: Array | None
+
+    def within(self, seen: Any) -> Any:
+        """Those of the pairs (B|1,N|1,t,s) that are of one document."""
+        if self.number is None:
+            return seen
+        return seen & (self.number == self.number.swapaxes(2, 3))
+
+    def cleaned(self, memory: Array) -> tuple[Array, Array]:
+        """The state before the chunk, with zeros if it held a NaN, and then NaN, else zero.
+
+        Where all read it nothing has to be kept from others: it stays as it is.
+        """
+        if self.number is None:
+            return memory, jnp.zeros((1, 1, 1, 1), memory.dtype)
+        lost = jnp.sum(0.0 * lax.stop_gradient(memory), axis=(2, 3), keepdims=True)
+        return jnp.where(jnp.isnan(lost), 0.0, memory), lost
+
+    def first(self, x: Array) -> Array:
+        """x for the tokens of the document that began before the chunk, zero for others."""
+        return x if self.number is None else jnp.where(self.number == 0, x, 0.0)
+
+    def read(self, q: Array, memory: Array) -> Array:
+        """What the state before the chunk says to the tokens of its document, zero to others."""
+        return self.first(read(self.first(q), memory))
+
+    def spoiled(self, bad: Array) -> Array:
+        """NaN for tokens with one that is bad before them, else zero, (B,N,t,1)."""
+        if self.number is None:
+            return jnp.cumsum(bad, axis=2)
+        before = self.within(np.tri(bad.shape[2], dtype=bool)[None, None])
+        count = _products("BNts,BNso->BNto", before.astype(bad.dtype), 1.0 * jnp.isnan(bad))
+        return jnp.where(count > 0, jnp.nan, 0.0)
+
+    def kept(self, memory: Array) -> Array:
+        """The state before the chunk where its document goes on after it, else zero."""
+        if self.number is None:
+            return memory
+        return jnp.where(self.number[:, :, -1:] == 0, memory, 0.0)
+
+    def last(self, x: Array) -> Array:
+        """x (B,N,t,.) of the tokens of the last document, zero for others."""
+        if self.number is None:
+            return x
+        return jnp.where(self.number == self.number[:, :, -1:], x, 0.0)
+
+
+def _documents(starts: Array | None) -> _Documents:
+    return _Documents(None if starts is None else jnp.cumsum(lax.stop_gradient(starts), axis=2))
 
 
 def _cleaned(tree: Cleaned) -> tuple[Cleaned, Array]:
@@ -148,27 +206,28 @@ def _cleaned(tree: Cleaned) -> tuple[Cleaned, Array]:
     return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), tree), bad
 
 
-def _total(bad: Array) -> Array:
-    """NaN for states (B,N,1,1) after a bad token, else zero."""
-    return jnp.sum(bad, axis=2, keepdims=True)
-
-
-def _state_after(memory: Array, k: Array, v: Array, c: _Sums | None) -> Array:
-    """The state after tokens whose decays up to each of them are c."""
+def _state_after(
+    memory: Array, k: Array, v: Array, c: _Sums | None, bad: Array, documents: _Documents
+) -> Array:
+    """The state after tokens whose decays up to each of them are c; NaN after a bad one."""
+    memory, k = documents.kept(memory), documents.last(k)
+    spoiled = jnp.sum(documents.last(bad), axis=2, keepdims=True)
     if c is None:
-        return memory + _products("BNsH,BNsD->BNHD", k, v)
+        return memory + _products("BNsH,BNsD->BNHD", k, v) + spoiled
     last = c.at(_ALL, _ALL, slice(-1, None))
     kept = jnp.exp(last.total[:, :, 0, :, None]) * memory
-    return kept + _products("BNsH,BNsD->BNHD", _decayed(k, last.between(c)), v)
+    return kept + _products("BNsH,BNsD->BNHD", _decayed(k, last.between(c)), v) + spoiled
 
 
-def _corrected(memory: Array, k: Array, v: Array, c: _Sums | None, beta: Array | None) -> Array:
+def _corrected(
+    memory: Array, k: Array, v: Array, c: _Sums | None, beta: Array | None, documents: _Documents
+) -> Array:
     """u: the values that the delta rule writes; v where there is no beta."""
     if beta is None:
         return v
-    before = np.tri(k.shape[2], k=-1, dtype=bool)
+    before = documents.within(np.tri(k.shape[2], k=-1, dtype=bool)[None, None])
     erased = beta * _scores(k, k, c, c, before, 1)
-    wanted = beta * (v - read(k if c is None else _decayed(k, c.total), memory))
+    wanted = beta * (v - documents.read(k if c is None else _decayed(k, c.total), memory))
     return _products("BNts,BNsD->BNtD", inverse(erased), wanted)
 
 
@@ -216,10 +275,11 @@ def _products(spec: str, *xs: Array) -> Array:
     return jnp.einsum(spec, *xs, precision=lax.Precision.HIGHEST)
 
 
-def _scores(
-    q: Array, k: Array, at: _Sums | None, c: _Sums | None, seen: np.ndarray, block: int
-) -> Array:
-    """sum_h q_ih exp(at_ih - c_jh) k_jh where seen, else 0: (B,N,t,H), (B,N,s,H) -> (B,N,t,s)."""
+def _scores(q: Array, k: Array, at: _Sums | None, c: _Sums | None, seen: Any, block: int) -> Array:
+    """sum_h q_ih exp(at_ih - c_jh) k_jh where seen, else 0: (B,N,t,H), (B,N,s,H) -> (B,N,t,s).
+
+    seen (B|1,N|1,t,s); where it is one for all examples, it is that of any block on the diagonal.
+    """
     if at is None or c is None:
         return jnp.where(seen, _products("BNtH,BNsH->BNts", q, k), 0.0)
     if c.rest.shape[-1] == 1:
@@ -232,7 +292,7 @@ def _scores(
     return _channel_scores_by_halves(q, k, at, c, seen, block)
 
 
-def _channel_scores_directly(q: Array, k: Array, at: _Sums, c: _Sums, seen: np.ndarray) -> Array:
+def _channel_scores_directly(q: Array, k: Array, at: _Sums, c: _Sums, seen: Any) -> Array:
     """Every pair by itself: t s H exponentials."""
     gap = at.at(_ALL, _ALL, _ALL, None).between(c.at(_ALL, _ALL, None))
     decay = jnp.exp(jnp.where(seen[..., None], gap, -jnp.inf))
@@ -240,7 +300,7 @@ def _channel_scores_directly(q: Array, k: Array, at: _Sums, c: _Sums, seen: np.n
 
 
 def _channel_scores_by_halves(
-    q: Array, k: Array, at: _Sums, c: _Sums, seen: np.ndarray, block: int
+    q: Array, k: Array, at: _Sums, c: _Sums, seen: Any, block: int
 ) -> Array:
     """Late queries and early keys in one product, each half by itself.
 
@@ -250,13 +310,16 @@ def _channel_scores_by_halves(
     half = q.shape[2] // 2
     early, late = (_ALL, _ALL, slice(half)), (_ALL, _ALL, slice(half, None))
     halves = lambda tree: jax.tree.map(lambda x: jnp.concatenate([x[early], x[late]]), tree)
-    own = _scores(halves(q), halves(k), halves(at), halves(c), seen[:half, :half], block)
+    within = seen[..., :half, :half]
+    if seen.shape[0] != 1:
+        within = jnp.concatenate([within, seen[..., half:, half:]])
+    own = _scores(halves(q), halves(k), halves(at), halves(c), within, block)
     own = own.reshape(2, *q.shape[:2], half, half)
     middle = c.at(_ALL, _ALL, slice(half - 1, half))
     from_middle = _decayed(q[late], at.at(*late).between(middle))
     to_middle = _decayed(k[early], middle.between(c.at(*early)))
     cross = _products("BNtH,BNsH->BNts", from_middle, to_middle)
-    return _assembled(own, jnp.where(seen[half:, :half], cross, 0.0))
+    return _assembled(own, jnp.where(seen[..., half:, :half], cross, 0.0))
 
 
 def _assembled(own: Array, cross: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from attnjax.core import dispatch
 from attnjax.core.dispatch import Implementation, pick
@@ -19,8 +20,8 @@ from attnjax.core.pairwise.request import check_qkv
 from attnjax.core.recurrence.chunked import Chunked, Fastest, Parallel
 from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent
 from attnjax.core.recurrence.triton import Triton
-from attnjax.core.sharding import pvary_like
-from attnjax.typing import Array, Float, K, PerQuery, Q, V
+from attnjax.core.sharding import SequenceSharding, pvary_like, sharding_of
+from attnjax.typing import Array, Float, Int, K, PerQuery, Q, V
 
 # (values (B,T,N,D), denominator (B,T,N,1)) -> (B,T,N,D)
 Normalize = Callable[[Array, Array], Array]
@@ -41,11 +42,12 @@ class State(NamedTuple):
     """What the tokens so far leave behind, in float32 (float64 for float64 inputs).
 
     memory (B,N,H,D), the sum of the decayed k u^T; denominator (B,N,H), that of k alone, where
-    there is a `normalize`.
+    there is a `normalize`; document (B,), the id of the last token's, where there are `documents`.
     """
 
     memory: Float[Array, "B N H D"]
     denominator: Float[Array, "B N H"] | None = None
+    document: Int[Array, " B"] | None = None
 
 
 def linear_attend(
@@ -57,6 +59,7 @@ def linear_attend(
     beta: PerQuery | None = None,
     normalize: Normalize | None = None,
     block: int | None = 1,
+    documents: Int[Array, "B S"] | None = None,
     state: State | None = None,
     return_state: bool = False,
     chunk: int = 64,
@@ -78,6 +81,10 @@ def linear_attend(
     block         1: a query reads the state after its own token (causal).  b: after the last token
                   of its block of b tokens (block-causal).  None: after all tokens (both directions;
                   T and S may differ)
+    documents     (B,S), ids of packed documents, the tokens of one behind each other: none reads
+                  what another wrote.  A token with a negative id, padding, reads nothing, gives
+                  zero and writes nothing.  Causal only.  The first document goes on from `state`,
+                  but not if that has ended with another id
     state         a `State` to start from, zeros if None
     return_state  also return the State after the last token: a run that is split anywhere (at the
                   end of a block) and carries it equals the whole run
@@ -94,7 +101,16 @@ def linear_attend(
     Raises ValueError for shapes that do not fit, for a log_decay above 0 and a beta outside [0, 2]
     (where their values are known, outside jit), TypeError for dtypes and values of the wrong kind.
     """
-    request, dtype = _prepare(q, k, v, log_decay, beta, normalize, block, state)
+    sharding = sharding_of(impl)
+    packed = None
+    if documents is None and state is not None and state.document is not None:
+        raise ValueError("linear_attend: state is one of a call with documents, expected them here")
+    if documents is not None:
+        before = None if state is None else state.document
+        packed = _packed(documents, before, jnp.shape(k)[:2], block, sharding)
+        k, v, log_decay, beta = _without_padding(packed.real, k, v, log_decay, beta)
+    starts = None if packed is None else packed.starts
+    request, dtype = _prepare(q, k, v, log_decay, beta, normalize, block, starts, state)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"linear_attend: chunk is {chunk!r}, expected an integer of at least 1")
     known = {**IMPLEMENTATIONS, "chunked": Chunked(chunk)}
@@ -105,6 +121,9 @@ def linear_attend(
         last = State(memory[..., :-1], memory[..., -1])
         out = normalize(out[..., :-1], out[..., -1:])
     out = out.astype(dtype)
+    if packed is not None:
+        last = last._replace(document=packed.last)
+        out = jnp.where(packed.real[..., None, None], out, jnp.zeros((), dtype))
     return (out, last) if return_state else out
 
 
@@ -140,6 +159,7 @@ def _prepare(
     beta: Array | None,
     normalize: Normalize | None,
     block: int | None,
+    starts: Array | None,
     state: State | None,
 ) -> tuple[RecurrenceRequest, jnp.dtype]:
     """The call, and the dtype of its result."""
@@ -167,7 +187,56 @@ def _prepare(
         beta = _gate("beta", beta, z, ("BSN",), 0.0, 2.0)
     normalized = normalize is not None
     memory = pvary_like(_memory(state, z, dtype, normalized), (q, k, v, log_decay, beta))
-    return RecurrenceRequest(q, k, v, log_decay, beta, memory, block, normalized), given
+    if starts is not None:
+        starts = starts[..., None, None].astype(dtype)
+    return RecurrenceRequest(q, k, v, log_decay, beta, starts, memory, block, normalized), given
+
+
+class _Packed(NamedTuple):
+    """Documents as the engine takes them."""
+
+    real: Array  # (B,S), no padding
+    starts: Array  # (B,S), the first of a document
+    last: Array  # (B,), the id of the last real token, or of the state before; -1: there was none
+
+
+def _packed(
+    documents: Array,
+    before: Array | None,
+    shape: tuple[int, int],
+    block: int | None,
+    sharding: SequenceSharding,
+) -> _Packed:
+    ids = jnp.asarray(documents)
+    if ids.shape != shape:
+        raise ValueError(
+            f"linear_attend: documents has shape {ids.shape}, expected (B,S) = {shape}"
+        )
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"linear_attend: documents has dtype {ids.dtype}, expected integers")
+    if block != 1:
+        raise ValueError(f"linear_attend: block is {block} with documents, expected 1, causal")
+    # -1: no document has been there; the first real token then starts none, and keeps the state
+    first = jnp.full(shape[:1], -1, ids.dtype) if before is None else before.astype(ids.dtype)
+    every = jnp.concatenate([first[:, None], sharding.gathered(ids, 1)], axis=1)
+    place = jnp.where(every >= 0, jnp.arange(every.shape[1])[None], 0)
+    current = jnp.take_along_axis(every, lax.cummax(place, axis=1), axis=1)  # of the last real one
+    starts = (current[:, 1:] != current[:, :-1]) & (current[:, :-1] >= 0)
+    return _Packed(ids >= 0, sharding.own(starts, 1), current[:, -1])
+
+
+def _without_padding(real: Array, *tokens: Array | None) -> tuple[Array | None, ...]:
+    """Arrays (B,S,...) with zeros for padding; a decay of each head is given to its tokens."""
+
+    def cut(x: Array | None) -> Array | None:
+        if x is None:
+            return None
+        x = jnp.asarray(x)
+        if x.ndim == 1:
+            x = jnp.broadcast_to(x, (*real.shape, x.shape[0]))
+        return jnp.where(real.reshape(*real.shape, *(1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
+
+    return tuple(map(cut, tokens))
 
 
 def _gate(

@@ -3,13 +3,17 @@
     S_t = a_t S_{t-1} + k_t u_t^T,    o_t = q_t . S_t,    S (H,D)
     u_t = v_t, or with beta, the delta rule, beta_t (v_t - k_t . a_t S_{t-1})
 
+and S_{t-1} = 0 for a token that starts a document.
+
 An implementation runs a `RecurrenceRequest` and gives what the queries read, (B,T,N,D), and the
 last state, (B,N,H,D), in the working dtype; both with the denominator as one more value where it is
 kept.
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +22,13 @@ from jax import lax
 from attnjax.core.chunks import scan_chunks
 from attnjax.typing import Array
 
-Tokens = tuple[Array, Array, Array | None, Array | None]  # k, v, log_decay, beta
+Gate = Array | None
+Tokens = tuple[Array, Array, Gate, Gate, Gate]  # k, v, log_decay, beta, starts
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["q", "k", "v", "log_decay", "beta", "memory"],
+    data_fields=["q", "k", "v", "log_decay", "beta", "starts", "memory"],
     meta_fields=["block", "normalized"],
 )
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class RecurrenceRequest:
     """Arguments of `linear_attend`, checked, as the caller gave them: tokens before heads.
 
     q (B,T,N,H), k (B,S,K,H), v (B,S,K,D), beta (B,S,N,1) or None
+    starts      (B,S,1,1), one for tokens that start a document, zero for others, or None
     log_decay   (B,S,N,1), or (B,S,N,H) of each key channel; None for no decay
     memory      (B,N,H,D), the state to start from; (B,N,H,D+1) with normalized
     block       queries read the state after the last token of their block of so many tokens;
@@ -46,6 +52,7 @@ class RecurrenceRequest:
     v: Array
     log_decay: Array | None
     beta: Array | None
+    starts: Array | None
     memory: Array
     block: int | None
     normalized: bool
@@ -53,7 +60,12 @@ class RecurrenceRequest:
     @property
     def tokens(self) -> Tokens:
         """What is written, token by token: arrays (B,S,...)."""
-        return self.k, self.v, self.log_decay, self.beta
+        return self.k, self.v, self.log_decay, self.beta, self.starts
+
+    def with_tokens(self, tokens: Iterable[Any]) -> "RecurrenceRequest":
+        """The same call with other `tokens`."""
+        k, v, log_decay, beta, starts = tokens
+        return replace(self, k=k, v=v, log_decay=log_decay, beta=beta, starts=starts)
 
     def transposed(self, x: Array) -> Array:
         """One of the arrays, or a block (B,t,...) of it, as (B,N,t,...) in the working dtype."""
@@ -63,14 +75,16 @@ class RecurrenceRequest:
 
     def transposed_tokens(self, tokens: Tokens) -> Tokens:
         """A block of `tokens`, transposed; with ones in a last column of v for the denominator."""
-        k, v, log_decay, beta = jax.tree.map(self.transposed, tokens)
+        k, v, log_decay, beta, starts = jax.tree.map(self.transposed, tokens)
         if self.normalized:
             v = jnp.concatenate([v, jnp.ones((*v.shape[:3], 1), v.dtype)], axis=-1)
-        return k, v, log_decay, beta
+        return k, v, log_decay, beta, starts
 
 
-def write(memory: Array, k: Array, v: Array, log_decay: Array | None, beta: Array | None) -> Array:
-    """The state after one token: k (B,N,H), v (B,N,D), log_decay (B,N,1|H), beta (B,N,1)."""
+def write(memory: Array, k: Array, v: Array, log_decay: Gate, beta: Gate, start: Gate) -> Array:
+    """The state after one token: k (B,N,H), v (B,N,D), log_decay (B,N,1|H), beta, start (B,N,1)."""
+    if start is not None:
+        memory = jnp.where(start[..., None] > 0, 0.0, memory)
     if log_decay is not None:
         memory = jnp.exp(log_decay)[..., None] * memory
     if beta is not None:

@@ -53,6 +53,8 @@ class Triton:
             return f"states of dtype {request.memory.dtype}: only float32"
         if any(x.dtype not in _DTYPES for x in (request.q, request.k, request.v)):
             return "only float32, bfloat16 and float16"
+        if request.starts is not None:
+            return "documents"
         if request.block != 1:
             return f"block {request.block}: only 1"
         if max(H, D) > 256:
