@@ -56,6 +56,7 @@ def applies(op: Op, law: str) -> bool:
         "devices": "impl" in params,
         "kernels": "impl" in params,
         "split": "state" in params,
+        "documents": "documents" in params,
         "limits": bool(op.limits),
     }
     return rules.get(law, True) and law not in op.exempt

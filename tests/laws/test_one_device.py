@@ -1,5 +1,7 @@
 """The laws on one device, for attention and mixers alike."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -222,6 +224,27 @@ def test_gradients_flow_back_through_the_states(op):
         ct = wave(c.value(given))
         parts = jax.jit(lambda x: jax.vjp(in_parts, x)[1](ct)[0])(given)
         close_trees(parts, c.pull(given, ct)[1], 1e-9)
+
+
+@ops("documents")
+def test_a_packed_row_is_its_documents_one_by_one(op):
+    """In value, and in the gradient of every argument."""
+    with jax.enable_x64():
+        c = case(op, forms_of(op)[-1])
+        given = c.given(18, jnp.float64)
+        T = lengths(op, given)[0]
+        ends = (0, 4, 5, T)
+
+        def one_by_one(given):
+            parts = [segment(op, given, *at) for at in itertools.pairwise(ends)]
+            return jnp.concatenate([op.fn(**part, **c.rest) for part in parts], axis=1)
+
+        want, pull = jax.vjp(jax.jit(one_by_one), given)
+        ids = np.broadcast_to(np.repeat([7, 0, 3], np.diff(ends)), want.shape[:2])
+        packed = lambda given: op.fn(**given, **c.rest, documents=ids)
+        got, pull_packed = jax.vjp(jax.jit(packed), given)
+        close(got, want, 1e-10)
+        close_trees(pull_packed(wave(want))[0], pull(wave(want))[0], 1e-9)
 
 
 # ------------------------------------------------------------------------- what must not leak

@@ -25,6 +25,7 @@ from attnjax.typing import Array, Float, Int, K, PerQuery, Q, V
 
 # (values (B,T,N,D), denominator (B,T,N,1)) -> (B,T,N,D)
 Normalize = Callable[[Array, Array], Array]
+Documents = Int[Array, "B T"]
 LogDecay = Float[Array, " N"] | Float[Array, "B S N"] | Float[Array, "B S N H"]
 
 Impl = Annotated[dispatch.Impl, "linear_attend"]
@@ -59,7 +60,7 @@ def linear_attend(
     beta: PerQuery | None = None,
     normalize: Normalize | None = None,
     block: int | None = 1,
-    documents: Int[Array, "B S"] | None = None,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     chunk: int = 64,
@@ -81,7 +82,7 @@ def linear_attend(
     block         1: a query reads the state after its own token (causal).  b: after the last token
                   of its block of b tokens (block-causal).  None: after all tokens (both directions;
                   T and S may differ)
-    documents     (B,S), ids of packed documents, the tokens of one behind each other: none reads
+    documents     (B,T), ids of packed documents, the tokens of one behind each other: none reads
                   what another wrote.  A token with a negative id, padding, reads nothing, gives
                   zero and writes nothing.  Causal only.  The first document goes on from `state`,
                   but not if that has ended with another id
@@ -210,7 +211,7 @@ def _packed(
     ids = jnp.asarray(documents)
     if ids.shape != shape:
         raise ValueError(
-            f"linear_attend: documents has shape {ids.shape}, expected (B,S) = {shape}"
+            f"linear_attend: documents has shape {ids.shape}, expected (B,T) = {shape}"
         )
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"linear_attend: documents has dtype {ids.dtype}, expected integers")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from attnjax.core import features
 from attnjax.core.numerics import wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, uniform
 from attnjax.typing import Out, PerQuery, Q, TokenK, TokenV
 
@@ -28,6 +28,7 @@ def delta_net(
     v: TokenV,
     beta: PerQuery,
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
@@ -41,6 +42,7 @@ def delta_net(
         features.cosine(wide(k)),
         v,
         beta=beta,
+        documents=documents,
         state=state,
         return_state=return_state,
         impl=impl,

@@ -18,7 +18,7 @@ from typing import Any
 
 from attnjax.core import features
 from attnjax.core.numerics import divide, wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import linear_attention, mean_of_all, mean_so_far
 from attnjax.typing import K, Out, Q, TokenK, TokenV, V
@@ -30,6 +30,7 @@ def fast_attention(
     v: TokenV,
     *,
     order: int = 2,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
@@ -40,6 +41,7 @@ def fast_attention(
         features.standardize(wide(k)),
         v,
         phi=features.taylor(order),
+        documents=documents,
         state=state,
         return_state=return_state,
         impl=impl,

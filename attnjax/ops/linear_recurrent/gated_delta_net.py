@@ -15,7 +15,7 @@ from typing import Any
 
 from attnjax.core import features
 from attnjax.core.numerics import wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, log_gates, uniform
 from attnjax.ops.linear_recurrent.delta_net import delta_net
 from attnjax.typing import PerQuery, Q, TokenK, TokenV
@@ -28,6 +28,7 @@ def gated_delta_net(
     beta: PerQuery,
     log_decay: PerQuery,
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
@@ -39,6 +40,7 @@ def gated_delta_net(
         v,
         log_decay=log_decay,
         beta=beta,
+        documents=documents,
         state=state,
         return_state=return_state,
         impl=impl,

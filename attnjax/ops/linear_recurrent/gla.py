@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, log_gates
 from attnjax.ops.linear_recurrent.simple_gla import simple_gla
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
@@ -25,13 +25,21 @@ def gla(
     v: TokenV,
     log_decay: Float[Array, "B T N H"],
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
     """Causal linear attention in which each key channel fades by exp(log_decay) of its own."""
     return linear_attend(
-        q, k, v, log_decay=log_decay, state=state, return_state=return_state, impl=impl
+        q,
+        k,
+        v,
+        log_decay=log_decay,
+        documents=documents,
+        state=state,
+        return_state=return_state,
+        impl=impl,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from attnjax.core.numerics import wide
-from attnjax.core.recurrence.linear import Impl, State
+from attnjax.core.recurrence.linear import Documents, Impl, State
 from attnjax.op import Limit, Op, fill, log_gates
 from attnjax.ops.linear_recurrent.gla import gla
 from attnjax.typing import Array, Float, Out, Q
@@ -25,13 +25,16 @@ def hgrn2(
     log_forget: Float[Array, "B T N H"],
     v: Out,
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
     """Gated linear attention with keys 1 - exp(log_forget); v has as many heads as q."""
     k = -jnp.expm1(wide(log_forget))
-    return gla(q, k, v, log_forget, state=state, return_state=return_state, impl=impl)
+    return gla(
+        q, k, v, log_forget, documents=documents, state=state, return_state=return_state, impl=impl
+    )
 
 
 def _zeros(v: Out) -> Out:

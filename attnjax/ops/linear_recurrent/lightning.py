@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from attnjax.core.features import FeatureMap
 from attnjax.core.numerics import rms_norm, wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, uniform
 from attnjax.ops.linear_recurrent.linear import plain_sums
 from attnjax.typing import Out, PerHead, Q, TokenK, TokenV
@@ -50,13 +50,21 @@ def lightning_attention(
     v: TokenV,
     log_decay: PerHead,
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
     """Causal linear attention with log_decay = log(lam), one number for each head."""
     return linear_attend(
-        q, k, v, log_decay=log_decay, state=state, return_state=return_state, impl=impl
+        q,
+        k,
+        v,
+        log_decay=log_decay,
+        documents=documents,
+        state=state,
+        return_state=return_state,
+        impl=impl,
     )
 
 
@@ -68,13 +76,21 @@ def gated_lightning_attention(
     gate: Out,
     *,
     phi: FeatureMap = jax.nn.silu,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
     """Lightning attention of phi(q) and phi(k), its heads normed together, times `gate`."""
     out, last = lightning_attention(
-        phi(wide(q)), phi(wide(k)), wide(v), log_decay, state=state, return_state=True, impl=impl
+        phi(wide(q)),
+        phi(wide(k)),
+        wide(v),
+        log_decay,
+        documents=documents,
+        state=state,
+        return_state=True,
+        impl=impl,
     )
     B, T, N, D = out.shape
     normed = rms_norm(out.reshape(B, T, N * D)).reshape(out.shape)

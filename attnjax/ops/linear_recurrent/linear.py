@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from attnjax.core import features
 from attnjax.core.numerics import divide, repeat_heads, wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Out, Q, TokenK, TokenV, V
 
@@ -24,6 +24,7 @@ def linear_attention(
     v: TokenV,
     *,
     phi: features.FeatureMap = features.elu1,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
@@ -34,6 +35,7 @@ def linear_attention(
         phi(wide(k)),
         v,
         normalize=divide,
+        documents=documents,
         state=state,
         return_state=return_state,
         impl=impl,

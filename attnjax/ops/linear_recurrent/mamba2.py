@@ -13,7 +13,7 @@ Differs: the softplus of dt, the convolution, the gate and the norm belong to a 
 from typing import Any
 
 from attnjax.core.numerics import repeat_heads, wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, normal, uniform
 from attnjax.typing import Array, Float, PerHead, PerQuery
 
@@ -26,6 +26,7 @@ def mamba2(
     C: Float[Array, "B T K H"],
     D: PerHead | None = None,
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
@@ -40,6 +41,7 @@ def mamba2(
         repeat_heads(B, x),
         dt[..., None] * u,
         log_decay=dt * A[None, None],
+        documents=documents,
         state=state,
         return_state=True,
         impl=impl,

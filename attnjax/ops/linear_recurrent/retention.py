@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from attnjax.core.numerics import wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Out, PerHead, Q, TokenK, TokenV
 
@@ -30,6 +30,7 @@ def retention(
     v: TokenV,
     log_decay: PerHead | None = None,
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
@@ -42,6 +43,7 @@ def retention(
         k,
         v,
         log_decay=log_decay,
+        documents=documents,
         state=state,
         return_state=return_state,
         impl=impl,

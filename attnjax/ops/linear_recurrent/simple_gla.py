@@ -9,7 +9,7 @@ Limits: gates of 1 give linear attention without a normalizer.
 
 from typing import Any
 
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.op import Limit, Op, fill, log_gates
 from attnjax.ops.linear_recurrent.linear import plain_sums
 from attnjax.typing import PerQuery, Q, TokenK, TokenV
@@ -21,13 +21,21 @@ def simple_gla(
     v: TokenV,
     log_decay: PerQuery,
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
     """Causal linear attention that fades by exp(log_decay) at each token."""
     return linear_attend(
-        q, k, v, log_decay=log_decay, state=state, return_state=return_state, impl=impl
+        q,
+        k,
+        v,
+        log_decay=log_decay,
+        documents=documents,
+        state=state,
+        return_state=return_state,
+        impl=impl,
     )
 
 

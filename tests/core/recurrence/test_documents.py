@@ -165,9 +165,7 @@ def test_a_document_may_be_cut_at_the_edge_of_a_device(layout):
             )  # fmt: skip
 
         along = P(None, "sp")
-        fn = jax.jit(
-            jax.shard_map(local, mesh=mesh, in_specs=(along,) * 6, out_specs=(along, P()))
-        )
+        fn = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(along,) * 6, out_specs=(along, P())))
         out, last = fn(*map(laid, (*args, gate["log_decay"], gate["beta"], IDS)))
         want, state = linear_attend(*args, **gate, documents=IDS, return_state=True)
         close(out, laid(want))
@@ -184,7 +182,7 @@ def strategy_order(layout):
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [
-        ({"documents": IDS[:, 1:]}, ValueError, r"documents has shape \(2, 23\), expected \(B,S\)"),
+        ({"documents": IDS[:, 1:]}, ValueError, r"documents has shape \(2, 23\), expected \(B,T\)"),
         ({"documents": IDS * 1.0}, TypeError, "documents has dtype float"),
         ({"block": 2}, ValueError, "block is 2 with documents, expected 1"),
         ({"block": None}, ValueError, "block is None with documents"),
