@@ -22,6 +22,7 @@ from attnjax.core.masks.base import tile_kinds as tile_kinds
 from attnjax.core.masks.base import tile_kinds_of_each as tile_kinds_of_each
 from attnjax.core.masks.documents import Document as Document
 from attnjax.core.masks.documents import document as document
+from attnjax.core.masks.documents import document_ids as document_ids
 from attnjax.core.masks.functions import MaskFunction as MaskFunction
 from attnjax.core.masks.functions import MaskOperand as MaskOperand
 from attnjax.core.masks.grid import Neighborhood as Neighborhood

@@ -66,6 +66,21 @@ def document(q_ids: Any, k_ids: Any = None) -> Mask:
     )
 
 
+def document_ids(cu_seqlens: Any, length: int) -> Any:
+    """The ids (length,) of documents packed behind each other, from the offsets (n + 1,) of flash
+    attention: document i is tokens cu_seqlens[i] to cu_seqlens[i + 1] - 1; padding after the last
+    is -1.  For `document`, and for the `documents` of recurrent ops.
+    """
+    ends = checked_ints("document_ids: cu_seqlens", cu_seqlens, {1: "(n + 1,)"})
+    if isinstance(ends, np.ndarray) and (np.diff(ends, prepend=0) < 0).any():
+        raise ValueError(f"document_ids: cu_seqlens is {ends}, expected offsets that rise from 0")
+    if isinstance(ends, np.ndarray) and (not ends.size or ends[0] != 0 or ends[-1] > length):
+        raise ValueError(f"document_ids: cu_seqlens is {ends}, expected 0 .. at most {length}")
+    xp = numpy_of(ends)
+    at = xp.searchsorted(ends, xp.arange(length), side="right") - 1
+    return xp.where(at < ends.shape[0] - 1, at, -1).astype(np.int32)
+
+
 # ---------------------------------------------------------------- segment ids over intervals
 
 

@@ -25,7 +25,7 @@ from attnjax.typing import Array, Float, Int, K, PerQuery, Q, V
 
 # (values (B,T,N,D), denominator (B,T,N,1)) -> (B,T,N,D)
 Normalize = Callable[[Array, Array], Array]
-Documents = Int[Array, "B T"]
+Documents = Int[Array, "*B T"]
 LogDecay = Float[Array, " N"] | Float[Array, "B S N"] | Float[Array, "B S N H"]
 
 Impl = Annotated[dispatch.Impl, "linear_attend"]
@@ -82,10 +82,10 @@ def linear_attend(
     block         1: a query reads the state after its own token (causal).  b: after the last token
                   of its block of b tokens (block-causal).  None: after all tokens (both directions;
                   T and S may differ)
-    documents     (B,T), ids of packed documents, the tokens of one behind each other: none reads
-                  what another wrote.  A token with a negative id, padding, reads nothing, gives
-                  zero and writes nothing.  Causal only.  The first document goes on from `state`,
-                  but not if that has ended with another id
+    documents     (T,) or (B,T), ids of packed documents, the tokens of one behind each other (see
+                  `masks.document_ids`): none reads what another wrote.  A token with a negative
+                  id, padding, reads nothing, gives zero and writes nothing.  Causal only.  The
+                  first document goes on from `state`, but not if that has ended with another id
     state         a `State` to start from, zeros if None
     return_state  also return the State after the last token: a run that is split anywhere (at the
                   end of a block) and carries it equals the whole run
@@ -102,13 +102,11 @@ def linear_attend(
     Raises ValueError for shapes that do not fit, for a log_decay above 0 and a beta outside [0, 2]
     (where their values are known, outside jit), TypeError for dtypes and values of the wrong kind.
     """
-    sharding = sharding_of(impl)
-    packed = None
-    if documents is None and state is not None and state.document is not None:
+    packed, before = None, _document(state)
+    if documents is None and before is not None:
         raise ValueError("linear_attend: state is one of a call with documents, expected them here")
     if documents is not None:
-        before = None if state is None else state.document
-        packed = _packed(documents, before, jnp.shape(k)[:2], block, sharding)
+        packed = _packed(documents, before, jnp.shape(k)[:2], block, sharding_of(impl))
         k, v, log_decay, beta = _without_padding(packed.real, k, v, log_decay, beta)
     starts = None if packed is None else packed.starts
     request, dtype = _prepare(q, k, v, log_decay, beta, normalize, block, starts, state)
@@ -193,6 +191,13 @@ def _prepare(
     return RecurrenceRequest(q, k, v, log_decay, beta, starts, memory, block, normalized), given
 
 
+def _document(state: Any) -> Array | None:
+    """The document that the state is of, where it is one of several."""
+    if not isinstance(state, State | None):
+        raise TypeError(f"linear_attend: state is {type(state).__name__}, expected linear.State")
+    return None if state is None else state.document
+
+
 class _Packed(NamedTuple):
     """Documents as the engine takes them."""
 
@@ -209,10 +214,10 @@ def _packed(
     sharding: SequenceSharding,
 ) -> _Packed:
     ids = jnp.asarray(documents)
-    if ids.shape != shape:
-        raise ValueError(
-            f"linear_attend: documents has shape {ids.shape}, expected (B,T) = {shape}"
-        )
+    if ids.shape not in (shape, shape[1:]):
+        told = f"documents has shape {ids.shape}, expected (T,) or (B,T) = {shape}"
+        raise ValueError(f"linear_attend: {told}")
+    ids = jnp.broadcast_to(ids, shape)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"linear_attend: documents has dtype {ids.dtype}, expected integers")
     if block != 1:
@@ -269,8 +274,6 @@ def _memory(state: State | None, z: Shape, dtype: jnp.dtype, normalized: bool) -
     shape = (z.B, z.N, z.H, z.D)
     if state is None:
         return jnp.zeros((*shape[:3], z.D + normalized), dtype)
-    if not isinstance(state, State):
-        raise TypeError(f"linear_attend: state is {type(state).__name__}, expected linear.State")
     if normalized != (state.denominator is not None):
         kept = "keeps a denominator" if state.denominator is not None else "keeps no denominator"
         wanted = "with" if normalized else "without"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from attnjax import Chunked, linear_attend, normalizers
+from attnjax import Chunked, linear_attend, masks, normalizers
 from attnjax.parallel import LASP2
 from tests.core.recurrence.test_linear import B, D, H, K, N, draw, gates, truth
 from tests.helpers import close
@@ -182,7 +182,11 @@ def strategy_order(layout):
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [
-        ({"documents": IDS[:, 1:]}, ValueError, r"documents has shape \(2, 23\), expected \(B,T\)"),
+        (
+            {"documents": IDS[:, 1:]},
+            ValueError,
+            r"documents has shape \(2, 23\), expected \(T,\) or \(B,T\)",
+        ),
         ({"documents": IDS * 1.0}, TypeError, "documents has dtype float"),
         ({"block": 2}, ValueError, "block is 2 with documents, expected 1"),
         ({"block": None}, ValueError, "block is None with documents"),
@@ -192,6 +196,24 @@ def test_bad_documents_are_told(change, error, told):
     args, _ = inputs("none", False)
     with pytest.raises(error, match=told):
         linear_attend(*args, **{"documents": IDS, **change})
+
+
+def test_ids_are_read_off_the_offsets_of_flash_attention():
+    ids = masks.document_ids([0, 3, 3, 7], 9)
+    np.testing.assert_array_equal(ids, [0, 0, 0, 2, 2, 2, 2, -1, -1])
+    np.testing.assert_array_equal(
+        jax.jit(lambda x: masks.document_ids(x, 9))(np.array([0, 3, 3, 7])), ids
+    )
+    for bad, told in (
+        ([1, 3], "0 .. at most 9"),
+        ([0, 10], "at most 9"),
+        ([0, 3, 2], "rise from 0"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            masks.document_ids(bad, 9)
+    x = np.ones((2, 9, 1, 2), np.float32)
+    got = linear_attend(x, x, x, documents=ids)
+    np.testing.assert_array_equal(got[1, :, 0, 0], [2, 4, 6, 2, 4, 6, 8, 0, 0])
 
 
 def test_a_state_of_documents_is_for_documents():
