@@ -41,10 +41,14 @@ class Recipe:
 
 
 class Cache(NamedTuple):
-    """What a segment leaves for the next: the last inputs of the convolutions, the op's state."""
+    """What a segment leaves for the next: the last inputs of the convolutions, the op's state.
+
+    With documents also the ids (B,conv-1) of these inputs.
+    """
 
     convolved: tuple[jax.Array, ...]
     state: Any
+    documents: jax.Array | None = None
 
 
 class Recurrent(Attention):
@@ -89,32 +93,55 @@ class Recurrent(Attention):
         self, x: jax.Array, context: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q (B,T,N,H), k and v (B,T,K,H), convolved."""
-        q, k, v = (y for y, _ in self._convolved(x, context, (None,) * 3))
+        q, k, v = (y for y, _ in self._convolved(x, context, (None,) * 3, None))
         return q, k, v
 
     def combine(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """The op with its gates, the norm, and the projection back to (B,T,width)."""
         return self._combine(x, q, k, v, None)[0]
 
-    def run(self, x: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
-        """A segment x (B,T,width), from the cache that the one before left; None at the start."""
-        before = (None,) * 3 if cache is None else cache.convolved
-        (q, of_q), (k, of_k), (v, of_v) = self._convolved(x, None, before)
-        out, state = self._combine(x, q, k, v, None if cache is None else cache.state)
-        return out, Cache((of_q, of_k, of_v), state)
+    def run(
+        self, x: jax.Array, cache: Cache | None = None, *, documents: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """A segment x (B,T,width), from the cache that the one before left; None at the start.
 
-    def _convolved(self, x, context, before):
+        documents (B,T) are ids of packed texts, see `linear_attend`; where a text begins, at any
+        token of any row, nothing is left of those before.  The recipe's op has to take them.
+
+        Raises ValueError for documents beside the cache of a run without them, or the reverse.
+        """
+        packed = None if documents is None else self._ids(jnp.asarray(documents), cache)
+        if documents is None and cache is not None and cache.documents is not None:
+            raise ValueError("documents: got none, expected ids as in the run that left the cache")
+        before = (None,) * 3 if cache is None else cache.convolved
+        (q, of_q), (k, of_k), (v, of_v) = self._convolved(x, None, before, packed)
+        state = None if cache is None else cache.state
+        more = {} if documents is None else {"documents": documents}
+        out, state = self._combine(x, q, k, v, state, **more)
+        last = None if packed is None else packed[:, x.shape[1] :]
+        return out, Cache((of_q, of_k, of_v), state, last)
+
+    def _ids(self, documents: jax.Array, cache: Cache | None) -> jax.Array:
+        """The ids (B,conv-1+T) of the last inputs before a segment and of its own."""
+        if cache is not None and cache.documents is None:
+            raise ValueError("documents: got ids beside the cache of a run without, expected None")
+        none = jnp.full((documents.shape[0], self.recipe.conv - 1), -1, documents.dtype)
+        before = none if cache is None else cache.documents
+        return jnp.concatenate([before, documents], axis=1)
+
+    def _convolved(self, x, context, before, documents):
         for projected, kernel, earlier in zip(
             super().project(x, context), self.convs, before, strict=True
         ):
             flat = projected.reshape(*projected.shape[:2], -1)
-            y, last = causal_conv(flat, kernel[...], earlier)
+            y, last = causal_conv(flat, kernel[...], earlier, documents)
             yield y.reshape(projected.shape).astype(projected.dtype), last
 
-    def _combine(self, x, q, k, v, state):
+    def _combine(self, x, q, k, v, state, **more):
         gates = {n: self.recipe.gates[n].of(wide(linear(x))) for n, linear in self.gates.items()}
         weights = {name: w[...] for name, w in self.weights.items()}
-        out, state = self.recipe.op(q, k, v, **gates, **weights, state=state, return_state=True)
+        inputs = {**gates, **weights, **more}
+        out, state = self.recipe.op(q, k, v, **inputs, state=state, return_state=True)
         out = (rms_norm(wide(out)) * self.scale[...]).astype(out.dtype)
         if self.gate is not None:
             out = out * self.gate(x)[..., None]

@@ -114,3 +114,24 @@ def test_a_hybrid_stack_takes_its_mixers_in_turn():
 def test_a_convolution_of_no_tokens_is_refused():
     with pytest.raises(ValueError, match=r"conv: got 0, expected at least 1"):
         Recurrent(12, 4, Recipe(ops.linear_attention, conv=0), rngs=nnx.Rngs(0))
+
+
+def test_packed_texts_are_each_by_itself_also_in_segments():
+    """Convolutions, states and gates: nothing crosses from one text to another."""
+    layer = Recurrent(12, 4, recipes.gated_delta_net, kv_heads=2, rngs=nnx.Rngs(0))
+    ids = np.array([[5] * 4 + [2] * 1 + [9] * 4, [1] * 7 + [0] * 2])
+    x = np.random.default_rng(0).normal(size=(2, 9, 12)).astype(np.float32)
+    packed, cache = layer.run(x, documents=ids)
+    for row in range(2):
+        for name in np.unique(ids[row]):
+            at = ids[row] == name
+            alone = layer.run(x[row : row + 1, at])[0]
+            np.testing.assert_allclose(packed[row : row + 1, at], alone, rtol=1e-4, atol=1e-5)
+    first, carried = layer.run(x[:, :6], documents=ids[:, :6])
+    rest, last = layer.run(x[:, 6:], carried, documents=ids[:, 6:])
+    np.testing.assert_allclose(jnp.concatenate([first, rest], 1), packed, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(last.state.memory, cache.state.memory, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="expected ids as in the run that left the cache"):
+        layer.run(x, cache)
+    with pytest.raises(ValueError, match="ids beside the cache of a run without"):
+        layer.run(x, layer.run(x)[1], documents=ids)

@@ -39,15 +39,25 @@ def depthwise_of_heads(x: Array, kernel: Array, shape: Sequence[int]) -> Array:
     return depthwise(image, kernel.reshape(*kernel.shape[:-2], N * D)).reshape(x.shape)
 
 
-def causal_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[Array, Array]:
+def causal_conv(
+    x: Array, kernel: Array, before: Array | None = None, documents: Array | None = None
+) -> tuple[Array, Array]:
     """(y, the last k - 1 inputs), wide: y_t = sum_j kernel[j] x_{t-j}, the present by kernel[0].
 
-    x (B,T,W), kernel (k,W); `before` (B,k-1,W) are the inputs before x, zeros if None.
+    x (B,T,W), kernel (k,W); `before` (B,k-1,W) are the inputs before x, zeros if None; `documents`
+    (B,k-1+T) are ids of `before` and x: what has another one counts as zero.
     """
     k, T = len(kernel), x.shape[1]
     x, kernel = _behind(before, wide(x), k - 1), wide(kernel)
-    taps = (kernel[j][None, None] * x[:, k - 1 - j : k - 1 - j + T] for j in range(k))
-    return functools.reduce(jnp.add, taps), x[:, T:]
+    shifted = lambda x, j: x[:, k - 1 - j : k - 1 - j + T]
+
+    def tap(j: int) -> Array:
+        term = kernel[j][None, None] * shifted(x, j)
+        if documents is None or j == 0:
+            return term
+        return jnp.where((shifted(documents, j) == shifted(documents, 0))[..., None], term, 0.0)
+
+    return functools.reduce(jnp.add, map(tap, range(k))), x[:, T:]
 
 
 def long_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[Array, Array]:
