@@ -123,10 +123,11 @@ class Recurrent(Attention):
 
     def _ids(self, documents: jax.Array, cache: Cache | None) -> jax.Array:
         """The ids (B,conv-1+T) of the last inputs before a segment and of its own."""
-        if cache is not None and cache.documents is None:
-            raise ValueError("documents: got ids beside the cache of a run without, expected None")
-        none = jnp.full((documents.shape[0], self.recipe.conv - 1), -1, documents.dtype)
-        before = none if cache is None else cache.documents
+        before = jnp.full((documents.shape[0], self.recipe.conv - 1), -1, documents.dtype)
+        if cache is not None:
+            if cache.documents is None:
+                raise ValueError("documents: got ids beside the cache of a run without any")
+            before = cache.documents
         return jnp.concatenate([before, documents], axis=1)
 
     def _convolved(self, x, context, before, documents):

@@ -4,6 +4,7 @@ The recurrence stands in `steps`; its fast form in `chunked`.  Feature maps for 
 `features`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -106,8 +107,11 @@ def linear_attend(
     if documents is None and before is not None:
         raise ValueError("linear_attend: state is one of a call with documents, expected them here")
     if documents is not None:
-        packed = _packed(documents, before, jnp.shape(k)[:2], block, sharding_of(impl))
-        k, v, log_decay, beta = _without_padding(packed.real, k, v, log_decay, beta)
+        packed = _packed(documents, before, k, block, sharding_of(impl))
+        hide = functools.partial(_without_padding, packed.real)
+        k, v = hide(k), hide(v)
+        log_decay = None if log_decay is None else hide(log_decay)
+        beta = None if beta is None else hide(beta)
     starts = None if packed is None else packed.starts
     request, dtype = _prepare(q, k, v, log_decay, beta, normalize, block, starts, state)
     if not isinstance(chunk, int) or chunk < 1:
@@ -209,11 +213,11 @@ class _Packed(NamedTuple):
 def _packed(
     documents: Array,
     before: Array | None,
-    shape: tuple[int, int],
+    k: K,
     block: int | None,
     sharding: SequenceSharding,
 ) -> _Packed:
-    ids = jnp.asarray(documents)
+    ids, shape = jnp.asarray(documents), jnp.shape(k)[:2]
     if ids.shape not in (shape, shape[1:]):
         told = f"documents has shape {ids.shape}, expected (T,) or (B,T) = {shape}"
         raise ValueError(f"linear_attend: {told}")
@@ -231,18 +235,12 @@ def _packed(
     return _Packed(ids >= 0, sharding.own(starts, 1), current[:, -1])
 
 
-def _without_padding(real: Array, *tokens: Array | None) -> tuple[Array | None, ...]:
-    """Arrays (B,S,...) with zeros for padding; a decay of each head is given to its tokens."""
-
-    def cut(x: Array | None) -> Array | None:
-        if x is None:
-            return None
-        x = jnp.asarray(x)
-        if x.ndim == 1:
-            x = jnp.broadcast_to(x, (*real.shape, x.shape[0]))
-        return jnp.where(real.reshape(*real.shape, *(1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
-
-    return tuple(map(cut, tokens))
+def _without_padding(real: Array, x: Array) -> Array:
+    """x (B,S,...) with zeros for padding; a decay of each head is given to its tokens."""
+    x = jnp.asarray(x)
+    if x.ndim == 1:
+        x = jnp.broadcast_to(x, (*real.shape, x.shape[0]))
+    return jnp.where(real.reshape(*real.shape, *(1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
 
 
 def _gate(
