@@ -7,6 +7,7 @@ from attnjax.core import normalizers as normalizers
 from attnjax.core.blocks import select as select
 from attnjax.core.blocks.selection import Selection as Selection
 from attnjax.core.dispatch import explain as explain
+from attnjax.core.dropout import Dropout as Dropout
 from attnjax.core.pairwise.attend import attend as attend
 from attnjax.core.pairwise.attend import attend_state as attend_state
 from attnjax.core.pairwise.attend import attention_scores as attention_scores

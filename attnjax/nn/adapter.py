@@ -1,5 +1,6 @@
 """Any attention op as the `attention_fn` of Flax's MultiHeadAttention, NNX and linen."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from flax import linen, nnx
 
 from attnjax.core import masks
 from attnjax.core.blocks.runs import mask_of_tokens
+from attnjax.core.dropout import Dropout
 from attnjax.core.masks import Mask
 from attnjax.probes import attention_map
 
@@ -35,8 +37,12 @@ def as_attention_fn(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     before any dropout, in q's dtype or with `force_fp32_for_softmax` in float32.  This needs an op
     that is linear in v.
 
+    Dropout goes to an op that has an argument `dropout`, such as `attend`, which drops the same
+    weights under every implementation; with `broadcast_dropout` in all examples and heads.
+
     Raises ValueError for shapes that do not fit, for a dropout_rate outside [0, 1), for dropout
-    that is switched on, and for an einsum or dot_general that would replace the op's own.
+    that an op does not have or that comes without a dropout_rng, and for an einsum or dot_general
+    that would replace the op's own.
     """
     signature = _Signature.of(op)
 
@@ -61,7 +67,7 @@ def as_attention_fn(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     ) -> jax.Array:
         _refuse_einsums(einsum_dot_general, qk_attn_weights_einsum, attn_weights_value_einsum)
         _check_shapes(query, key, value)
-        _check_dropout(dropout_rate, deterministic)
+        dropout = _dropout(dropout_rate, deterministic, dropout_rng, broadcast_dropout)
         dtype = jnp.result_type(query, key, value) if dtype is None else dtype
         lead = query.shape[:-3]
         q, k, v = (
@@ -76,7 +82,7 @@ def as_attention_fn(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
                 wide = jnp.float32 if force_fp32_for_softmax else dtype
                 weights = attention_map(run, q.astype(wide), k.astype(wide))
                 _sow(module, back(weights.astype(wide)))
-            return back(run(q, k, v))
+            return back(run(q, k, v, **signature.with_dropout(dropout)))
 
     return attention_fn
 
@@ -133,12 +139,13 @@ class _Signature:
         at = _last_allowed(given)
         if self.placed:
             own = mask_of_tokens(self.own, S, S)  # resolved for S queries, of which one is here
-            return lambda q, k, v: self._call(own & joined, q, k, v, q_positions=at[None])
+            place = {"q_positions": at[None]}
+            return lambda q, k, v, **more: self._call(own & joined, q, k, v, **place, **more)
         whole = self._with(joined)
 
-        def step(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        def step(q: jax.Array, k: jax.Array, v: jax.Array, **more: Any) -> jax.Array:
             everywhere = jnp.broadcast_to(q, (q.shape[0], S, *q.shape[2:]))
-            return jax.lax.dynamic_slice_in_dim(whole(everywhere, k, v), at, 1, 1)
+            return jax.lax.dynamic_slice_in_dim(whole(everywhere, k, v, **more), at, 1, 1)
 
         return step
 
@@ -146,13 +153,29 @@ class _Signature:
         """The op under its own mask and one more."""
         if isinstance(joined, masks.Everything) and not self.required:
             return self.op
-        return lambda q, k, v: self._call(self.own & joined, q, k, v)
+        return lambda q, k, v, **more: self._call(self.own & joined, q, k, v, **more)
+
+    def with_dropout(self, dropout: Dropout | None) -> dict[str, Any]:
+        """The argument of the op, if there is dropout."""
+        if dropout is None:
+            return {}
+        if self.takes is not None and "dropout" not in self.takes:
+            raise ValueError(
+                f"dropout_rate: got {dropout.rate} with deterministic=False, but "
+                f"{self._name} has no argument dropout, expected 0"
+            )
+        return {"dropout": dropout}
+
+    @property
+    def _name(self) -> str:
+        inner = self.op.func if isinstance(self.op, functools.partial) else self.op
+        return getattr(inner, "__name__", repr(inner))
 
     def _call(self, mask: Mask, *qkv: jax.Array, **more: Any) -> jax.Array:
         if self.takes is not None and "mask" not in self.takes:
-            name = getattr(self.op, "__name__", repr(self.op))
             raise ValueError(
-                f"mask: {name} has no such argument, expected no mask and is_causal=False from Flax"
+                f"mask: {self._name} has no such argument, expected no mask and is_causal=False "
+                "from Flax"
             )
         return self.op(*qkv, mask=mask, **more)
 
@@ -203,14 +226,17 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
         raise ValueError(f"the number of query heads N must be a multiple of the keys' K: {told}")
 
 
-def _check_dropout(rate: float, deterministic: bool) -> None:
+def _dropout(rate: float, deterministic: bool, rng: Any, broadcast: bool) -> Dropout | None:
+    """What Flax's arguments say; its `broadcast` is one key for all examples and heads."""
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"dropout_rate: got {rate}, expected a number in [0, 1)")
-    if rate > 0.0 and not deterministic:
-        raise ValueError(
-            f"dropout_rate: got {rate} with deterministic=False, expected 0 "
-            "(attention ops have no dropout of weights)"
-        )
+    if deterministic or rate == 0.0:
+        return None
+    if rng is None:
+        raise ValueError(f"dropout_rng: got None with dropout_rate {rate}, expected a key")
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        rng = jax.random.wrap_key_data(rng)
+    return Dropout(float(rate), rng.reshape(1, 1) if broadcast else rng)
 
 
 def _refuse_einsums(dot_general: Any, *einsums: Any) -> None:

@@ -193,6 +193,7 @@ def exchanged(request: Request, axis: str, P: int) -> Request:
             replace(m, operands=tuple(map(operand, m.kinds, m.operands))) for m in request.mods
         ),
         normalizer=jax.tree.map(lambda p: swap(p, 1, None), request.normalizer),
+        dropout=jax.tree.map(lambda x: swap(x, 1, None), request.dropout),
         mask=_of_heads(request.mask, index * (z.N // P), z.N // P),
         q_positions=gather(request.q_positions),
         k_positions=gather(request.k_positions),

@@ -224,6 +224,50 @@ def test_common_dtype_and_linens_own_dot_general():
         fn(q, k, v, einsum_dot_general=lambda *_: None)
 
 
+def dropped(**options):
+    """The weights that dropout leaves, (B,N,T,S): attention over an identity matrix of values."""
+    q = jnp.zeros((2, 7, 4, 3))
+    eye = jnp.broadcast_to(jnp.eye(7)[None, :, None], (2, 7, 4, 7))
+    fn = as_attention_fn(functools.partial(attend, mask=masks.causal))
+    return np.asarray(fn(q, q, eye, **options)).swapaxes(1, 2)
+
+
+def test_dropout_of_weights_is_that_of_attend_and_shared_where_flax_shares_it():
+    rng, rate = jax.random.key(3), 0.25
+    whole = np.tri(7) / (np.arange(7) + 1)[:, None]
+    for broadcast in (True, False):
+        options = {"dropout_rate": rate, "dropout_rng": rng, "broadcast_dropout": broadcast}
+        got = dropped(**options)
+        close(got, whole * (got > 0) / (1 - rate))
+        assert 0 < (got > 0).sum() < 2 * 4 * 28
+        assert np.all(got == got[:1, :1]) == broadcast
+        close(dropped(**options, deterministic=True), np.broadcast_to(whole, got.shape))
+    close(
+        dropped(dropout_rate=rate, dropout_rng=jax.random.PRNGKey(3)),
+        dropped(dropout_rate=rate, dropout_rng=rng),
+    )
+    with pytest.raises(ValueError, match="dropout_rng: got None with dropout_rate 0.25"):
+        dropped(dropout_rate=rate)
+    with pytest.raises(ValueError, match="0.25 .* softpick_attention has no argument dropout"):
+        as_attention_fn(softpick_attention)(*qkv(), dropout_rate=rate, dropout_rng=rng)
+
+
+@pytest.mark.parametrize("impl", ["dense", "blockwise"])
+def test_a_layer_of_nnx_trains_with_dropout(impl):
+    layer = nnx.MultiHeadAttention(
+        4, 12, dropout_rate=0.5, decode=False, rngs=nnx.Rngs(0),
+        attention_fn=as_attention_fn(functools.partial(attend, impl=impl)),
+    )  # fmt: skip
+    x = draw(2, 7, 12)
+    loss = lambda m, x: (m(x, deterministic=False, rngs=nnx.Rngs(dropout=1)) ** 2).sum()
+    same, other = loss(layer, x), (layer(x, deterministic=True) ** 2).sum()
+    assert loss(layer, x) == same != other
+    gradient = jax.grad(lambda x: loss(layer, x))(x)
+    step = draw(2, 7, 12, seed=4) * 1e-2
+    slope = (loss(layer, x + step) - loss(layer, x - step)) / 2
+    np.testing.assert_allclose((gradient * step).sum(), slope, rtol=2e-2)
+
+
 @pytest.mark.parametrize("rate", [float("nan"), -0.5, 1.0, 2.0])
 def test_dropout_rates_that_are_none(rate):
     with pytest.raises(ValueError, match=r"dropout_rate: got .*, expected a number in \[0, 1\)"):

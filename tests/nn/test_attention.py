@@ -188,17 +188,6 @@ def test_decoding_with_the_cache_of_nnx_equals_the_whole():
     close(jnp.concatenate(steps, axis=1), whole)
 
 
-def test_dropout_is_refused_and_not_ignored():
-    module = nnx.MultiHeadAttention(
-        4, 12, dropout_rate=0.1, decode=False, rngs=nnx.Rngs(0),
-        attention_fn=as_attention_fn(attend),
-    )  # fmt: skip
-    x = draw(2, 7, 12)
-    with pytest.raises(ValueError, match="dropout_rate: got 0.1 with deterministic=False"):
-        module(x, deterministic=False)
-    assert module(x, deterministic=True).shape == (2, 7, 12)
-
-
 def test_other_things_flax_may_pass():
     fn = as_attention_fn(attend)
     q = draw(2, 7, 4, 3)

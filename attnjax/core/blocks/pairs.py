@@ -93,6 +93,7 @@ def _batch_axes(request: Request) -> Request:
         mods=tuple(replace(m, operands=tuple(map(lead, m.kinds))) for m in request.mods),
         normalizer=jax.tree.map(lambda _: 0, request.normalizer),
         selection=jax.tree.map(lambda _: 0, request.selection),
+        dropout=jax.tree.map(lambda _: 0, request.dropout),
     )
 
 

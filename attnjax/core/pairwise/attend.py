@@ -17,6 +17,7 @@ from attnjax.core import dispatch, masks, normalizers
 from attnjax.core import mods as mods_
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.dispatch import Implementation, pick
+from attnjax.core.dropout import Dropout
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod, RelativeValues
 from attnjax.core.normalizers import Normalizer, State
@@ -52,6 +53,7 @@ def attend(
     scale: float | Array | None = None,
     q_positions: Array | np.ndarray | None = None,
     k_positions: Array | np.ndarray | None = None,
+    dropout: Dropout | None = None,
     impl: Impl = None,
 ) -> Out:
     """Pairwise attention: scale * q.k -> mods in order -> mask -> normalize -> weighted sum of v.
@@ -71,6 +73,8 @@ def attend(
                  0, 1, 2, ... if None; or (B,T) and (B,S), those of each example (prompts padded on
                  the left).  With `blocks` also (B,T,X) and (B,S,X), where the heads that select see
                  the tokens in an order of their own (clusters, buckets)
+    dropout      a `Dropout(rate, key)` of weights after they are normalized, the same under every
+                 `impl`; pairs at the same positions share their fate.  None: no weight is dropped
     impl         "dense", "blockwise", "cudnn", "triton" or an Implementation: runs, or raises with
                  the reason.  None takes what is fastest here; `explain` tells which
 
@@ -95,6 +99,7 @@ def attend(
         scale=scale,
         q_positions=q_positions,
         k_positions=k_positions,
+        dropout=dropout,
         sharding=sharding_of(impl),
     )
     return finish(request, choose("attend", impl, request).run(request))

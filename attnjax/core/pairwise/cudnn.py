@@ -51,6 +51,8 @@ class CuDNN:
             return "relative values"
         if request.q_positions is not None or request.k_positions is not None:
             return "explicit positions"
+        if request.dropout is not None:
+            return "dropout of weights"
         if self.inner == "cudnn" and request.dtype not in (jnp.float16, jnp.bfloat16):
             return f"dtype {jnp.dtype(request.dtype).name}: only float16 and bfloat16"
         return _of_mask(request.mask, z) or self._of_sizes(request)

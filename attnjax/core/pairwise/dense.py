@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from attnjax.core import normalizers
 from attnjax.core.blocks.pairs import over_examples, over_heads, visible
+from attnjax.core.dropout import drop
 from attnjax.core.normalizers import Rows, State
 from attnjax.core.pairwise.request import (
     Request,
@@ -69,7 +70,9 @@ def _unnormalized(request: Request) -> tuple[Array, Array, Rows]:
 
 def _state(request: Request) -> State:
     w, m, sums = _unnormalized(request)
-    return State(m, sums, weighted_values(w, request.v, request.v_table, request.whole))
+    tile = request.whole
+    kept = drop(request.dropout, w, tile)
+    return State(m, sums, weighted_values(kept, request.v, request.v_table, tile))
 
 
 @dataclass(frozen=True)

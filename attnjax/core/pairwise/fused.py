@@ -43,6 +43,8 @@ def unsupported(impl: Triton, request: Request) -> str | None:
         return "relative values"
     if request.differs_by_example and request.selection is None:
         return "positions of each example"
+    if request.dropout is not None:
+        return "dropout of weights"
     for m in request.mods:
         if m.group != 1:
             return "mods: one that looks at groups of keys"

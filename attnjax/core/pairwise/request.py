@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from attnjax.core.blocks.selection import Selection
+from attnjax.core.dropout import Dropout, Keep
 from attnjax.core.masks import Everything, Mask, everything
 from attnjax.core.mods import Mod, Poison, RelativeValues, group_of
 from attnjax.core.normalizers import Normalizer, softmax
@@ -25,7 +26,7 @@ from attnjax.typing import Array
     jax.tree_util.register_dataclass,
     data_fields=[
         "q", "k", "v", "scale", "v_table", "mods", "normalizer", "mask",
-        "q_positions", "k_positions", "q_poison", "k_poison", "selection",
+        "q_positions", "k_positions", "q_poison", "k_poison", "selection", "dropout",
     ],
     meta_fields=["shape", "dtype"],
 )  # fmt: skip
@@ -45,6 +46,7 @@ class Request:
                each head that selects, (B,X,T) and (B,X,S), X = 1 without one
     selection  the blocks of keys that each block of queries attends to, laid out (B,X,U,M), or
                None: all of them
+    dropout    which weights count in the sum of values, or None: all
     """
 
     q: Array
@@ -60,6 +62,7 @@ class Request:
     q_poison: Array
     k_poison: Array
     selection: Selection | None
+    dropout: Keep | None
     shape: Shape
     dtype: jnp.dtype
 
@@ -272,6 +275,7 @@ def prepare(
     scale: float | Array | None = None,
     q_positions: Array | np.ndarray | None = None,
     k_positions: Array | np.ndarray | None = None,
+    dropout: Dropout | None = None,
     sharding: SequenceSharding = LOCAL,
 ) -> Request:
     """Checks the arguments of `attend`, and lays them out; `sharding` says where tokens are."""
@@ -312,6 +316,7 @@ def prepare(
         q_poison=lay_out("query", q_bad.astype(dtype), z) + poison.query,
         k_poison=_of_keys(k_bad, dtype, z) + _of_keys(v_bad, dtype, z) + poison.key,
         selection=blocks,
+        dropout=dropout.laid_out(z) if dropout is not None and dropout.rate else None,
         shape=z,
         dtype=given,
     )

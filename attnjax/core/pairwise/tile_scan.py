@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.core import normalizers
+from attnjax.core.dropout import drop
 from attnjax.core.masks import FULL
 from attnjax.core.mods import Mod
 from attnjax.core.normalizers import (
@@ -258,7 +259,8 @@ def _add_tile(pass_: Pass, part: KeyShard, cut: Cut, old: State, stats: Rows) ->
     )
     if not pass_.weighs:
         return State(top, sums, old.values)
-    new = weighted_values(terms[0], cut.v, part.x.v_table, cut.tile)
+    kept = drop(part.rest.dropout, terms[0], cut.tile)
+    new = weighted_values(kept, cut.v, part.x.v_table, cut.tile)
     return State(top, sums, old.values * rescale + new + poison)
 
 
@@ -417,7 +419,7 @@ def _statistics_back(rows: BackwardRows, part: KeyShard, d_stats: Rows) -> Rows:
     def compute(cut: Cut, here: BackwardRows) -> Rows:
         s = _scores(part.rest, cut, cut.raw, cut.operands)
         _, pull = _last_terms_vjp(part, cut, s, here)
-        return pull(_cotangents_of_terms(part.x, cut, here))[1]
+        return pull(_cotangents_of_terms(part, cut, here))[1]
 
     def add(d_stats: Rows, new: Rows, tile: Tile) -> Rows:
         return _put_rows(d_stats, _add(_take_rows(d_stats, tile), new), tile)
@@ -435,6 +437,7 @@ def _gradients(
             lambda raw, operands: _scores(part.rest, cut, raw, operands), cut.raw, cut.operands
         )
         weights, ds, d_params = _scores_back(part, cut, s, here)
+        weights = drop(part.rest.dropout, weights, cut.tile)
         if cut.ok is not None:
             ds = jnp.where(cut.ok, ds, 0.0)
         d_raw, d_operands = pull_mods(ds)
@@ -457,7 +460,7 @@ def _scores_back(
 ) -> tuple[Array, Array, Rows]:
     """The weights of the values, and the cotangents of the scores and of the parameters."""
     terms, pull = _last_terms_vjp(part, cut, s, here)
-    ds, _, d_params = pull(_cotangents_of_terms(part.x, cut, here))
+    ds, _, d_params = pull(_cotangents_of_terms(part, cut, here))
     if (stage := here.stage) is not None:
         of_stage = part.rest.normalizer.stages[-1].terms
         summed, pull = _terms_vjp(of_stage, cut, s, stage.m, stage.stats, part.x.params)
@@ -488,12 +491,13 @@ def _terms_vjp(
     return jax.vjp(masked, filled, stats, params)
 
 
-def _cotangents_of_terms(x: Inputs, cut: Cut, here: BackwardRows) -> Rows:
+def _cotangents_of_terms(part: KeyShard, cut: Cut, here: BackwardRows) -> Rows:
     """Cotangents of the terms of the last pass: of numerator and denominator."""
     df = product(here.dA, cut.v)
-    if (v_table := x.v_table) is not None:
+    if (v_table := part.x.v_table) is not None:
         by_distance = lambda w: relative.sum_by_distance(w, v_table, cut.tile)
         df = df + jax.linear_transpose(by_distance, df)(here.dA)[0]
+    df = drop(part.rest.dropout, df, cut.tile)
     return (df,) if here.dL is None else (df, jnp.broadcast_to(here.dL, df.shape))
 
 
