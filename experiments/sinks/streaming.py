@@ -26,6 +26,7 @@ KEPT = 4
 
 @dataclass(frozen=True)
 class Config(lab.TextConfig):
+    seeds: int = 5
     length: int = 64  # tokens of bigram-backcopy
     batch: int = 32
     steps: int = 2000
