@@ -7,17 +7,28 @@ an op does over all tokens besides attention goes through it: `cumsum(x, impl)` 
 Inside `jax.shard_map`, with its check on, every array is typed by the mesh axes over which it
 varies, and a loop's carry must keep its type.  A carry that starts as zeros varies over none, so it
 has to be cast: `pvary_like`.
+
+Outside it, under a mesh whose axes are Explicit (those of `jax.make_mesh` are), every array is
+typed by the mesh axes that split it, and loops, reshapes and gathers want to be told those of
+theirs.  The engines leave that to XLA, as under Auto axes, and give results the sharding of their
+inputs: `on_any_mesh`.
 """
 
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from attnjax.typing import Array
 
 Tree = TypeVar("Tree")
+Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
 def _axes(x: Any) -> frozenset[str]:
@@ -106,3 +117,80 @@ def cumsum(x: Array, impl: Any = None, *, axis: int = 1) -> Array:
     `parallel.Ring("sp", "zigzag")`: the sum runs in the order of the text, whatever the layout.
     """
     return sharding_of(impl).cumsum(x, axis)
+
+
+# -------------------------------------------------------------------------------- Explicit axes
+
+
+def on_any_mesh(fn: Fn) -> Fn:
+    """`fn`, so that arrays typed by Explicit mesh axes are as good as any, under jit and eagerly.
+
+    fn runs with these axes Auto, where XLA places what is between.  Its results are typed again:
+    an axis of a result keeps the sharding of an axis of the first array among the arguments: the
+    one in its place as far as all sizes agree, from there on the first of its size.  Values never
+    depend on it.  Whatever fn computes with has to be an argument, or a leaf of one; a function that closes
+    over an array of an Explicit mesh cannot be called.
+    """
+
+    signature = inspect.signature(fn)
+
+    @functools.wraps(fn)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        mesh = _explicit_mesh((args, kwargs))
+        if mesh is None:
+            return fn(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        leaves = jax.tree.leaves(list(given.arguments.values()))
+        like = jax.typeof(next(filter(_is_array, leaves)))
+        auto = dict.fromkeys(mesh.explicit_axes, AxisType.Auto)
+        with jax.sharding.use_abstract_mesh(mesh.update_axis_types(auto)):
+            args, kwargs = jax.tree.map(_untyped, (args, kwargs))
+            out = fn(*args, **kwargs)
+        return jax.tree.map(functools.partial(_typed, like=like, mesh=mesh), out)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def in_context_of(mesh: Mesh, fn: Callable[[Tree], Any], tree: Tree) -> Any:
+    """fn(tree) where the mesh, with Auto axes, is the one of the context, whichever is set."""
+    outer = jax.sharding.get_abstract_mesh()
+    if outer.empty or outer.manual_axes or outer == mesh.abstract_mesh:
+        return fn(tree)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        out = fn(jax.tree.map(_untyped, tree))
+    return jax.tree.map(_untyped, out)
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array)
+
+
+def _explicit_mesh(tree: Any) -> AbstractMesh | None:
+    """The mesh by whose Explicit axes arrays of the tree are typed, if any."""
+    for x in jax.tree.leaves(tree):
+        if _is_array(x) and (mesh := jax.typeof(x).sharding.mesh).explicit_axes:
+            return mesh
+    return None
+
+
+def _untyped(x: Any) -> Any:
+    """An array of some mesh for the context's, which has no Explicit axes; it stays where it is."""
+    if not _is_array(x) or jax.typeof(x).sharding.mesh.empty:
+        return x
+    known = not isinstance(x, jax.core.Tracer)  # and stays so, for masks are looked into
+    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+        return jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim))
+
+
+def _typed(x: Any, like: Any, mesh: AbstractMesh) -> Any:
+    """A result, split along the axes that it shares with an array of type `like`."""
+    if not _is_array(x):
+        return x
+    split = list(zip(like.shape, like.sharding.spec, strict=True))
+    spec: list[Any] = []
+    in_place = True
+    for size in x.shape:
+        in_place = in_place and bool(split) and split[0][0] == size
+        found = 0 if in_place else next((i for i, (n, _) in enumerate(split) if n == size), None)
+        spec.append(None if found is None else split.pop(found)[1])
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))

@@ -18,14 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from attnjax.core import masks
 from attnjax.core.normalizers import State
 from attnjax.core.pairwise.operands import token_axes
 from attnjax.core.pairwise.request import Request, along_tokens
 from attnjax.core.recurrence import steps
+from attnjax.core.sharding import in_context_of
 from attnjax.parallel.allgather import AllGather
 from attnjax.parallel.lasp import LASP2
 from attnjax.parallel.layouts import inverse, order
@@ -75,12 +77,21 @@ class On:
 
     def run(self, request: Any) -> Any:
         if isinstance(request, steps.RecurrenceRequest):
-            return self._run_linear(request)
-        return self._run(request, "run")
+            return in_context_of(self._auto, self._run_linear, request)
+        return self._in_context(request, "run")
 
     def state(self, request: Request) -> State:
         """What all keys leave behind for each query."""
-        return self._run(request, "state")
+        return self._in_context(request, "state")
+
+    def _in_context(self, request: Request, method: str) -> Any:
+        return in_context_of(self._auto, functools.partial(self._run, method=method), request)
+
+    @property
+    def _auto(self) -> Mesh:
+        """The mesh with Auto axes: those that are not the strategy's stay XLA's."""
+        auto = (AxisType.Auto,) * len(self.mesh.axis_names)
+        return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=auto)
 
     def _devices(self, axes: tuple[str, ...]) -> int:
         return int(np.prod([self.mesh.shape[axis] for axis in axes]))
@@ -93,11 +104,9 @@ class On:
         return None if sharding.layout == "contiguous" else at
 
     def _mapped(self, fn: Callable, specs: Any, out: Any) -> Callable:
-        auto = (AxisType.Auto,) * len(self.mesh.axis_names)
-        mesh = Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=auto)
-        names = set(self.strategy.sharding.axes)  # other axes, of batches or heads, stay XLA's
+        names = set(self.strategy.sharding.axes)
         mapped = jax.shard_map(
-            fn, mesh=mesh, in_specs=specs, out_specs=out, axis_names=names, check_vma=False
+            fn, mesh=self._auto, in_specs=specs, out_specs=out, axis_names=names, check_vma=False
         )
         return jax.jit(mapped)  # eagerly it takes no mesh with other axes
 
@@ -138,7 +147,16 @@ class On:
         sums = () if request.normalizer.denominator is None else (row,)
         out: Any = row if method == "run" else State(row, sums, row)  # type: ignore[arg-type]
         result = self._mapped(local, (self._specs(given),), out)(given)
-        return jax.tree.map(lambda x: _untaken(x, rows, 2, z.T), result)
+        return jax.tree.map(lambda x: self._split(_untaken(x, rows, 2, z.T), 2), result)
+
+    def _split(self, x: Array, axis: int) -> Array:
+        """x, split along whole shares of tokens: what is permuted XLA would copy to all devices."""
+        axes = self.strategy.sharding.axes
+        if x.shape[axis] % self._devices(axes):
+            return x
+        spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+        spec[axis] = axes
+        return lax.with_sharding_constraint(x, NamedSharding(self._auto, PartitionSpec(*spec)))
 
     def _specs(self, request: Request) -> Any:
         """How each array is split: along T, or along S; columns of pair operands are not."""
@@ -180,7 +198,7 @@ class On:
         specs = replace(jax.tree.map(lambda _: along, given), memory=PartitionSpec())
         local = lambda request: _checked(strategy, request).run(request)
         out, memory = self._mapped(local, (specs,), (along, PartitionSpec()))(given)
-        return _untaken(out, rows, 1, T), memory
+        return self._split(_untaken(out, rows, 1, T), 1), memory
 
 
 def _checked(strategy: Strategy, request: Any) -> Strategy:
@@ -200,7 +218,7 @@ def _taken(x: Array, at: np.ndarray | None, axis: int) -> Array:
 def _untaken(x: Array, at: np.ndarray | None, axis: int, length: int) -> Array:
     """Undoes `_taken`, and cuts the padding off."""
     x = x if at is None else jnp.take(x, inverse(at), axis=axis)
-    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+    return lax.slice_in_dim(x, 0, length, axis=axis)
 
 
 def _padded(x: Array, axis: int, length: int, value: int = 0) -> Array:

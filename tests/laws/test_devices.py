@@ -1,8 +1,14 @@
-"""The law of many devices: eight virtual ones equal one, under every strategy of the engine."""
+"""The laws of many devices: eight virtual ones equal one, under every strategy of the engine.
+
+So do four under the Explicit axes that `jax.make_mesh` makes, without a strategy.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from attnjax import parallel
 from attnjax.catalogue import OPS
@@ -75,3 +81,49 @@ def test_devices(op, strategy):
 @cases(IN_FLOAT32)
 def test_devices_in_float32(op, strategy):
     equals_one_device(op, strategy, jnp.float32, 2e-5)
+
+
+EXPLICIT = jax.make_mesh((2, 2), ("data", "sp"), devices=jax.devices()[:4])
+SPLITS = {
+    "heads": {"B": "data", "N": "sp", "K": "sp"},
+    "tokens": {"B": "data", "T": "sp", "S": "sp"},
+}
+
+
+def split(op, name, x, axes):
+    """Where an argument lies: its axes of these letters over the mesh, the rest on every device."""
+    letters = op.shapes.get(name, ())
+    if letters[:1] != ("B",) or len(letters) != np.ndim(x):
+        return P()
+    even = lambda axis, size: axis if size % 2 == 0 else None
+    return P(*(even(axes.get(a), n) for a, n in zip(letters, x.shape, strict=True)))
+
+
+def splits():
+    some = [(op, by) for op in OPS for by in SPLITS if applies(op, "explicit")]
+    return pytest.mark.parametrize(("op", "by"), some, ids=[f"{o.name}-{b}" for o, b in some])
+
+
+@pytest.mark.usefixtures("fresh_programs")
+@splits()
+def test_explicit(op, by):
+    """In value and gradient; the result is split as its argument is."""
+    with jax.enable_x64():
+        truth = case(op, "truth", T=16, S=16)
+        given, rest = truth.given(18, jnp.float64), others(truth.sample(18))
+        ct = wave(truth.value(given))
+        where = {name: split(op, name, x, SPLITS[by]) for name, x in given.items()}
+        first = next(name for name in op.shapes if name in given)
+        with jax.set_mesh(EXPLICIT):
+            put = lambda tree, spec: jax.device_put(tree, NamedSharding(EXPLICIT, spec))
+            spread = {name: put(x, where[name]) for name, x in given.items()}
+            run = jax.jit(lambda x: op.fn(**x, **rest))
+            out = run(spread)
+            if np.shape(out)[:1] == given[first].shape[:1]:
+                assert out.sharding.spec[0] == "data"
+            pull = jax.jit(lambda x, ct: jax.vjp(run, x)[1](ct)[0])
+            grads = pull(spread, jax.tree.map(lambda x, o: put(x, o.sharding.spec), ct, out))
+        close_trees((out, grads), truth.pull(given, ct), 1e-10)
+        for name, dx in grads.items():
+            same = lambda g, x: g.sharding.is_equivalent_to(x.sharding, np.ndim(x))
+            assert all(jax.tree.leaves(jax.tree.map(same, dx, spread[name])))

@@ -27,7 +27,7 @@ from attnjax.core.pairwise.blockwise import Blockwise
 from attnjax.core.pairwise.cudnn import CuDNN
 from attnjax.core.pairwise.request import Request, Terms, finish, prepare
 from attnjax.core.pairwise.triton import Triton
-from attnjax.core.sharding import sharding_of
+from attnjax.core.sharding import on_any_mesh, sharding_of
 from attnjax.typing import Array, Bool, Float, Int, K, Out, Q, V, Weights
 
 Impl = Annotated[dispatch.Impl, "attend"]
@@ -41,6 +41,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
+@on_any_mesh
 def attend(
     q: Q,
     k: K,
@@ -105,6 +106,7 @@ def attend(
     return finish(request, choose("attend", impl, request).run(request))
 
 
+@on_any_mesh
 def attend_state(
     q: Q, k: K, v: V | RelativeValues, *, impl: Impl = None, **terms: Unpack[Terms]
 ) -> State:
@@ -119,6 +121,7 @@ def attend_state(
     return choose_state("attend_state", impl, request).state(request)
 
 
+@on_any_mesh
 def join_states(*states: State, normalizer: Normalizer = normalizers.softmax) -> Out:
     """The attention over the union of disjoint sets of keys, (B,T,N,D), in the states' dtype.
 
@@ -137,12 +140,14 @@ def join_states(*states: State, normalizer: Normalizer = normalizers.softmax) ->
     return out.transpose(0, 2, 1, 3)
 
 
+@on_any_mesh
 def attention_weights(q: Q, k: K, **terms: Unpack[Terms]) -> Weights:
     """The weights that `attend` would give the values, (B,N,T,S), dense; arguments as there."""
     request = prepare(q, k, _no_values(k), **terms)
     return dense.weights(request).astype(request.dtype)
 
 
+@on_any_mesh
 def attention_scores(q: Q, k: K, **terms: Unpack[Terms]) -> Weights:
     """The scores that `attend` would normalize, (B,N,T,S), dense; arguments as there.
 
@@ -194,6 +199,7 @@ def dot_product_attention(
 ) -> tuple[Float[Array, "*B T N D"], Float[Array, "*B T N"]]: ...
 
 
+@on_any_mesh
 def dot_product_attention(
     query: Float[Array, "*B T N H"],
     key: Float[Array, "*B S K H"],

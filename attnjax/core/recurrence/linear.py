@@ -21,7 +21,7 @@ from attnjax.core.pairwise.request import check_qkv
 from attnjax.core.recurrence.chunked import Chunked, Fastest, Parallel
 from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent
 from attnjax.core.recurrence.triton import Triton
-from attnjax.core.sharding import SequenceSharding, pvary_like, sharding_of
+from attnjax.core.sharding import SequenceSharding, on_any_mesh, pvary_like, sharding_of
 from attnjax.typing import Array, Float, Int, K, PerQuery, Q, V
 
 # (values (B,T,N,D), denominator (B,T,N,1)) -> (B,T,N,D)
@@ -52,6 +52,7 @@ class State(NamedTuple):
     document: Int[Array, " B"] | None = None
 
 
+@on_any_mesh
 def linear_attend(
     q: Q,
     k: K,

@@ -21,10 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core.numerics import divide, einsum, repeat_heads, wide
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, adjusted, fill
 from attnjax.typing import Array, Bool, Float, K, Out, Q, TokenK, TokenV, V
 
 
+@on_any_mesh
 def additive_attention(
     q: Q, k: TokenK, v: TokenV, w: Float[Array, "N N H"], *, valid: Bool[Array, "B T"] | None = None
 ) -> Out:
@@ -36,6 +38,7 @@ def additive_attention(
     return _scaled_by(_pool(queries, einsum("BTmH,NmH->BTN", queries, w), pooled), q, k, v)
 
 
+@on_any_mesh
 def additive_attention_by_head(
     q: Q, k: TokenK, v: TokenV, w: Float[Array, "N H"], *, valid: Bool[Array, "B T"] | None = None
 ) -> Out:

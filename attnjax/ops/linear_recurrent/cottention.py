@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from attnjax.core import features
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence import linear
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, Int, K, Out, PerHead, Q, TokenK, TokenV, V
 
@@ -37,6 +38,7 @@ def _share(counts: Int[Array, " T"], m: PerHead) -> Float[Array, "1 T N 1"]:
     return jnp.exp(-power[None] * log_counts[:, None])[None, ..., None]
 
 
+@on_any_mesh
 def cottention(
     q: Q,
     k: TokenK,

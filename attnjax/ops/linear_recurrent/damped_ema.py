@@ -24,6 +24,7 @@ from attnjax.core import features
 from attnjax.core.numerics import aligned, einsum, wide
 from attnjax.core.scan.convolution import long_conv
 from attnjax.core.scan.diagonal import scan_diagonal
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float
 
@@ -47,6 +48,7 @@ def as_printed(weights: EMA) -> EMA:
     return weights._replace(eta=eta, omega=jnp.zeros_like(weights.omega))
 
 
+@on_any_mesh
 def damped_ema(
     x: X, weights: EMA, *, state: Averages | None = None, return_state: bool = False
 ) -> Any:
@@ -68,6 +70,7 @@ def damped_ema(
     return (out, last) if return_state else out
 
 
+@on_any_mesh
 def damped_ema_convolution(
     x: X, weights: EMA, *, state: Averages | None = None, return_state: bool = False
 ) -> Any:

@@ -17,6 +17,7 @@ from jax import lax
 from attnjax.core import features
 from attnjax.core.numerics import divide_stably, repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_of_all, mean_so_far
 from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
@@ -29,6 +30,7 @@ class ExponentialState(NamedTuple):
     reference: Float[Array, "B K"]
 
 
+@on_any_mesh
 def exponential_attention(
     q: Q,
     k: TokenK,
@@ -59,6 +61,7 @@ def exponential_attention(
     return (out, ExponentialState(last, reference[:, -1])) if return_state else out
 
 
+@on_any_mesh
 def exponential_attention_full(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Over all tokens: each feature has its own reference, so that no sum of weights underflows."""
     k = wide(k)

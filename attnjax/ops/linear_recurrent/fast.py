@@ -19,11 +19,13 @@ from typing import Any
 from attnjax.core import features
 from attnjax.core.numerics import divide, wide
 from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import linear_attention, mean_of_all, mean_so_far
 from attnjax.typing import K, Out, Q, TokenK, TokenV, V
 
 
+@on_any_mesh
 def fast_attention(
     q: Q,
     k: TokenK,
@@ -48,6 +50,7 @@ def fast_attention(
     )
 
 
+@on_any_mesh
 def fast_attention_full(q: Q, k: K, v: V, *, order: int = 2, impl: Impl = None) -> Out:
     """Over all tokens, in both directions."""
     phi = features.taylor(order)

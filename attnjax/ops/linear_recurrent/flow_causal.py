@@ -19,6 +19,7 @@ from jax.nn import sigmoid
 
 from attnjax.core.numerics import divide_stably, repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_so_far
 from attnjax.typing import Array, Float, Int, Out, Q, TokenK, TokenV
@@ -36,6 +37,7 @@ class FlowState(NamedTuple):
     competition: Float[Array, "B N 1"]
 
 
+@on_any_mesh
 def flow_attention_causal(
     q: Q,
     k: TokenK,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.linear_recurrent.exponential import ExponentialState, exponential_attention
 from attnjax.ops.linear_recurrent.linear import mean_so_far
@@ -36,6 +37,7 @@ def log_softmax_halves(w: Float[Array, "N H R"]) -> features.FeatureMap:
     return halves
 
 
+@on_any_mesh
 def hedgehog_attention(
     q: Q,
     k: TokenK,

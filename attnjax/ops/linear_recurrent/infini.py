@@ -21,6 +21,7 @@ from attnjax.core.chunks import cut, scan_chunks
 from attnjax.core.numerics import divide, einsum, repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import State
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, PerHead, Q, TokenK, TokenV, V
 
@@ -28,6 +29,7 @@ Code = Callable[[Array], Array]  # a position code of (B,T,N,H), such as a rotar
 Update = Callable[[State, Array, Array], Array]  # (state, keys, values) -> what is added for them
 
 
+@on_any_mesh
 def infini_attention(
     q: Q,
     k: TokenK,

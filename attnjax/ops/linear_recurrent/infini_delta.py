@@ -14,6 +14,7 @@ from typing import Any
 
 from attnjax.core import features
 from attnjax.core.recurrence.linear import State
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.linear_recurrent.infini import (
     EXEMPT,
@@ -27,6 +28,7 @@ from attnjax.ops.linear_recurrent.infini import (
 from attnjax.typing import Array, PerHead, Q, TokenK, TokenV
 
 
+@on_any_mesh
 def infini_delta_attention(
     q: Q,
     k: TokenK,

@@ -19,6 +19,7 @@ from jax import lax
 
 from attnjax.core.numerics import divide, wide
 from attnjax.core.recurrence.linear import Impl
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.exponential import (
     ExponentialState,
@@ -29,6 +30,7 @@ from attnjax.ops.linear_recurrent.linear import mean_of_all, mean_so_far
 from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
+@on_any_mesh
 def log_normal_attention(
     q: Q,
     k: TokenK,
@@ -45,6 +47,7 @@ def log_normal_attention(
     return exponential_attention(q, k, v, state=state, return_state=return_state, impl=impl)
 
 
+@on_any_mesh
 def log_normal_attention_full(
     q: Q,
     k: K,

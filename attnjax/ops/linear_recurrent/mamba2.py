@@ -14,10 +14,12 @@ from typing import Any
 
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, normal, uniform
 from attnjax.typing import Array, Float, PerHead, PerQuery
 
 
+@on_any_mesh
 def mamba2(
     x: Float[Array, "B T N D"],
     dt: PerQuery,

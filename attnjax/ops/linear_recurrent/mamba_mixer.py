@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core.numerics import wide
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Draw, Limit, Op, Slot, adjusted, normal
 from attnjax.ops.linear_recurrent.selective_mixer import (
     SIZES,
@@ -47,6 +48,7 @@ class Averages(NamedTuple):
     gamma: Float[Array, "L L"]
 
 
+@on_any_mesh
 def mamba_mixer(x: Tokens, layers: Sequence[Layer], averages: Averages) -> Tokens:
     """A stack; channels have no order of time, and their mixers see all tokens."""
     tokens = [wide(x)]  # t_0, t_1, ...

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from attnjax.core import features
 from attnjax.core.numerics import divide, repeat_heads, wide
 from attnjax.core.recurrence import linear
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, log_gates, normal
 from attnjax.typing import Array, Float, Out, PerQuery, Q, TokenK, TokenV
 
@@ -30,6 +31,7 @@ class State(NamedTuple):
     m: Float[Array, "B N"]
 
 
+@on_any_mesh
 def mlstm(
     q: Q,
     k: TokenK,

@@ -24,6 +24,7 @@ from jax.nn import gelu, relu, sigmoid, silu, softplus
 
 from attnjax.core.numerics import Affine, aligned, layer_norm, matmul, wide
 from attnjax.core.scan.convolution import depthwise
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
 from attnjax.typing import Array, Float
@@ -70,6 +71,7 @@ class MultiscaleWeights(NamedTuple):
     excite: Float[Array, "E W"]
 
 
+@on_any_mesh
 def multiscale_scan(x: Image, z: Image, weights: MultiscaleWeights, *, rate: int = 2) -> Image:
     """The first of ORDERS is scanned at full resolution, the others at `rate` times less."""
     w = jax.tree.map(wide, weights)

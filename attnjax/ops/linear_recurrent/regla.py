@@ -27,6 +27,7 @@ from jax.nn import log_sigmoid
 from attnjax.core import features
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.linear_recurrent.gla import gla
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
@@ -59,6 +60,7 @@ def log_refined_gate(gate: Array, refine: Array) -> Array:
     return jnp.minimum(log_g + jnp.logaddexp(log_g, twice), 0.0)
 
 
+@on_any_mesh
 def regla(
     q: Q,
     k: TokenK,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, log_gates
 from attnjax.ops.linear_recurrent.linear import plain_sums
 from attnjax.typing import Array, Float, Q, TokenK, TokenV
@@ -23,6 +24,7 @@ _FIRST = ((0, 0), (1, 0), (0, 0), (0, 0))  # a token of zeros before the others
 _LAST = ((0, 0), (0, 1), (0, 0), (0, 0))
 
 
+@on_any_mesh
 def rwkv6(
     q: Q,
     k: TokenK,

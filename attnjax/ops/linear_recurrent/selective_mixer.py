@@ -21,6 +21,7 @@ from jax.nn import silu, softplus
 
 from attnjax.core.numerics import Affine, aligned, matmul, wide
 from attnjax.core.scan.convolution import causal_conv
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
 from attnjax.typing import Array, Float
@@ -48,6 +49,7 @@ class State(NamedTuple):
     ssm: Float[Array, "B E M"]
 
 
+@on_any_mesh
 def selective_token_mixer(
     x: Tokens, weights: Mixer, *, state: State | None = None, return_state: bool = False
 ) -> Any:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from attnjax.core.numerics import einsum, wide
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import scan_diagonal
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, uniform
 from attnjax.typing import Array, Float
 
@@ -26,6 +27,7 @@ Tokens = Float[Array, "B T W"]
 Steering = Float[Array, "B T M"]
 
 
+@on_any_mesh
 def selective_ssm(
     x: Tokens,
     dt: Tokens,

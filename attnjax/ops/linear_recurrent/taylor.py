@@ -18,11 +18,13 @@ from attnjax.core import features, masks, normalizers
 from attnjax.core.numerics import divide, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.recurrence import linear
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, uniform
 from attnjax.ops.linear_recurrent.linear import mean_of_all
 from attnjax.typing import K, Out, PerHead, Q, V
 
 
+@on_any_mesh
 def taylor_shift(
     q: Q, k: K, v: V, temperature: PerHead, *, block: int | None = None, impl: linear.Impl = None
 ) -> Out:

@@ -23,6 +23,7 @@ from attnjax.core.chunks import scan_chunks
 from attnjax.core.numerics import matmul, repeat_heads, wide
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import linear_scan
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Draw, Limit, Op, Slot, fill, normal, uniform
 from attnjax.typing import Array, Float, K, PerQuery, Q, TokenK, TokenV, V
 
@@ -48,6 +49,7 @@ class Tokens(NamedTuple):
     alpha: Float[Array, "*B C"]
 
 
+@on_any_mesh
 def titans_memory(
     q: Q,
     k: TokenK,

@@ -21,12 +21,14 @@ import numpy as np
 from attnjax.core import masks, mods
 from attnjax.core.numerics import finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 Table = Float[Array, "R N H"]
 
 
+@on_any_mesh
 def disentangled_attention(
     q: Q,
     k: K,
@@ -42,6 +44,7 @@ def disentangled_attention(
     return attend(q, k, v, mods=scores, mask=mask, scale=_scale(q), impl=impl)
 
 
+@on_any_mesh
 def disentangled_as_printed(
     q: Q,
     k: K,

@@ -22,6 +22,7 @@ from attnjax.core import features, masks, mods, normalizers
 from attnjax.core.blocks import runs
 from attnjax.core.numerics import wide, working_dtype
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, by_sizes, fill
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, K, Out, Q, V
@@ -48,6 +49,7 @@ def softplus_attention(
     return out.astype(q.dtype)
 
 
+@on_any_mesh
 def softplus_reweighted(
     q: Q,
     k: K,

@@ -13,11 +13,13 @@ from attnjax.core import masks
 from attnjax.core.blocks import select
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
 
 
+@on_any_mesh
 def moba(
     q: Q,
     k: K,
@@ -39,6 +41,7 @@ def moba(
     return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
 
 
+@on_any_mesh
 def moba_blocks(q: Q, k: K, block_size: int, top_k: int) -> Selection:
     """What each query and head chooses: X = N, one query a block."""
     scores = select.dot_scores(q, select.mean_pool(k, block_size))

@@ -26,6 +26,7 @@ from attnjax.core.blocks.runs import runs as runs_of
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, adjusted, uniform
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -44,6 +45,7 @@ class Branches(NamedTuple):
 BRANCHES = Branches()
 
 
+@on_any_mesh
 def native_sparse_attention(
     q: Q,
     k: K,

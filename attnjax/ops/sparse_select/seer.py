@@ -29,6 +29,7 @@ from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
+from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Draw, Limit, Op, by_sizes, fill, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -38,6 +39,7 @@ Choose = Callable[..., Selection]  # (scores of blocks, block_q=, block_k=)
 SIXTEEN: Choose = functools.partial(select.top_k, k=16)
 
 
+@on_any_mesh
 def seer_attention(
     q: Q,
     k: K,
@@ -66,6 +68,7 @@ def seer_attention(
     return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
 
 
+@on_any_mesh
 def seer_blocks(
     q: Q,
     k: K,
@@ -91,6 +94,7 @@ def keeping_own(choose: Choose) -> Choose:
     return kept
 
 
+@on_any_mesh
 def seer_r_attention(
     q: Q,
     k: K,
@@ -145,6 +149,7 @@ def turned(x: Array, base: float | None, step: int = 1) -> Array:
     return x if base is None else rotary(x, jnp.arange(x.shape[1]) * step, base)
 
 
+@on_any_mesh
 def seer_loss(
     q: Q,
     k: K,
