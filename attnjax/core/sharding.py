@@ -128,8 +128,8 @@ def on_any_mesh(fn: Fn) -> Fn:
     fn runs with these axes Auto, where XLA places what is between.  Its results are typed again:
     an axis of a result keeps the sharding of an axis of the first array among the arguments: the
     one in its place as far as all sizes agree, from there on the first of its size.  Values never
-    depend on it.  Whatever fn computes with has to be an argument, or a leaf of one; a function that closes
-    over an array of an Explicit mesh cannot be called.
+    depend on it.  Whatever fn computes with has to be an argument, or a leaf of one: it must call
+    no function that closes over an array of an Explicit mesh.
     """
 
     signature = inspect.signature(fn)

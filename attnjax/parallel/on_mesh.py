@@ -154,7 +154,7 @@ class On:
         axes = self.strategy.sharding.axes
         if x.shape[axis] % self._devices(axes):
             return x
-        spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+        spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
         spec[axis] = axes
         return lax.with_sharding_constraint(x, NamedSharding(self._auto, PartitionSpec(*spec)))
 

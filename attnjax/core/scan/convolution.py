@@ -19,16 +19,19 @@ def depthwise(x: Array, kernel: Array, bias: Array | None = None, *, stride: int
     out_i = sum_j kernel[j] x[stride * i + j - (k - 1) // 2] + bias (W,) on each axis, x zero beyond
     the grid.
     """
-    axes = "XYZ"[: kernel.ndim - 1]
-    out = lax.conv_general_dilated(
-        wide(x),
-        wide(kernel)[..., None, :],
-        window_strides=(stride,) * len(axes),
-        padding=[((k - 1) // 2, k // 2) for k in kernel.shape[:-1]],
-        dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-        feature_group_count=kernel.shape[-1],
-        precision=lax.Precision.HIGHEST,
-    )
+    # A sum over taps: of a grouped convolution whose batch is split over one of several mesh axes
+    # XLA's partitioner gets the gradient of the kernel wrong, by a whole factor (jaxlib 0.10.2).
+    x, kernel = wide(x), wide(kernel)
+    around = [((k - 1) // 2, k // 2) for k in kernel.shape[:-1]]
+    padded = jnp.pad(x, [(0, 0), *around, (0, 0)])
+    spans = [(n - 1) // stride * stride + 1 for n in x.shape[1:-1]]
+
+    def seen_by(tap: tuple[int, ...]) -> Array:
+        cut = [slice(j, j + span, stride) for j, span in zip(tap, spans, strict=True)]
+        return padded[(slice(None), *cut)]
+
+    taps = (kernel[tap] * seen_by(tap) for tap in np.ndindex(kernel.shape[:-1]))
+    out = functools.reduce(jnp.add, taps)
     return out if bias is None else out + aligned(bias, out)
 
 
