@@ -161,6 +161,13 @@ def in_context_of(mesh: Mesh, fn: Callable[[Tree], Any], tree: Tree) -> Any:
     return jax.tree.map(_untyped, out)
 
 
+def no_kernel() -> str | None:
+    """Why a kernel may not run in this context: XLA would gather its operands on every device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    left = {axis: n for axis, n in mesh.shape.items() if axis not in mesh.manual_axes and n > 1}
+    return f"a mesh {left}: kernels are not partitioned outside jax.shard_map" if left else None
+
+
 def _is_array(x: Any) -> bool:
     return isinstance(x, jax.Array)
 

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from attnjax import attend, masks
+from attnjax.core.pairwise.triton import Triton
 from attnjax.core.scan.convolution import depthwise
 from attnjax.parallel import AllGather, Ring, Ulysses, shard
 from tests.helpers import close, draw
@@ -75,3 +76,11 @@ def test_the_kernel_of_a_convolution_gets_the_gradient_of_the_whole_batch_once()
         with jax.set_mesh(MESH):
             there = jax.device_put(x, NamedSharding(MESH, P("data")))
             close(jax.jit(slope)(jax.device_put(kernel, NamedSharding(MESH, P())), there), want)
+
+
+def test_a_kernel_refuses_a_mesh_that_it_is_not_partitioned_over():
+    x = draw(4, 32, 4, 16, dtype=jnp.float32)
+    for spec in (P("data"), P(None, None, "sp")):
+        there = jax.device_put(x, NamedSharding(MESH, spec))
+        with pytest.raises(ValueError, match="kernels are not partitioned"):
+            attend(there, there, there, impl=Triton(interpret=True))

@@ -21,7 +21,7 @@ from attnjax.core.pairwise import relative
 from attnjax.core.pairwise.operands import Tile, span
 from attnjax.core.pairwise.request import Request
 from attnjax.core.pairwise.triton import Triton
-from attnjax.core.sharding import pvary_like
+from attnjax.core.sharding import no_kernel, pvary_like
 from attnjax.kernels import launch
 from attnjax.kernels.emit import NotElementwise
 from attnjax.kernels.flash import lists, pieces, triton
@@ -34,6 +34,8 @@ def unsupported(impl: Triton, request: Request) -> str | None:
     """The first reason why the kernels do not apply, or None."""
     z = request.shape
     if not impl.interpret and (reason := launch.missing()) is not None:
+        return reason
+    if (reason := no_kernel()) is not None:
         return reason
     if request.dtype not in (jnp.float16, jnp.bfloat16, jnp.float32):
         return f"dtype {jnp.dtype(request.dtype).name}: only float16, bfloat16 and float32"

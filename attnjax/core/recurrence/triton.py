@@ -12,7 +12,7 @@ from jax.custom_batching import custom_vmap
 
 from attnjax.core.numerics import repeat_heads
 from attnjax.core.recurrence.steps import RecurrenceRequest
-from attnjax.core.sharding import pvary_like
+from attnjax.core.sharding import no_kernel, pvary_like
 from attnjax.typing import Array
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Triton:
         from attnjax.kernels import launch
 
         H, D = request.q.shape[-1], request.memory.shape[-1]
+        if (reason := no_kernel()) is not None:
+            return reason
         if request.memory.dtype != jnp.float32:
             return f"states of dtype {request.memory.dtype}: only float32"
         if any(x.dtype not in _DTYPES for x in (request.q, request.k, request.v)):
