@@ -6,8 +6,9 @@ Each operand is tagged by what it belongs to (the kinds of `operands`), so one d
 the dense matrix, a tile, a ring step and a decoding step, and gradients reach every operand.  `fn`
 sees arrays that broadcast against each other and must not care about their shapes.
 
-`fn` is part of what jit compares: define it once, at module level.  It may not close over traced
-arrays (they could not be cut into tiles, and would get no gradient): hand them over as operands.
+`fn` may read numbers from elsewhere, closures, globals, attributes: they are looked up at each call
+of `attend` (under jit, when it is traced, as for any function).  It may not carry traced arrays
+(they could not be cut into tiles, and would get no gradient): hand them over as operands.
 """
 
 import functools
@@ -20,9 +21,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
-from attnjax.core.closures import traced_closure
-from attnjax.core.pairwise.operands import Shape, Tile, lay_out, without_nan
+from attnjax.core import elementwise
+from attnjax.core.closures import by_value, name_of, traced_closure
+from attnjax.core.pairwise.operands import (
+    NOWHERE,
+    Places,
+    Shape,
+    Tile,
+    lay_out,
+    of_text,
+    without_nan,
+)
 from attnjax.core.pairwise.relative import look_up
 from attnjax.core.sharding import LOCAL, SequenceSharding
 from attnjax.core.values import Value
@@ -71,15 +82,25 @@ class Mod(Value):
     group: int = 1
 
     def laid_out(
-        self, z: Shape, dtype: jnp.dtype, sharding: SequenceSharding = LOCAL
+        self,
+        z: Shape,
+        dtype: jnp.dtype,
+        sharding: SequenceSharding = LOCAL,
+        at: Places = NOWHERE,
     ) -> tuple["Mod", Poison]:
         """The same mod with operands of the working dtype, in the layout of their kinds.
+
+        Operands for more queries or keys than there are are those of a text, read `at` positions.
 
         Operands of queries and keys hold zeros for NaN; which queries and keys had one is told
         beside them.  A key operand that differs between query heads which share a key keeps its
         NaN, and so do operands of heads, pairs and tables of distances.
         """
         _refuse_traced_closure(self.fn)
+        fn = by_value(self.fn)
+        if not self.contract and self.group == 1:
+            arrays = [x.x if isinstance(x, Cumsum) else x for x in self.operands]
+            elementwise.check(fn, elementwise.shapes_of(self.kinds, arrays, self.positions, dtype))
         whole = replace(z, S=sharding.columns(z.S))
         sums: dict[int, Array] = {}  # of an operand that serves as two: once
         poison = {side: jnp.zeros((1, 1, 1, 1), dtype) for side in ("query", "key")}
@@ -89,7 +110,7 @@ class Mod(Value):
                 if id(x) not in sums:
                     sums[id(x)] = sharding.cumsum(x.x, 1 if jnp.ndim(x.x) == 3 else 0)
                 x = sums[id(x)]
-            x = jnp.asarray(x).astype(dtype)
+            x = of_text(kind, jnp.asarray(x).astype(dtype), z, at)
             laid = lay_out(kind, x, whole if kind == "pair" else z)
             side = kind.split("_")[0]
             if side not in ("query", "key") or (side == "key" and x.ndim > 1 and x.shape[2] != z.K):
@@ -99,7 +120,7 @@ class Mod(Value):
             return laid
 
         operands = tuple(map(lay, self.kinds, self.operands))
-        return replace(self, operands=operands), Poison(**poison)
+        return replace(self, fn=fn, operands=operands), Poison(**poison)
 
     def __call__(
         self, score: Array, operands: tuple[Array, ...], tile: Tile, allowed: Array | None
@@ -115,16 +136,16 @@ class Mod(Value):
         ]
         if self.positions:
             cut = [tile.q.positions[:, None], tile.k.positions[None, :], *cut]
-        return self.fn(score, *cut) if self.group == 1 else self.fn(score, allowed, *cut)
+        if self.group != 1:
+            return self.fn(score, allowed, *cut)
+        return jnp.broadcast_to(self.fn(score, *cut), score.shape)
 
 
 def _refuse_traced_closure(fn: Fn) -> None:
     if (held := traced_closure(fn)) is not None:
-        inner = fn.func if isinstance(fn, functools.partial) else fn
-        name = getattr(inner, "__name__", repr(inner))
         raise ValueError(
-            f"mods: {name} closes over a traced array {held.aval.str_short()}, expected it as "
-            f"an operand: mod(fn, query=..., key=..., head=..., pair=..., table=...)"
+            f"mods: {name_of(fn)} closes over a traced array {held.aval.str_short()}, expected it "
+            f"as an operand: mod(fn, query=..., key=..., head=..., pair=..., table=...)"
         )
 
 
@@ -227,26 +248,49 @@ def _additive_term(query: Array, key: Array, weight: Array) -> Array:
     return weight * jnp.tanh(query + key)
 
 
+def _array(name: str, x: Any) -> Any:
+    """One array, also where it is given as a list of numbers."""
+    if isinstance(x, Cumsum) or hasattr(x, "dtype"):
+        return x
+    if isinstance(x, (list, tuple, int, float)) and not isinstance(x, bool):
+        try:
+            return jnp.asarray(x)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"{name} is {x!r}, expected an array of numbers")
+
+
 def alibi(slopes: PerHead) -> Mod:
     """score - slope_n |i - j|.  Press et al. 2021, arXiv:2108.12409."""
-    return mod(_alibi, head=slopes, positions=True)
+    return mod(_alibi, head=_array("alibi: slopes", slopes), positions=True)
 
 
 def alibi_slopes(N: int) -> PerHead:
-    """The paper's slopes 2^(-8 n / N), n = 1..N; other N borrow every second one of 2N's."""
+    """The paper's slopes 2^(-8 n / N), n = 1..N; other N borrow every second one of 2N's.
+
+    Raises ValueError for N below 1.
+    """
+    if isinstance(N, bool) or not isinstance(N, int | np.integer) or N < 1:
+        raise ValueError(f"alibi_slopes: N is {N!r}, expected an integer of at least 1")
     whole = 2 ** int(np.log2(N))
     geometric = lambda n: 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
     return jnp.asarray(np.concatenate([geometric(whole), geometric(2 * whole)[::2][: N - whole]]))
 
 
 def soft_cap(cap: float | Array) -> Mod:
-    """cap * tanh(score / cap), |score| < cap.  Gemma Team 2024, arXiv:2408.00118."""
+    """cap * tanh(score / cap), |score| < cap; cap () or (N,).  Gemma Team 2024, arXiv:2408.00118.
+
+    Raises ValueError for a cap that is known not to be positive: no cap is no mod at all.
+    """
+    cap = _array("soft_cap: cap", cap)
+    if not isinstance(cap, Tracer) and not (np.asarray(cap, np.float64) > 0).all():
+        raise ValueError(f"soft_cap: cap is {cap}, expected above 0; where there is none, no mod")
     return mod(_soft_cap, head=jnp.asarray(cap))
 
 
 def relative_bias(table: Float[Array, "*N R"]) -> Mod:
     """score + table[n, radius + clip(j - i, -radius, radius)], R = 2*radius + 1."""
-    return mod(_add, table=table)
+    return mod(_add, table=_array("relative_bias: table", table))
 
 
 def t5_buckets(buckets: int, *, bidirectional: bool = True, max_distance: int = 128) -> np.ndarray:
@@ -254,7 +298,19 @@ def t5_buckets(buckets: int, *, bidirectional: bool = True, max_distance: int = 
 
     Half of the buckets are exact distances, the other half grow logarithmically up to
     max_distance.  Raffel et al. 2019, arXiv:1910.10683.
+
+    Raises ValueError for fewer than two buckets, four if bidirectional, and for a max_distance
+    within the exact ones.
     """
+    exact = buckets // (4 if bidirectional else 2)
+    if exact < 1:
+        told = "four at least, half of them for each side" if bidirectional else "two at least"
+        raise ValueError(f"t5_buckets: buckets is {buckets}, expected {told}")
+    if max_distance <= exact:
+        raise ValueError(
+            f"t5_buckets: max_distance is {max_distance}, expected above {exact}, the number of "
+            "exact distances"
+        )
     distance = np.arange(-max_distance, max_distance + 1)
     offset = np.zeros_like(distance)
     if bidirectional:
@@ -263,7 +319,6 @@ def t5_buckets(buckets: int, *, bidirectional: bool = True, max_distance: int = 
         n = np.abs(distance)
     else:
         n = np.maximum(-distance, 0)
-    exact = buckets // 2
     ratio = np.log(np.maximum(n, 1) / exact) / np.log(max_distance / exact)
     far = np.minimum(exact + (ratio * (buckets - exact)).astype(int), buckets - 1)
     return offset + np.where(n < exact, n, far)
@@ -273,23 +328,26 @@ def t5_bias(
     table: Float[Array, "N buckets"], *, bidirectional: bool = True, max_distance: int = 128
 ) -> Mod:
     """score + table[n, bucket(j - i)].  Raffel et al. 2019, arXiv:1910.10683."""
+    table = _array("t5_bias: table", table)
+    if jnp.ndim(table) not in (1, 2):
+        raise ValueError(f"t5_bias: table has shape {jnp.shape(table)}, expected (N, buckets)")
     at = t5_buckets(table.shape[-1], bidirectional=bidirectional, max_distance=max_distance)
     return relative_bias(jnp.asarray(table)[..., at])
 
 
 def query_relative(table: Float[Array, "B T N R"]) -> Mod:
     """score + table[b, i, n, radius + clip(j - i, -radius, radius)]: a table for each query."""
-    return mod(_add, query_table=table)
+    return mod(_add, query_table=_array("query_relative: table", table))
 
 
 def key_relative(table: Float[Array, "B S N R"]) -> Mod:
     """score + table[b, j, n, radius + clip(j - i, -radius, radius)]: a table for each key."""
-    return mod(_add, key_table=table)
+    return mod(_add, key_table=_array("key_relative: table", table))
 
 
 def pair_bias(bias: Float[Array, "*B N T S"]) -> Mod:
     """score + bias, bias broadcastable to (B,N,T,S)."""
-    return mod(_add, pair=bias)
+    return mod(_add, pair=_array("pair_bias: bias", bias))
 
 
 def is_pair_bias(m: Mod) -> bool:
@@ -299,7 +357,7 @@ def is_pair_bias(m: Mod) -> bool:
 
 def per_head_scale(scale: PerHead) -> Mod:
     """score * scale_n."""
-    return mod(_multiply, head=scale)
+    return mod(_multiply, head=_array("per_head_scale: scale", scale))
 
 
 def forget(log_f: PerQuery) -> Mod:

@@ -14,7 +14,9 @@ def known(*sizes: object) -> bool:
 
 
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """float64 stays, everything else computes in float32."""
+    """float64 stays, everything else computes in float32; TypeError for floats of 8 bits."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 2:
+        raise TypeError(f"got dtype {dtype}, expected float16, bfloat16, float32 or float64")
     return jnp.promote_types(dtype, jnp.float32)
 
 

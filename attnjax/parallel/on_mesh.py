@@ -73,6 +73,8 @@ class On:
         )
         if linear != is_linear:
             return "LASP2 is for linear_attend, the others for attend"
+        if not linear and request.mask.by_row:
+            return "a mask's array for the queries or keys of the call: give that of the whole text"
         return None
 
     def run(self, request: Any) -> Any:

@@ -254,14 +254,14 @@ def _kinds(request: Request, rows: Array, column: Array) -> Array:
     whole = is_real.all(1) & (first + block_k <= z.S)
     if isinstance(mask := request.mask, Everything):
         return jnp.where(whole, FULL, PARTIAL)
-    if request.q_positions is None:
+    if request.q_positions is None or mask.by_row:
         positions = jnp.minimum(rows, z.T - 1)
     else:
         positions = request.q_positions.at[rows].get(mode="clip")
     q_lo = jnp.where(is_real, positions, 2**31 - 1).min(1)
     q_hi = jnp.where(is_real, positions, -1).max(1)
     k_lo, k_hi = first, jnp.minimum(first + block_k, z.S) - 1
-    if request.k_positions is not None:
+    if request.k_positions is not None and not mask.by_row:
         keys = jnp.minimum(first[:, None] + jnp.arange(block_k), z.S - 1)
         positions = request.k_positions.at[keys].get(mode="clip")
         k_lo, k_hi = positions.min(1), positions.max(1)

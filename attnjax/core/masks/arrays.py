@@ -10,6 +10,7 @@ from jax.tree_util import register_dataclass
 from attnjax.core.masks.base import (
     FAR,
     PARTIAL,
+    Extent,
     Mask,
     checked_array,
     checked_int,
@@ -66,6 +67,12 @@ class BoolArray(Mask):
             raise ValueError(f"array: mask has shape {self.mask.shape}, expected {want}")
         return self
 
+    @property
+    def extents(self):
+        rows, columns = self.mask.shape[-2:]
+        name = f"array: mask of shape {self.mask.shape}"
+        return tuple(None if n == 1 else Extent(name, n) for n in (rows, columns))
+
     def allowed(self, q_pos, k_pos):
         xp, (rows, columns) = numpy_of(self, q_pos, k_pos), self.mask.shape[-2:]
         q, k = xp.clip(q_pos, 0, rows - 1), xp.clip(k_pos, 0, columns - 1)
@@ -75,17 +82,21 @@ class BoolArray(Mask):
         xp, (rows, columns) = numpy_of(self, q_lo, q_hi, k_lo, k_hi), self.mask.shape[-2:]
         top, bottom = xp.clip(q_lo, 0, rows - 1), xp.clip(q_hi, 0, rows - 1) + 1
         left, right = xp.clip(k_lo, 0, columns - 1), xp.clip(k_hi, 0, columns - 1) + 1
-        # sums[.., i, j] counts what is allowed above and left of corner (i, j)
-        sums = self.mask.cumsum(axis=-2, dtype=np.int32).cumsum(axis=-1, dtype=np.int32)
-        pad = numpy_of(sums).pad
-        sums = xp.asarray(pad(sums, [(0, 0)] * (sums.ndim - 2) + [(1, 0), (1, 0)]))
-        inside = sums[..., bottom, right] - sums[..., top, right]
-        inside -= sums[..., bottom, left] - sums[..., top, left]
+        inside = _counts(self.mask, top, bottom, left, right)
         _, area = same_rank(inside, (bottom - top) * (right - left))
         return verdict(inside > 0, inside == area)
 
     def as_function(self, q_positions, k_positions, heads):
         return _read_cells(self.mask, (1, 1))
+
+    def of_pairs(self, q_at, k_at) -> MaskFunction:
+        """The function of the elements at rows (T,) and columns (S,), one for each pair."""
+        mask, (rows, columns) = rank4(jnp.asarray(self.mask)), self.mask.shape[-2:]
+        if rows > 1:
+            mask = jnp.take(mask, q_at, axis=2, mode="clip")
+        if columns > 1:
+            mask = jnp.take(mask, k_at, axis=3, mode="clip")
+        return MaskFunction(_cell_value, (MaskOperand(mask),))
 
 
 @register_dataclass
@@ -105,6 +116,12 @@ class BlockLayout(Mask):
                 f"blocks covers {covers}, expected at least (T, S) = {(T, S)}"
             )
         return self
+
+    @property
+    def extents(self):
+        rows, columns = self.layout.shape[-2] * self.block_q, self.layout.shape[-1] * self.block_k
+        name = f"block_layout: layout {self.layout.shape} of {self.block_q} x {self.block_k} blocks"
+        return tuple(Extent(name, n, rides=False, exact=False) for n in (rows, columns))
 
     def allowed(self, q_pos, k_pos):
         return self._cells.allowed(q_pos // self.block_q, k_pos // self.block_k)
@@ -133,6 +150,10 @@ class Until(Mask):
             want = f"(B|1, N|1, {S})"
             raise ValueError(f"until: last has shape {self.last.shape}, expected {want}")
         return self
+
+    @property
+    def extents(self):
+        return None, Extent(f"until: last of shape {self.last.shape}", self.last.shape[-1])
 
     def allowed(self, q_pos, k_pos):
         xp = numpy_of(self, q_pos, k_pos)
@@ -199,3 +220,52 @@ def _read_cells(layout: Any, cell: tuple[int, int]) -> MaskFunction:
 def lookup(table: Any, pos: Any, xp: Any) -> Any:
     """table[.., pos] for a table (X,), or (B, 1, *pos.shape) for (B, X)."""
     return xp.take(table if table.ndim == 1 else table[:, None], pos, axis=-1, mode="clip")
+
+
+# ---------------------------------------------------------------- rectangles of an array
+
+_STRIP = 1 << 21  # elements of which running sums are held at once
+
+
+def _counts(mask: Any, top: Any, bottom: Any, left: Any, right: Any) -> Any:
+    """How many elements hold in each rectangle, rows top .. bottom - 1, columns left .. right - 1.
+
+    For (nq,1) rows and (1,nk) columns with little memory beside the mask: columns of a strip of
+    rows are summed up first, as there are fewer rectangles than columns.
+    """
+    xp = numpy_of(mask, top, bottom, left, right)
+    if np.ndim(top) != 2 or np.ndim(left) != 2 or top.shape[1] > 1 or left.shape[0] > 1:
+        return _counts_one_by_one(xp.asarray(mask), top, bottom, left, right)
+    if xp is np:
+        *lead, T, S = mask.shape
+        parts = np.empty((*lead, T, left.shape[1]), np.int32)
+        step = max(1, _STRIP // max(1, S * int(np.prod(lead))))
+        for row in range(0, T, step):
+            strip = slice(row, row + step)
+            parts[..., strip, :] = _between(mask[..., strip, :], left[0], right[0], -1)
+    else:
+        parts = _between(xp.asarray(mask), left[0], right[0], -1)
+    return _between(parts, top[:, 0], bottom[:, 0], -2)
+
+
+def _between(x: Any, start: Any, stop: Any, axis: int) -> Any:
+    """Sums over start .. stop - 1 along the axis, int32."""
+    xp = numpy_of(x, start, stop)
+    sums = x.cumsum(axis=axis, dtype=np.int32)
+    upto = lambda end: xp.take(sums, end, axis=axis, mode="clip")
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    before = xp.where((start > 0).reshape(shape), upto(start - 1), np.int32(0))
+    return upto(stop - 1) - before
+
+
+def _counts_one_by_one(mask: Any, top: Any, bottom: Any, left: Any, right: Any) -> Any:
+    """The same for ends that broadcast in any way, from the sums above and left of each corner."""
+    xp = numpy_of(mask, top, bottom, left, right)
+    sums = mask.cumsum(axis=-2, dtype=np.int32).cumsum(axis=-1, dtype=np.int32)
+
+    def upto(row: Any, column: Any) -> Any:
+        inside = (row > 0) & (column > 0)
+        return xp.where(inside, sums[..., row - 1, column - 1], np.int32(0))
+
+    return upto(bottom, right) - upto(top, right) - upto(bottom, left) + upto(top, left)

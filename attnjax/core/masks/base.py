@@ -19,7 +19,7 @@ too for `~`, for `&` of `causal` with `window`, `sinks` or `prefix`, and FULL fo
 Masks are pytrees.  Integers are static; arrays are leaves, kept as NumPy when they are concrete, so
 that tiles are computed on the host while a program is traced, or traced themselves.  A mask that
 varies by example or head has shape (B|1, N|1, ., .), any other (., .).  Positions lie in 0 .. T-1
-and 0 .. S-1.
+and 0 .. S-1, or are those that `attend` was given: `chunk` tells which arrays they then read.
 """
 
 import functools
@@ -27,7 +27,7 @@ import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,20 @@ class Mask(Value):
         """The mask for T queries and S keys; ValueError if its arrays do not fit them."""
         return self
 
+    def at_positions(self, T: int, S: int, q_positions: Any, k_positions: Any) -> "Mask":
+        """The mask for T queries and S keys at positions that are given, at least on one side."""
+        return self.resolve(T, S) if self.extents == (None, None) else self
+
+    @property
+    def extents(self) -> "tuple[Extent | None, Extent | None]":
+        """For how many queries, and keys, its arrays are; None: it has none of these."""
+        return None, None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it answers for places in the call, 0 .. T-1 and 0 .. S-1, whatever positions."""
+        return False
+
     def dense(self, T: int, S: int) -> Any:
         """The whole mask, bool of shape (T, S) or (B|1, N|1, T, S)."""
         q, k = (np.arange(checked_int(n, x, 1), dtype=np.int32) for n, x in (("T", T), ("S", S)))
@@ -101,9 +115,30 @@ class Mask(Value):
     def __invert__(self) -> "Mask":
         return Not(self)
 
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"a mask is neither true nor false, {self!r} here: join masks by &, | and ~, not by "
+            "and, or and not; no mask is masks.everything, to be compared by `is` or `==`"
+        )
+
     def __repr__(self) -> str:
         values = [_show(getattr(self, f.name)) for f in fields(self)]  # pyright: ignore
         return f"{re.sub('(?<!^)(?=[A-Z])', '_', type(self).__name__).lower()}({', '.join(values)})"
+
+
+class Extent(NamedTuple):
+    """For how many queries or keys an array of a mask is.
+
+    name    of the array, for errors
+    size    how many
+    rides   whether a call's own array may stand in its place, one element for each query or key
+    exact   whether there may be no more than the call has
+    """
+
+    name: str
+    size: int
+    rides: bool = True
+    exact: bool = True
 
 
 def static_field() -> Any:

@@ -25,6 +25,10 @@ class HeadSlice(Mask):
     n: Array | int
     heads: int
 
+    @property
+    def by_row(self):
+        return self.mask.by_row
+
     def _part(self, x: Array) -> Array:
         x = jnp.asarray(x)
         if x.ndim == 4 and x.shape[0] > 1 and self.b is not None:

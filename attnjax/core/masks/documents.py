@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from attnjax.core.masks.arrays import lookup
-from attnjax.core.masks.base import FAR, Mask, checked_ints, numpy_of, same_rank, verdict
+from attnjax.core.masks.base import FAR, Extent, Mask, checked_ints, numpy_of, same_rank, verdict
 from attnjax.core.masks.functions import MaskFunction, MaskOperand, read_at
 
 
@@ -26,6 +26,11 @@ class Document(Mask):
             if ids.shape[-1] != size:
                 raise ValueError(f"document: {name} has shape {ids.shape}, expected (.., {size})")
         return self
+
+    @property
+    def extents(self):
+        named = ("q_ids", self.q_ids), ("k_ids", self.k_ids)
+        return tuple(Extent(f"document: {n} of shape {x.shape}", x.shape[-1]) for n, x in named)
 
     def allowed(self, q_pos, k_pos):
         xp = numpy_of(self, q_pos, k_pos)

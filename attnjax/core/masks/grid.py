@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from jax.tree_util import register_dataclass
 
-from attnjax.core.masks.base import Mask, every_one, numpy_of, static_field, verdict
+from attnjax.core.masks.base import Extent, Mask, every_one, numpy_of, static_field, verdict
 
 Interval = tuple[Any, Any]  # inclusive ends, integer arrays
 Box = tuple[Any, list[Interval]]  # whether it exists, and an interval of coordinates per axis
@@ -178,6 +178,11 @@ class Neighborhood(Mask):
         if not T == S == size:
             raise ValueError(f"{self}: shape has {size} positions, expected T = {T} and S = {S}")
         return self
+
+    @property
+    def extents(self):
+        size = math.prod(axis.extent for axis in self.axes)
+        return (Extent(f"{self} of {size} cells", size, rides=False),) * 2
 
     def allowed(self, q_pos, k_pos):
         return allowed(self.axes, q_pos, k_pos, numpy_of(q_pos, k_pos))

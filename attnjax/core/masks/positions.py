@@ -7,9 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import register_dataclass
 
-from attnjax.core.closures import traced_closure
+from attnjax.core.closures import by_value, name_of, traced_closure
 from attnjax.core.masks.arrays import Lengths
 from attnjax.core.masks.base import (
     FAR,
@@ -57,6 +58,17 @@ class CausalToEnd(Mask):
 
     def resolve(self, T, S):
         return Window(None, S - T)
+
+    def at_positions(self, T, S, q_positions, k_positions):
+        """Positions of queries tell where they stand: nothing is left to shift."""
+        if q_positions is not None:
+            return causal
+        if isinstance(k_positions, Tracer):
+            raise ValueError(
+                "causal_to_end: k_positions are traced and q_positions None, so that the end is "
+                "not known; expected q_positions, with which masks.causal does"
+            )
+        return Window(None, int(np.max(k_positions)) - (T - 1))
 
     def allowed(self, q_pos, k_pos):
         raise ValueError("causal_to_end: T and S are not known here, call resolve(T, S) first")
@@ -112,11 +124,14 @@ class Predicate(Mask):
 
     fn: Callable[[Any, Any], Any] = static_field()
 
+    def resolve(self, T, S):
+        return Predicate(by_value(self.fn))  # what it reads may have changed since
+
     def allowed(self, q_pos, k_pos):
         ok = self.fn(q_pos, k_pos)
         if jnp.result_type(ok) != jnp.bool_:
             raise TypeError(
-                f"masks.fn: {_name(self.fn)} gives {jnp.result_type(ok)}, expected booleans"
+                f"masks.fn: {name_of(self.fn)} gives {jnp.result_type(ok)}, expected booleans"
             )
         shape = np.broadcast_shapes(np.shape(q_pos), np.shape(k_pos))
         return numpy_of(ok).broadcast_to(ok, shape)
@@ -125,11 +140,7 @@ class Predicate(Mask):
         return constant(PARTIAL, np.int8, q_lo, k_lo)
 
     def __repr__(self):
-        return f"fn({_name(self.fn)})"
-
-
-def _name(fn: Any) -> str:
-    return getattr(fn, "__name__", repr(fn))
+        return f"fn({name_of(self.fn)})"
 
 
 # ---------------------------------------------------------------- the public values and makers
@@ -138,7 +149,10 @@ causal = Window(None, 0)
 """k <= q: rows and columns start together (top-left)."""
 
 causal_to_end = CausalToEnd()
-"""k <= q + S - T: the last query sees the last key (bottom-right)."""
+"""k <= q + S - T: the last query sees the last key (bottom-right).
+
+Where `attend` is given q_positions they say where the queries stand, and this is `causal`.
+"""
 
 
 def fn(predicate: Callable[[Any, Any], Any]) -> Mask:
@@ -148,15 +162,16 @@ def fn(predicate: Callable[[Any, Any], Any]) -> Mask:
 
     The predicate is elementwise: it sees integers that broadcast against each other and gives
     booleans.  Nothing is known of rectangles, so every tile is computed: combine it with a mask
-    that skips tiles.  It is part of what jit compares: define it once.  Raises TypeError for what
-    is no function and ValueError for one that closes over a traced array, which could not be cut
-    into tiles: such a mask is `masks.array`, or a selection of blocks.
+    that skips tiles.  What it reads besides positions is looked up at each call of `attend`, as
+    for `mods`.  Raises TypeError for what is no function and ValueError for one that carries a
+    traced array, which could not be cut into tiles: such a mask is `masks.array`, or a selection
+    of blocks.
     """
     if not callable(predicate) or isinstance(predicate, Mask):
         raise TypeError(f"masks.fn: got {predicate!r}, expected a function of (q_pos, k_pos)")
     if (held := traced_closure(predicate)) is not None:
         raise ValueError(
-            f"masks.fn: {_name(predicate)} closes over a traced array {held.aval.str_short()}, "
+            f"masks.fn: {name_of(predicate)} closes over a traced array {held.aval.str_short()}, "
             "expected a function of positions alone; a mask with arrays is masks.array"
         )
     return Predicate(predicate)

@@ -8,6 +8,7 @@ from attnjax.core.normalizers.algebra import State as State
 from attnjax.core.normalizers.algebra import exponential_rescale as exponential_rescale
 from attnjax.core.normalizers.algebra import fill_masked as fill_masked
 from attnjax.core.normalizers.algebra import finish as finish
+from attnjax.core.normalizers.algebra import hide_infinite as hide_infinite
 from attnjax.core.normalizers.algebra import log_sum as log_sum
 from attnjax.core.normalizers.algebra import lowest as lowest
 from attnjax.core.normalizers.algebra import merge as merge

@@ -18,13 +18,14 @@ Functions get scores (B,N,t,s) and rows (B,N,t,1); params are (1,N,1,1) or (1,1,
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from attnjax.core.closures import by_value
 from attnjax.core.numerics import divide
 from attnjax.core.pairwise.operands import Shape, lay_out
 from attnjax.core.values import Value
@@ -70,7 +71,17 @@ class Stage:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params"],
-    meta_fields=["name", "numerator", "denominator", "peak", "rescale", "floor", "extra", "stages"],
+    meta_fields=[
+        "name",
+        "numerator",
+        "denominator",
+        "peak",
+        "rescale",
+        "floor",
+        "extra",
+        "stages",
+        "vanishes",
+    ],
 )
 @dataclass(frozen=True)
 class Normalizer(Value):
@@ -78,6 +89,8 @@ class Normalizer(Value):
 
     floor    (params) -> a value the reference never goes below (rows), or None
     extra    (m, params) -> what is added to the denominator (rows), or None
+    vanishes  whether all terms of a score of -inf are zero, with zero derivative; if not, such
+              scores are masked
     """
 
     name: str
@@ -89,6 +102,7 @@ class Normalizer(Value):
     extra: Callable[[Array, Params], Array] | None = None
     stages: tuple[Stage, ...] = ()
     params: Params = ()
+    vanishes: bool = False
 
     @property
     def rounds(self) -> int:
@@ -105,7 +119,16 @@ class Normalizer(Value):
     def laid_out(self, z: Shape, dtype: jnp.dtype) -> "Normalizer":
         """The same normalizer with its per-head parameters laid out against scores."""
         params = (lay_out("head", jnp.asarray(p).astype(dtype), z) for p in self.params)
-        return replace(self, params=tuple(params))
+        return replace(_by_value(self), params=tuple(params))
+
+
+def _by_value(record: Any) -> Any:
+    """A Normalizer or a Stage whose functions equal their like; see `closures.by_value`."""
+    functions = {f.name: getattr(record, f.name) for f in fields(record)}
+    functions = {name: by_value(x) for name, x in functions.items() if callable(x)}
+    if isinstance(record, Normalizer):
+        functions["stages"] = tuple(map(_by_value, record.stages))
+    return replace(record, **functions)
 
 
 # --------------------------------------------------------------------- sums over keys that merge
@@ -164,6 +187,14 @@ def new_reference(m: Array, s: Array, allowed: Array | None, peak: Peak | None) 
     return jnp.maximum(m, lax.stop_gradient(top))
 
 
+def hide_infinite(n: "Normalizer", s: Array, allowed: Array | None) -> Array | None:
+    """What is allowed less scores of -inf, the same as masked under every normalizer."""
+    if n.vanishes:
+        return allowed
+    finite = s != -jnp.inf  # true of NaN, which is to be seen
+    return finite if allowed is None else allowed & finite
+
+
 def zero_masked(allowed: Array | None, *terms: Array) -> Rows:
     """The terms where allowed, zero elsewhere."""
     return terms if allowed is None else tuple(jnp.where(allowed, t, 0.0) for t in terms)
@@ -185,7 +216,7 @@ def weights(normalizer: Normalizer, s: Array, allowed: Array | None) -> Array:
 
 def unnormalized(n: Normalizer, s: Array, allowed: Array | None) -> tuple[Array, Array, Rows]:
     """The weights before the last division, the reference, and the sum to divide by, if any."""
-    dtype = s.dtype
+    dtype, allowed = s.dtype, hide_infinite(n, s, allowed)
     rows = jnp.full((*s.shape[:-1], 1), lowest(dtype), dtype)
     total = lambda t: jnp.sum(t, axis=-1, keepdims=True)
     stats: Rows = ()

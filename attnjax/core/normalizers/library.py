@@ -1,6 +1,5 @@
 """The normalizers: softmax and its relatives, in one pass, two, or more."""
 
-import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -30,7 +29,7 @@ def _exp(s: Array, m: Array, stats: Rows, params: Params) -> Array:
     return jnp.exp(s - m)
 
 
-softmax = Normalizer("softmax", _exp, _exp, peak=_identity)
+softmax = Normalizer("softmax", _exp, _exp, peak=_identity, vanishes=True)
 """exp(s_j) / sum exp(s)."""
 
 
@@ -52,7 +51,10 @@ def softmax_sink(logits: PerHead) -> Normalizer:
     )
 
 
-softmax_one = replace(softmax_sink(np.zeros(())), name="softmax_one")  # type: ignore[arg-type]
+# A number, not an array: none is made while modules are imported.
+softmax_one = replace(
+    softmax, name="softmax_one", floor=_sink_floor, extra=_sink_extra, params=(np.zeros(()),)
+)  # type: ignore[arg-type]
 """exp(s_j) / (1 + sum exp(s)): "off by one".  Miller 2023; a sink of logit zero."""
 
 
@@ -65,7 +67,7 @@ def sigmoid(bias: float | Array = 0.0) -> Normalizer:
 
     Ramapuram et al. 2024, arXiv:2409.04431.
     """
-    return Normalizer("sigmoid", _sigmoid, params=(_number(bias),))
+    return Normalizer("sigmoid", _sigmoid, params=(_number(bias),), vanishes=True)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def relu(power: int = 1) -> Normalizer:
     """relu(s_j)^power, not normalized.  Zhang et al. 2021, arXiv:2104.07012 (power 1)."""
     if not isinstance(power, int) or power < 1:
         raise ValueError(f"relu: power is {power!r}, expected an integer of at least 1")
-    return Normalizer(f"relu({power})", _ReluPower(power))
+    return Normalizer(f"relu({power})", _ReluPower(power), vanishes=True)
 
 
 def _score(s: Array, m: Array, stats: Rows, params: Params) -> Array:
@@ -95,7 +97,7 @@ def _plain_exp(s: Array, m: Array, stats: Rows, params: Params) -> Array:
     return jnp.exp(s)
 
 
-exp = Normalizer("exp", _plain_exp)
+exp = Normalizer("exp", _plain_exp, vanishes=True)
 """exp(s_j), not normalized.
 
 No reference guards it, as there is no sum to divide by: scores above 88 (709 in float64) give
@@ -108,7 +110,7 @@ def _laplace(s: Array, m: Array, stats: Rows, params: Params) -> Array:
     return 0.5 * lax.erfc((math.sqrt(0.5) - s) * math.sqrt(2 * math.pi))
 
 
-laplace = Normalizer("laplace", _laplace)
+laplace = Normalizer("laplace", _laplace, vanishes=True)
 """(1 + erf((s_j - mu) / (sigma sqrt 2))) / 2 with mu = sqrt(1/2), sigma = sqrt(1 / (4 pi)).
 
 Near relu(s)^2 around s = mu, in (0, 1) elsewhere; not normalized.  Ma et al. 2022, Mega,
@@ -162,13 +164,26 @@ signed = Normalizer("signed", _signed, _unsigned, peak=_size)
 
 @dataclass(frozen=True)
 class _Series:
-    """sum of s^k / k! up to an order."""
+    """sum of s^k / k! up to an order, over M^order, M = max(m, 1): large scores do not overflow."""
 
     order: int
 
     def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Array:
         first, *rest = (1.0 / math.factorial(k) for k in range(self.order, -1, -1))
-        return functools.reduce(lambda p, c: p * s + c, rest, jnp.full_like(s, first))
+        by = 1.0 / jnp.maximum(m, 1.0)
+        x, p, power = s * by, jnp.full_like(s, first), by
+        for c in rest:
+            p = p * x + c * power
+            power = power * by
+        return p
+
+
+@dataclass(frozen=True)
+class _SeriesRescale:
+    order: int
+
+    def __call__(self, old: Array, new: Array) -> Array:
+        return (jnp.maximum(old, 1.0) / jnp.maximum(new, 1.0)) ** self.order
 
 
 def taylor(order: int = 2) -> Normalizer:
@@ -179,7 +194,7 @@ def taylor(order: int = 2) -> Normalizer:
     if not isinstance(order, int) or order < 2 or order % 2:
         raise ValueError(f"taylor: order is {order!r}, expected an even integer of at least 2")
     series = _Series(order)
-    return Normalizer(f"taylor({order})", series, series)
+    return Normalizer(f"taylor({order})", series, series, peak=_size, rescale=_SeriesRescale(order))
 
 
 def _near_top(s: Array, m: Array) -> Array:
@@ -248,13 +263,14 @@ def _exp_term(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
 
 
 def _log_sum_exp(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
+    """Its two terms, m and the logarithm: large scores swallow the second one."""
     empty = sums[0] == 0.0
-    return (jnp.where(empty, 0.0, m + jnp.log(jnp.where(empty, 1.0, sums[0]))),)
+    return jnp.where(empty, 0.0, m), jnp.log(jnp.where(empty, 1.0, sums[0]))
 
 
 def _clipped(s: Array, m: Array, stats: Rows, params: Params) -> Array:
     low, high = params
-    return jnp.clip((high - low) * jnp.exp(s - stats[0]) + low, 0.0, 1.0)
+    return jnp.clip((high - low) * jnp.exp(s - stats[0] - stats[1]) + low, 0.0, 1.0)
 
 
 def clipped_softmax(low: float | Array, high: float | Array = 1.0) -> Normalizer:
@@ -267,7 +283,7 @@ def clipped_softmax(low: float | Array, high: float | Array = 1.0) -> Normalizer
             raise ValueError(f"clipped_softmax: {name} is {x}, expected {good}")
     stage = Stage(_exp_term, _log_sum_exp, peak=_identity)
     params = (_number(low), _number(high))
-    return Normalizer("clipped_softmax", _clipped, stages=(stage,), params=params)
+    return Normalizer("clipped_softmax", _clipped, stages=(stage,), params=params, vanishes=True)
 
 
 # entmax: w_j = relu((alpha-1) s_j - tau)^(1/(alpha-1)) with tau such that they sum to one.  The sum
@@ -292,24 +308,28 @@ class _OfAlpha:
         return jnp.where(x > 0, power * jnp.where(x > 0, x, 1.0) ** (power - 1.0), 0.0)
 
 
+# Statistics are tau less (alpha-1) m, and m, the largest score: s - m is exact near it, which
+# (alpha-1) s - tau is not for scores of 1e8.
+
+
 class _EntmaxWeight(_OfAlpha):
     def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Array:
-        return self.weight(s, stats[0])
+        return self.weight(s - stats[1], stats[0])
 
 
 class _EntmaxTerms(_OfAlpha):
     def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Rows:
+        s = s - stats[1]
         return self.weight(s, stats[0]), self.slope(s, stats[0])
 
 
-class _EntmaxStart(_OfAlpha):
-    def __call__(self, m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
-        return ((self.alpha - 1.0) * m - 1.0,)
+def _entmax_start(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
+    return jnp.full_like(m, -1.0), m
 
 
 def _newton_step(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
     excess, steepness = jnp.where(sums[0] == 0, 0.0, sums[0] - 1.0), lax.stop_gradient(sums[1])
-    return (stats[0] + divide(excess, steepness),)
+    return stats[0] + divide(excess, steepness), stats[1]
 
 
 def _nothing(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
@@ -324,7 +344,7 @@ def entmax(alpha: float = 1.5) -> Normalizer:
     """
     if not isinstance(alpha, (int, float)) or not 1 < alpha <= 2:
         raise ValueError(f"entmax: alpha is {alpha!r}, expected a number with 1 < alpha <= 2")
-    first = Stage(_nothing, _EntmaxStart(alpha), peak=_identity)
+    first = Stage(_nothing, _entmax_start, peak=_identity)
     steps = Stage(_EntmaxTerms(alpha), _newton_step, repeat=_NEWTON)
     return Normalizer(f"entmax({alpha})", _EntmaxWeight(alpha), stages=(first, steps))
 

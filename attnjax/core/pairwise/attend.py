@@ -69,11 +69,17 @@ def attend(
                  pairs are seen, of which `mask` may forbid more, and the work is theirs alone.
                  None: all
     normalizer   a `normalizers.Normalizer`: how a row of scores becomes weights
-    scale        1/sqrt(H) if None; may be traced
+    scale        a number, or (N,1), one for each head; 1/sqrt(H) if None; may be traced
     q_positions  (T,) and k_positions (S,), integers: what masks and mods take for positions,
                  0, 1, 2, ... if None; or (B,T) and (B,S), those of each example (prompts padded on
                  the left).  With `blocks` also (B,T,X) and (B,S,X), where the heads that select see
-                 the tokens in an order of their own (clusters, buckets)
+                 the tokens in an order of their own (clusters, buckets).
+                 Arrays of masks and operands of mods may then be those of a text, read at
+                 positions (T,), or the call's own, one element for each query or key in their
+                 order: those of T (or S) elements are, but for a mask's array under positions
+                 0 .. T-1 in any order, or of each example, which is that of the text.  Positions
+                 beyond a text raise; traced ones read the last element of a mask's array, NaN of
+                 a mod's
     dropout      a `Dropout(rate, key)` of weights after they are normalized, the same under every
                  `impl`; pairs at the same positions share their fate.  None: no weight is dropped
     impl         "dense", "blockwise", "cudnn", "triton" or an Implementation: runs, or raises with

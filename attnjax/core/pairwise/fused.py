@@ -238,7 +238,8 @@ def _lists(request: Request, t: Tiling) -> tuple[Lists, Lists]:
             lists.of_selection(*chosen, bk, size[1], kind),
             lists.of_selected(*chosen, columns, bq, size[0], kind),
         )
-    at = request.q_positions, request.k_positions
+    by_row = request.mask.by_row
+    at = (None, None) if by_row else (request.q_positions, request.k_positions)
     kinds = masks.tile_kinds_of_each(request.mask, z.T, z.S, *size, *at)
     kinds = lists.with_tails(kinds, z.T, z.S, *size)
     return lists.of_kinds(kinds, size[1]), lists.of_kinds(lists.transposed(kinds), size[0])

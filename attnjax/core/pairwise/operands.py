@@ -21,9 +21,12 @@ decoding step.  Tables hold one entry per relative position and are looked up in
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from attnjax.typing import Array
 
@@ -72,6 +75,13 @@ class Span:
     contiguous: bool
     rows: Array | None = None
 
+    @property
+    def places(self) -> Array:
+        """Which ones of the call they are, (size,)."""
+        if self.rows is not None:
+            return self.rows
+        return self.start + jnp.arange(self.size, dtype=jnp.int32)
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -113,6 +123,42 @@ def add_at(x: Array, part: Array, at: Span, axis: int) -> Array:
 
 
 # ---------------------------------------------------------------------------------- layout
+
+
+class Places(NamedTuple):
+    """Positions of a call's queries (T,) and keys (S,), None where they are 0, 1, 2, ..."""
+
+    q: Array | np.ndarray | None
+    k: Array | np.ndarray | None
+
+
+NOWHERE = Places(None, None)
+
+
+def of_text(kind: str, x: Array, z: Shape, at: Places) -> Array:
+    """An operand as given; where it is for more tokens than the call has, read at positions.
+
+    Raises ValueError where it has none for a position that is known; a traced one beyond it reads
+    NaN.
+    """
+    first = 0 if x.ndim == 1 else 1
+    axes = {"pair": (x.ndim - 2, x.ndim - 1), "query": (first, None), "key": (None, first)}
+    sides = axes.get(kind.split("_")[0], (None, None))
+    of_call = ("q_positions", z.T, at.q), ("k_positions", z.S, at.k)
+    for axis, (name, length, positions) in zip(sides, of_call, strict=True):
+        if axis is None or not 0 <= axis < x.ndim or positions is None or x.shape[axis] <= length:
+            continue
+        size = x.shape[axis]
+        if not isinstance(positions, Tracer):
+            low, high = int(np.min(positions)), int(np.max(positions))
+            if not 0 <= low <= high < size:
+                raise ValueError(
+                    f"mods: a {kind} operand has shape {x.shape}, for {size} positions; expected "
+                    f"those of a text that holds all of {name}, which are {low} .. {high}, or "
+                    f"{length} of the call's own"
+                )
+        x = jnp.take(x, jnp.asarray(positions), axis=axis, mode="fill", fill_value=jnp.nan)
+    return x
 
 
 def lay_out(kind: str, x: Array, z: Shape) -> Array:

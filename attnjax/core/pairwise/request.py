@@ -1,7 +1,7 @@
 """One call of the pairwise engine, checked and laid out: what every implementation receives."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -9,15 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.dropout import Dropout, Keep
-from attnjax.core.masks import Everything, Mask, everything
+from attnjax.core.masks import Everything, Mask, Side, everything, for_call, of_shards
 from attnjax.core.mods import Mod, Poison, RelativeValues, group_of
 from attnjax.core.normalizers import Normalizer, softmax
 from attnjax.core.numerics import clean, working_dtype
 from attnjax.core.pairwise import relative
-from attnjax.core.pairwise.operands import Shape, Tile, cut_to_tile, lay_out, span, token_axes
+from attnjax.core.pairwise.operands import (
+    Places,
+    Shape,
+    Tile,
+    cut_to_tile,
+    lay_out,
+    span,
+    token_axes,
+)
 from attnjax.core.sharding import LOCAL, SequenceSharding
 from attnjax.typing import Array
 
@@ -182,7 +191,9 @@ def allowed(mask: Mask, tile: Tile) -> Array | None:
     """The mask on a tile, broadcastable to (B,N,t,s); None where all of any tile is allowed."""
     if isinstance(mask, Everything):
         return None
-    m = jnp.asarray(mask.allowed(tile.q.positions[:, None], tile.k.positions[None, :]))
+    q, k = tile.q, tile.k
+    rows, columns = (q.places, k.places) if mask.by_row else (q.positions, k.positions)
+    m = jnp.asarray(mask.allowed(rows[:, None], columns[None, :]))
     return m if m.ndim == 4 else m[None, None]
 
 
@@ -205,6 +216,11 @@ def check_qkv(engine: str, q: Array, k: Array, v: Array) -> Shape:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
                 f"{engine}: {name} has dtype {x.dtype}, expected a floating-point dtype"
+            )
+        if x.dtype.itemsize < 2:
+            raise TypeError(
+                f"{engine}: {name} has dtype {x.dtype}, expected float16, bfloat16, float32 or "
+                "float64, to which it has to be cast, with its scale, first"
             )
     B, T, N, H = q.shape
     _, S, K, _ = k.shape
@@ -244,8 +260,8 @@ def _positions(
     if np.shape(x) not in letters.values():
         told = " or ".join(f"{name} = {size}" for name, size in letters.items())
         raise ValueError(f"attend: {name} has shape {np.shape(x)}, expected {told}")
-    if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
-        raise TypeError(f"attend: {name} has dtype {jnp.result_type(x)}, expected integers")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"attend: {name} has dtype {x.dtype}, expected integers")
     if np.ndim(x) == 2:
         return x[0] if B == 1 and X is None else jnp.asarray(x)[:, None]
     return x if np.ndim(x) == 1 else jnp.swapaxes(x, 1, 2)
@@ -287,18 +303,21 @@ def prepare(
     dtype = working_dtype(_one_dtype(q, k, v))
     mods = _checked_mods(mods)
     _check_kinds(mask, blocks, normalizer)
-    if scale is None:
-        scale = z.H**-0.5 if z.H else 1.0
-    scale = jnp.asarray(scale, dtype)
+    scale = _checked_scale(scale, z, dtype)
+    q_at = _array_of_positions("q_positions", q_positions)
+    k_at = _array_of_positions("k_positions", k_positions)
     X = None
     if z.B == 0:  # no examples: nobody selects
-        blocks = q_positions = k_positions = None
+        blocks = q_at = k_at = None
     if blocks is not None:
         blocks = blocks.laid_out(z, sharding.columns(z.S), group_of(mods))
         X = blocks.indices.shape[1]
-        at = (None if x is None else jnp.asarray(x) for x in (q_positions, k_positions))
-        q_positions, k_positions = at
-    laid, poison = _laid_out(mods, z, dtype, sharding)
+        at = (None if x is None else jnp.asarray(x) for x in (q_at, k_at))
+        q_at, k_at = at
+    q_at = _positions("q_positions", "T", q_at, (z.B, z.T), X)
+    k_at = _positions("k_positions", "S", k_at, (z.B, z.S), X)
+    mask = _mask_of_call(mask, z, sharding, q_at, k_at)
+    laid, poison = _laid_out(mods, z, dtype, sharding, q_at, k_at)
     given = q.dtype
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
     q = q.astype(dtype) * scale if scale.ndim else q.astype(dtype)
@@ -310,9 +329,9 @@ def prepare(
         v_table=None if v_table is None else v_table.astype(dtype),
         mods=laid,
         normalizer=normalizer.laid_out(z, dtype),
-        mask=mask.resolve(*sharding.lengths(z.T, z.S)),
-        q_positions=_positions("q_positions", "T", q_positions, (z.B, z.T), X),
-        k_positions=_positions("k_positions", "S", k_positions, (z.B, z.S), X),
+        mask=mask,
+        q_positions=q_at,
+        k_positions=k_at,
         q_poison=lay_out("query", q_bad.astype(dtype), z) + poison.query,
         k_poison=_of_keys(k_bad, dtype, z) + _of_keys(v_bad, dtype, z) + poison.key,
         selection=blocks,
@@ -346,15 +365,61 @@ def _with_key_heads(request: Request, heads: int) -> Request:
     )
 
 
+def _mask_of_call(
+    mask: Mask, z: Shape, sharding: SequenceSharding, q_positions: Any, k_positions: Any
+) -> Mask:
+    """The mask of the call's B, N, T, S and positions, or of the whole text that devices share."""
+    if sharding is LOCAL:
+        sides = Side("T", z.T, q_positions), Side("S", z.S, k_positions)
+        return for_call(mask, z.B, z.N, *sides)
+    return of_shards(mask, *sharding.lengths(z.T, z.S), q_positions, k_positions)
+
+
 def _laid_out(
-    mods: tuple[Mod, ...], z: Shape, dtype: jnp.dtype, sharding: SequenceSharding
+    mods: tuple[Mod, ...],
+    z: Shape,
+    dtype: jnp.dtype,
+    sharding: SequenceSharding,
+    q_positions: Any,
+    k_positions: Any,
 ) -> tuple[tuple[Mod, ...], Poison]:
     """The mods in the layout of the tiles, and which queries and keys have a NaN in an operand."""
-    each = [m.laid_out(z, dtype, sharding) for m in mods]
+    known = lambda x: x if sharding is LOCAL and np.ndim(x) == 1 else None
+    at = Places(known(q_positions), known(k_positions))
+    each = [m.laid_out(z, dtype, sharding, at) for m in mods]
     none = jnp.zeros((1, 1, 1, 1), dtype)
     query = functools.reduce(jnp.add, (poison.query for _, poison in each), none)
     key = functools.reduce(jnp.add, (poison.key for _, poison in each), none)
     return tuple(m for m, _ in each), Poison(query, key)
+
+
+def _checked_scale(scale: Any, z: Shape, dtype: jnp.dtype) -> Array:
+    """() or (N,1) in the working dtype; 1/sqrt(H) for None."""
+    if scale is None:
+        return jnp.asarray(z.H**-0.5 if z.H else 1.0, dtype)
+    expected = f"expected a number, or an array () or (N,1) = {(z.N, 1)}, one for each head"
+    if isinstance(scale, bool) or not (isinstance(scale, int | float) or hasattr(scale, "dtype")):
+        raise TypeError(f"attend: scale is {scale!r}, {expected}")
+    kind = jnp.result_type(scale)
+    if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
+        raise TypeError(f"attend: scale has dtype {kind}, {expected}")
+    if jnp.shape(scale) not in ((), (z.N, 1)):
+        raise ValueError(f"attend: scale has shape {jnp.shape(scale)}, {expected}")
+    return jnp.asarray(scale, dtype)
+
+
+def _array_of_positions(name: str, x: Any) -> Any:
+    """Positions as an array, where they are a list or a range."""
+    if x is None or hasattr(x, "dtype"):
+        return x
+    try:
+        return np.asarray(x) if not _has_tracer(x) else jnp.asarray(x)
+    except (ValueError, TypeError):
+        raise TypeError(f"attend: {name} is {x!r}, expected an array of integers") from None
+
+
+def _has_tracer(x: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x))
 
 
 def _one_dtype(q: Array, k: Array, v: Array) -> jnp.dtype:
@@ -368,6 +433,11 @@ def _one_dtype(q: Array, k: Array, v: Array) -> jnp.dtype:
 def _checked_mods(mods: Any) -> tuple[Mod, ...]:
     if isinstance(mods, Mod):
         return (mods,)
+    if not isinstance(mods, Iterable) or isinstance(mods, str):
+        raise TypeError(
+            f"attend: mods is {type(mods).__name__}, expected a tuple of mods; a function of "
+            "scores is mods.mod(fn), a mask goes to mask="
+        )
     for i, m in enumerate(mods):
         if not isinstance(m, Mod):
             raise TypeError(

@@ -44,6 +44,8 @@ class TileList:
 def tile_list(mask: Mask, z: Shape, block_q: int, block_k: int, q_positions, k_positions):
     """The tiles of a call that hold anything, or may."""
     rows, columns = -(-z.T // block_q), -(-z.S // block_k)
+    if mask.by_row:
+        q_positions = k_positions = None
     kind = tile_kinds(mask, z.T, z.S, block_q, block_k, q_positions, k_positions)
     xp = np if known(rows, columns) else jnp
     each = xp.arange(rows, dtype=np.int32)[:, None], xp.arange(columns, dtype=np.int32)[None]

@@ -183,6 +183,13 @@ def _scores(rest: Request, cut: Cut, raw: Array, operands: Any) -> Array:
     return s if cut.ok is None else s + cut.poison
 
 
+def _seen(rest: Request, s: Array, cut: Cut) -> Cut:
+    """The tile without scores that mods have made -inf, where a normalizer does not see to it."""
+    if not rest.mods:
+        return cut
+    return cut._replace(ok=normalizers.hide_infinite(rest.normalizer, s, cut.ok))
+
+
 def _by_kind(schedule: TileList, kind: Array, visit: Callable[[int], Any]) -> Any:
     """visit(kind) for the kind of this tile, compiled once per kind that may occur."""
     branches = [functools.partial(visit, k) for k in schedule.kinds]
@@ -248,9 +255,10 @@ class Pass(NamedTuple):
 
 def _add_tile(pass_: Pass, part: KeyShard, cut: Cut, old: State, stats: Rows) -> State:
     s = _scores(part.rest, cut, cut.raw, cut.operands)
-    top = new_reference(old.m, s, cut.ok, pass_.peak)
+    ok = _seen(part.rest, s, cut).ok
+    top = new_reference(old.m, s, ok, pass_.peak)
     m = normalizers.reference(top)
-    terms = zero_masked(cut.ok, *pass_.terms(normalizers.fill_masked(cut.ok, s, m), m, stats))
+    terms = zero_masked(ok, *pass_.terms(normalizers.fill_masked(ok, s, m), m, stats))
     poison = cut.poison if cut.ok is None else jnp.zeros_like(m)
     rescale = pass_.rescale(old.m, top) if pass_.peak is not None else 1.0
     sums = tuple(
@@ -418,6 +426,7 @@ def _statistics_back(rows: BackwardRows, part: KeyShard, d_stats: Rows) -> Rows:
 
     def compute(cut: Cut, here: BackwardRows) -> Rows:
         s = _scores(part.rest, cut, cut.raw, cut.operands)
+        cut = _seen(part.rest, s, cut)
         _, pull = _last_terms_vjp(part, cut, s, here)
         return pull(_cotangents_of_terms(part, cut, here))[1]
 
@@ -436,6 +445,7 @@ def _gradients(
         s, pull_mods = jax.vjp(
             lambda raw, operands: _scores(part.rest, cut, raw, operands), cut.raw, cut.operands
         )
+        cut = _seen(part.rest, s, cut)
         weights, ds, d_params = _scores_back(part, cut, s, here)
         weights = drop(part.rest.dropout, weights, cut.tile)
         if cut.ok is not None:

@@ -185,6 +185,11 @@ def _prepare(
         # exp(smallest) is the smallest normal number; less, even -inf, is as good as zero
         smallest = np.log(float(jnp.finfo(dtype).tiny))
         log_decay = jnp.maximum(log_decay.astype(dtype), smallest)
+    if not (normalize is None or callable(normalize)):
+        raise TypeError(
+            f"linear_attend: normalize is {normalize!r}, expected None or a function such as "
+            "normalizers.divide"
+        )
     if beta is not None:
         if normalize is not None:
             raise ValueError("linear_attend: normalize and beta were given, expected one of them")
