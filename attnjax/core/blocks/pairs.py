@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from attnjax.core.masks import EMPTY, FULL, PARTIAL, Everything
+from attnjax.core.masks import EMPTY, FULL, PARTIAL, Everything, at_example
 from attnjax.core.masks.derived import of_heads
 from attnjax.core.pairwise.request import Request
 from attnjax.core.pairwise.tile_list import TileList
@@ -65,7 +65,7 @@ def over_examples(fn: Callable[[Request], Any], request: Request, mapped: Callab
         return fn(request)
 
     def of_example(request: Request, b: Array) -> Any:
-        mask = of_heads(request.mask, b, 0, request.shape.N)
+        mask = of_heads(at_example(request.mask, b), b, 0, request.shape.N)
         flat = lambda x: x if x is None or x.ndim == 1 else x[0, 0]
         positions = {f: flat(getattr(request, f)) for f in ("q_positions", "k_positions")}
         return fn(replace(request, mask=mask, **positions))

@@ -21,6 +21,7 @@ from attnjax.core.masks.base import everything as everything
 from attnjax.core.masks.base import tile_kinds as tile_kinds
 from attnjax.core.masks.base import tile_kinds_of_each as tile_kinds_of_each
 from attnjax.core.masks.chunk import Side as Side
+from attnjax.core.masks.chunk import at_example as at_example
 from attnjax.core.masks.chunk import for_call as for_call
 from attnjax.core.masks.chunk import of_shards as of_shards
 from attnjax.core.masks.documents import Document as Document

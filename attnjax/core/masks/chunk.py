@@ -12,7 +12,7 @@ then the queries are the whole text, in an order of their own, and the array is 
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +28,8 @@ from attnjax.core.masks.base import Everything, Extent, Mask, Not, Pair, numpy_o
 class Side(NamedTuple):
     """The queries, or the keys, of a call: `letter` T or S, how many, and their positions or None.
 
-    positions (length,), or (B|1,X|1,length) where the X heads see tokens in an order of their own:
-    arrays of masks are then those of the text.
+    positions (length,); (B,length), those of each example; or (B|1,X|1,length) where the X heads
+    see tokens in an order of their own: arrays of masks are then those of the text.
     """
 
     letter: str
@@ -143,6 +143,20 @@ class ByRow(Mask):
         return repr(self.mask)
 
 
+def at_example(mask: Mask, b: Any) -> Mask:
+    """The mask of a call of example b alone, where examples have positions of their own."""
+    if isinstance(mask, ByRow):
+        return ByRow(at_example(mask.mask, b))
+    own = lambda at: at if at is None or at.ndim == 1 else jnp.asarray(at)[b]
+
+    def alone(leaf: Mask) -> Mask:
+        if not isinstance(leaf, Placed):
+            return leaf
+        return replace(leaf, q_at=own(leaf.q_at), k_at=own(leaf.k_at))
+
+    return _mapped(mask, alone)
+
+
 def _look_up(at: Any, places: Any) -> Any:
     return places if at is None else numpy_of(at, places).take(at, places, mode="clip")
 
@@ -187,7 +201,7 @@ def _coordinates(extent: Extent | None, side: Side) -> tuple[Any, bool]:
             told = "" if extent.exact else "at least "
             raise ValueError(f"{extent.name}, expected {told}{side.letter} = {length} of these")
         return None, False
-    if extent.rides and at.ndim == 1 and size == length:
+    if extent.rides and at.ndim < 3 and size == length:
         return _own_or_permuted(at)
     if extent.rides and size < length:
         raise ValueError(_misfit(extent, side, ""))
@@ -198,11 +212,13 @@ def _coordinates(extent: Extent | None, side: Side) -> tuple[Any, bool]:
 
 def _own_or_permuted(at: Any) -> tuple[Any, bool]:
     """Positions if they are 0 .. length-1 in some order, else the places themselves."""
-    own = np.arange(len(at), dtype=np.int32)
+    own = np.arange(at.shape[-1], dtype=np.int32)
     if isinstance(at, Tracer):
-        whole = (jnp.sort(at.astype(jnp.int32)) == own).all()
-        return jnp.where(whole, at.astype(jnp.int32), own), True
-    return (at, False) if (np.sort(at) == own).all() else (own, True)
+        at = at.astype(jnp.int32)
+        whole = (jnp.sort(at, axis=-1) == own).all(-1, keepdims=True)
+        return jnp.where(whole, at, own), True
+    whole = (np.sort(at, axis=-1) == own).all(-1, keepdims=True)
+    return (at, False) if whole.all() else (np.where(whole, at, own), True)
 
 
 def _misfit(extent: Extent, side: Side, positions: str) -> str:

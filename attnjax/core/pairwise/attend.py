@@ -77,9 +77,8 @@ def attend(
                  Arrays of masks and operands of mods may then be those of a text, read at
                  positions (T,), or the call's own, one element for each query or key in their
                  order: those of T (or S) elements are, but for a mask's array under positions
-                 0 .. T-1 in any order, or of each example, which is that of the text.  Positions
-                 beyond a text raise; traced ones read the last element of a mask's array, NaN of
-                 a mod's
+                 0 .. T-1 in any order, which is that of the text.  Positions beyond a text raise;
+                 traced ones read the last element of a mask's array, NaN of a mod's
     dropout      a `Dropout(rate, key)` of weights after they are normalized, the same under every
                  `impl`; pairs at the same positions share their fate.  None: no weight is dropped
     impl         "dense", "blockwise", "cudnn", "triton" or an Implementation: runs, or raises with

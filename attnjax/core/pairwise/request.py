@@ -263,7 +263,7 @@ def _positions(
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"attend: {name} has dtype {x.dtype}, expected integers")
     if np.ndim(x) == 2:
-        return x[0] if B == 1 and X is None else jnp.asarray(x)[:, None]
+        return x[0] if B == 1 and X is None else x[:, None]
     return x if np.ndim(x) == 1 else jnp.swapaxes(x, 1, 2)
 
 
@@ -316,7 +316,9 @@ def prepare(
         q_at, k_at = at
     q_at = _positions("q_positions", "T", q_at, (z.B, z.T), X)
     k_at = _positions("k_positions", "S", k_at, (z.B, z.S), X)
-    mask = _mask_of_call(mask, z, sharding, q_at, k_at)
+    # without a selection no head has an order of its own: (B,length)
+    by_example = lambda x: x[:, 0] if X is None and np.ndim(x) == 3 else x
+    mask = _mask_of_call(mask, z, sharding, by_example(q_at), by_example(k_at))
     laid, poison = _laid_out(mods, z, dtype, sharding, q_at, k_at)
     given = q.dtype
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)

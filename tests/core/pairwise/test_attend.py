@@ -748,6 +748,30 @@ def test_prompts_padded_on_the_left_equal_prompts_without_padding(impl):
     assert not np.any(out[1, :pad])
 
 
+@pytest.mark.parametrize("impl", ["dense", Blockwise(block_q=4, block_k=4)], ids=str)
+def test_arrays_of_masks_in_the_order_of_the_call_under_positions_of_each_example(impl):
+    """A batch padded on the left comes with a padding mask in the order of its slots."""
+    q, k, v = helpers.qkv(B, T, N, H, K=K, D=D)
+    pad, at = np.array([0, 3]), np.arange(T)
+    real = at >= pad[:, None]  # slots
+    positions = at - pad[:, None]
+    ids = np.where(real, at // 5, -1)
+    seen = (at <= at[:, None]) & (at >= at[:, None] - 4)
+    alike = (ids[:, :, None] == ids[:, None]) & (ids[:, None] >= 0)
+    for own, allowed in (
+        (masks.array(real[:, None, None]), real[:, None]),
+        (masks.document(ids), alike),
+        (~masks.array(real[:, None, None]) | masks.document(ids), ~real[:, None] | alike),
+    ):
+        run = lambda positions, own=own: attend(
+            q, k, v, mask=masks.window(4) & own, impl=impl,
+            q_positions=positions, k_positions=positions,
+        )  # fmt: skip
+        want = attend(q, k, v, mask=masks.array((seen & allowed)[:, None]))
+        close(run(positions), want)
+        close(jax.jit(run)(positions), want)
+
+
 def test_positions_of_each_example_under_a_selection_and_in_weights():
     q, k, v = helpers.qkv(B, 8, N, H, K=K, D=D)
     q_at, k_at = np.arange(16).reshape(2, 8), np.arange(8) + np.array([[0], [9]])
