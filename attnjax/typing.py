@@ -9,7 +9,16 @@ g*G .. (g+1)*G - 1 share key/value head g.  The same letters stand in einsum str
 error messages.
 """
 
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 from jaxtyping import Array, Bool, Float, Int
+
+# A field of a pytree: an array, but trees are also made of what stands for one, a shape or an axis,
+# which a checker of types at run time must let pass.
+if TYPE_CHECKING:
+    Leaf: TypeAlias = Array
+else:
+    Leaf = Any
 
 Q = Float[Array, "B T N H"]
 K = Float[Array, "B S K H"]
@@ -24,6 +33,6 @@ PerHead = Float[Array, " N"]
 Positions = Int[Array, " T"]
 
 __all__ = [
-    "Array", "Bool", "Float", "Int",
+    "Array", "Bool", "Float", "Int", "Leaf",
     "Q", "K", "V", "TokenK", "TokenV", "Out", "Weights", "PerQuery", "PerHead", "Positions",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class Sizes(NamedTuple):
     H: int
 
 
+@runtime_checkable
 class Runner(Protocol):
     def load(self, seed: int) -> None: ...
 

@@ -18,7 +18,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ def pvary_like(tree: Tree, like: Any) -> Tree:
     return jax.tree.map(cast, tree)
 
 
+@runtime_checkable
 class SequenceSharding(Protocol):
     """What one has to know about tokens elsewhere."""
 

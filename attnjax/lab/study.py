@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 from matplotlib.figure import Figure
@@ -73,6 +73,7 @@ class TimingConfig(Config):
 C = TypeVar("C", bound=Config)
 
 
+@runtime_checkable
 class Runner(Protocol):
     """What a study runs: `Training`, `Timing`, or one's own."""
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ class Optimizer:
         return optax.chain(optax.clip_by_global_norm(self.clip), adam)
 
 
+@runtime_checkable
 class Minimizer(Protocol):
     """What minimizes: `Optimizer`, or anything hashable with these two."""
 

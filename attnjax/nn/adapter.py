@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
 
 from attnjax.core import masks
@@ -31,7 +32,8 @@ def as_attention_fn(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     stands where that mask allows its last key, over all examples and heads: windows, sinks and
     score modifications decode as they prefill.  An op with an argument `q_positions`, such as
     `attend`, is told so.  Any other op gets the query in each of S places, and the one that counts
-    is taken: S times the work, and right for ops whose rows do not depend on other queries.
+    is taken: S times the work.  An op whose rows depend on other queries is refused: it is tried
+    once, on random numbers.
 
     With `sow_weights=True` the weights (...,N,T,S) are sown as 'attention_weights', as Flax does:
     before any dropout, in q's dtype or with `force_fp32_for_softmax` in float32.  This needs an op
@@ -40,9 +42,9 @@ def as_attention_fn(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     Dropout goes to an op that has an argument `dropout`, such as `attend`, which drops the same
     weights under every implementation; with `broadcast_dropout` in all examples and heads.
 
-    Raises ValueError for shapes that do not fit, for a dropout_rate outside [0, 1), for dropout
-    that an op does not have or that comes without a dropout_rng, and for an einsum or dot_general
-    that would replace the op's own.
+    Raises ValueError for shapes that do not fit, for an op that cannot decode so, for a
+    dropout_rate outside [0, 1), for dropout that an op does not have or that comes without a
+    dropout_rng, and for an einsum or dot_general that would replace the op's own.
     """
     signature = _Signature.of(op)
 
@@ -142,12 +144,22 @@ class _Signature:
             place = {"q_positions": at[None]}
             return lambda q, k, v, **more: self._call(own & joined, q, k, v, **place, **more)
         whole = self._with(joined)
+        if not _rows_stand_alone(self, k.shape[1], *q.shape[2:], k.shape[2]):
+            raise ValueError(
+                f"decode: rows of {self._name} depend on other queries, which a step of Flax's "
+                "decoding has not; expected an op whose rows stand alone"
+            )
 
         def step(q: jax.Array, k: jax.Array, v: jax.Array, **more: Any) -> jax.Array:
             everywhere = jnp.broadcast_to(q, (q.shape[0], S, *q.shape[2:]))
             return jax.lax.dynamic_slice_in_dim(whole(everywhere, k, v, **more), at, 1, 1)
 
         return step
+
+    @property
+    def alone(self) -> Callable[..., jax.Array]:
+        """The op as it is without Flax's mask."""
+        return self._with(masks.everything)
 
     def _with(self, joined: Mask) -> Callable[..., jax.Array]:
         """The op under its own mask and one more."""
@@ -178,6 +190,17 @@ class _Signature:
                 "from Flax"
             )
         return self.op(*qkv, mask=mask, **more)
+
+
+@functools.lru_cache(maxsize=64)
+def _rows_stand_alone(signature: _Signature, S: int, N: int, H: int, K: int) -> bool:
+    """Whether the last query reads the same, whatever the queries before it are."""
+    op, draw = signature.alone, np.random.default_rng(0)
+    q, k, v = (draw.normal(size=(1, S, n, H)).astype(np.float32) for n in (N, K, K))
+    with jax.ensure_compile_time_eval():
+        alone = op(jnp.asarray(np.broadcast_to(q[:, -1:], q.shape)), jnp.asarray(k), jnp.asarray(v))
+        among = op(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v))
+        return np.allclose(alone[:, -1], among[:, -1], rtol=1e-3, atol=1e-3)
 
 
 def _last_allowed(given: jax.Array) -> jax.Array:

@@ -13,7 +13,11 @@ from attnjax import attend, masks, mods
 from attnjax.nn import as_attention_fn
 from attnjax.ops.kv_decode import sink_window_attention
 from attnjax.ops.linear_recurrent import linear_attention
-from attnjax.ops.softmax_core import multi_head_attention, softpick_attention
+from attnjax.ops.softmax_core import (
+    multi_head_attention,
+    selective_attention,
+    softpick_attention,
+)
 from tests.helpers import draw
 
 close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
@@ -118,6 +122,15 @@ def test_ops_decode_as_they_prefill(rule, is_causal):
     step = jax.jit(as_attention_fn(op), static_argnames="is_causal")
     got = one_by_one(step, q, k, v, is_causal=is_causal)
     close(got, oracle(q, k, v, allowed & (J <= I)))
+
+
+def test_an_op_whose_rows_depend_on_other_queries_does_not_decode():
+    q, k, v = qkv(T=1)
+    seen = jnp.arange(7)[None, None, None] < 4
+    decode = as_attention_fn(selective_attention)
+    with pytest.raises(ValueError, match="rows of selective_attention depend on other queries"):
+        jax.jit(functools.partial(decode, mask=seen))(q, k, v)
+    close(as_attention_fn(softpick_attention)(q, k, v, mask=seen).shape, (2, 1, 4, 6))
 
 
 def test_scores_that_depend_on_positions_decode_as_they_prefill():

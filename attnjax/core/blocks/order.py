@@ -20,7 +20,7 @@ from attnjax.typing import Array, Float, Int
 # --------------------------------------------------- tokens in another order: clusters, buckets
 
 
-def clusters(scores: Float[Array, "B X c T"], size: int) -> Int[Array, "B T X"]:
+def clusters(scores: Float[Array, "B X c T"], size: int) -> Int[Array, "B places X"]:
     """Balanced clusters: the `size` tokens of largest score of each, in their order in the text.
 
     (B, c * size, X) token numbers, cluster behind cluster, for `take_tokens`.  A token may lie in

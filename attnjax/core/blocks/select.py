@@ -57,7 +57,7 @@ def dot_scores(q: Float[Array, "B U N H"], k: Float[Array, "B n K H"]) -> BlockS
     return out.reshape(B, U, N, k.shape[1])
 
 
-def over_group(scores: BlockScores, heads: int) -> BlockScores:
+def over_group(scores: Float[Array, "B U N n"], heads: int) -> BlockScores:
     """The sum over the query heads of each group: (B,U,N,n) -> (B,U,heads,n)."""
     B, U, N, n = scores.shape
     if N % heads:

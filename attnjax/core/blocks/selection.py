@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from attnjax.core.pairwise.operands import Shape
 from attnjax.core.values import Value
-from attnjax.typing import Array, Bool, Int
+from attnjax.typing import Array, Bool, Leaf
 
 
 @functools.partial(
@@ -40,8 +40,8 @@ class Selection(Value):
     head that selects for n.  Raises ValueError for block sizes that are not positive integers.
     """
 
-    indices: Int[Array, "B U X M"]
-    valid: Bool[Array, "B U X M"]
+    indices: Leaf
+    valid: Leaf
     block_q: int
     block_k: int
 

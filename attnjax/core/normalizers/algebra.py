@@ -32,7 +32,7 @@ from attnjax.core.values import Value
 from attnjax.typing import Array
 
 Rows = tuple[Array, ...]
-Params = tuple[Array, ...]
+Params = tuple[Any, ...]  # arrays; NumPy's until the dtype of a call is known
 Peak = Callable[[Array], Array]
 Rescale = Callable[[Array, Array], Array]  # (old reference, new reference) -> factor
 Weigh = Callable[[Array, Array, Rows, Params], Array]  # (s, m, stats, params) -> term

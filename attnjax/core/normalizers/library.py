@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from attnjax.core.numerics import divide
 from attnjax.typing import Array, PerHead
 
 
-def _number(x: float | Array) -> Array:
+def _number(x: float | Array) -> Any:
     """A parameter; a Python number keeps float64 precision until the call's dtype is known."""
     return np.asarray(x, np.float64) if isinstance(x, (int, float)) else x  # type: ignore[return-value]
 
@@ -41,7 +42,7 @@ def _sink_extra(m: Array, params: Params) -> Array:
     return jnp.exp(params[0] - m)
 
 
-def softmax_sink(logits: PerHead) -> Normalizer:
+def softmax_sink(logits: PerHead | np.ndarray) -> Normalizer:
     """exp(s_j) / (exp(logit_n) + sum exp(s)): a learned key per head whose value is zero.
 
     Xiao et al. 2023, arXiv:2309.17453; as in gpt-oss, OpenAI 2025.

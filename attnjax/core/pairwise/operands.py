@@ -89,7 +89,7 @@ class Tile:
     k: Span
 
 
-def span(start: Array | int, size: int, positions: Array | None) -> Span:
+def span(start: Array | int, size: int, positions: Array | np.ndarray | None) -> Span:
     """The range [start, start + size) of a sequence whose positions are given, or 0, 1, 2 ..."""
     if positions is None:
         return Span(start, size, start + jnp.arange(size, dtype=jnp.int32), True)

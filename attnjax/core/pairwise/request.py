@@ -28,7 +28,7 @@ from attnjax.core.pairwise.operands import (
     token_axes,
 )
 from attnjax.core.sharding import LOCAL, SequenceSharding
-from attnjax.typing import Array
+from attnjax.typing import Array, Leaf
 
 
 @functools.partial(
@@ -58,18 +58,18 @@ class Request:
     dropout    which weights count in the sum of values, or None: all
     """
 
-    q: Array
-    k: Array
-    v: Array
-    scale: Array | None
-    v_table: Array | None
+    q: Leaf
+    k: Leaf
+    v: Leaf
+    scale: Leaf | None
+    v_table: Leaf | None
     mods: tuple[Mod, ...]
     normalizer: Normalizer
     mask: Mask
-    q_positions: Array | None
-    k_positions: Array | None
-    q_poison: Array
-    k_poison: Array
+    q_positions: Leaf | None
+    k_positions: Leaf | None
+    q_poison: Leaf
+    k_poison: Leaf
     selection: Selection | None
     dropout: Keep | None
     shape: Shape

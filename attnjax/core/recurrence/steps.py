@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.core.chunks import scan_chunks
-from attnjax.typing import Array
+from attnjax.typing import Array, Leaf
 
 Gate = Array | None
 Tokens = tuple[Array, Array, Gate, Gate, Gate]  # k, v, log_decay, beta, starts
@@ -47,13 +47,13 @@ class RecurrenceRequest:
     Everything but the memory is transposed block by block (`transposed`), while in the caches.
     """
 
-    q: Array
-    k: Array
-    v: Array
-    log_decay: Array | None
-    beta: Array | None
-    starts: Array | None
-    memory: Array
+    q: Leaf
+    k: Leaf
+    v: Leaf
+    log_decay: Leaf | None
+    beta: Leaf | None
+    starts: Leaf | None
+    memory: Leaf
     block: int | None
     normalized: bool
 

@@ -19,8 +19,9 @@ def depthwise(x: Array, kernel: Array, bias: Array | None = None, *, stride: int
     out_i = sum_j kernel[j] x[stride * i + j - (k - 1) // 2] + bias (W,) on each axis, x zero beyond
     the grid.
     """
-    # A sum over taps: of a grouped convolution whose batch is split over one of several mesh axes
-    # XLA's partitioner gets the gradient of the kernel wrong, by a whole factor (jaxlib 0.10.2).
+    # A sum over taps: on a CPU several times as fast as XLA's grouped convolution, of which, with a
+    # batch split over one of several mesh axes, the gradient of the kernel is wrong by a whole
+    # factor (jaxlib 0.10.2).
     x, kernel = wide(x), wide(kernel)
     around = [((k - 1) // 2, k // 2) for k in kernel.shape[:-1]]
     padded = jnp.pad(x, [(0, 0), *around, (0, 0)])
@@ -30,7 +31,7 @@ def depthwise(x: Array, kernel: Array, bias: Array | None = None, *, stride: int
         cut = [slice(j, j + span, stride) for j, span in zip(tap, spans, strict=True)]
         return padded[(slice(None), *cut)]
 
-    taps = (kernel[tap] * seen_by(tap) for tap in np.ndindex(kernel.shape[:-1]))
+    taps = (aligned(kernel[tap], x) * seen_by(tap) for tap in np.ndindex(kernel.shape[:-1]))
     out = functools.reduce(jnp.add, taps)
     return out if bias is None else out + aligned(bias, out)
 

@@ -101,7 +101,7 @@ def scan(tokens: Tokens, weights: Route) -> Tokens:
     return read + aligned(w.skip, tokens) * tokens
 
 
-def flatten(x: Image, order: Order) -> Tokens:
+def flatten(x: Image, order: Order) -> Float[Array, "B cells W"]:
     """The cells of an image in an order."""
     if order.by_columns:
         x = x.swapaxes(1, 2)
@@ -109,7 +109,7 @@ def flatten(x: Image, order: Order) -> Tokens:
     return tokens[:, ::-1] if order.from_the_end else tokens
 
 
-def unflatten(tokens: Tokens, shape: tuple[int, ...], order: Order) -> Image:
+def unflatten(tokens: Float[Array, "B cells W"], shape: tuple[int, ...], order: Order) -> Image:
     """The image of a shape (B,rows,columns,W) whose cells are tokens in an order."""
     if order.from_the_end:
         tokens = tokens[:, ::-1]

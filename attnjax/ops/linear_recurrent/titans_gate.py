@@ -31,7 +31,7 @@ class Persistent(NamedTuple):
     v: Float[Array, "M K D"]
 
 
-def prepend(learned: Float[Array, "M K H"], x: K) -> K:
+def prepend(learned: Float[Array, "M K H"], x: K) -> Float[Array, "B both K H"]:
     """The learned tokens, in x's dtype, before the tokens of every example."""
     B, M = len(x), len(learned)
     learned = repeat_heads(learned.astype(x.dtype)[None], like=x)

@@ -100,7 +100,7 @@ def nsa_blocks(
     q: Q,
     k: K,
     branches: Branches,
-    runs: K | None = None,
+    runs: Float[Array, "B n K H"] | None = None,
     mask: masks.Mask = masks.causal,
 ) -> Selection:
     """What queries and groups of heads select by compressed keys, means of k's runs if None.
