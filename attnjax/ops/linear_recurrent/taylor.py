@@ -14,8 +14,10 @@ powers of H and S that keep half precision from overflowing cancel, and sums her
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from attnjax.core import features, masks, normalizers
-from attnjax.core.numerics import divide, wide
+from attnjax.core.numerics import divide, finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.recurrence import linear
 from attnjax.core.sharding import on_any_mesh
@@ -45,8 +47,11 @@ def taylor_shift_direct(
     impl: Impl = None,
 ) -> Out:
     """The direct form, faster for few tokens; any mask."""
+    unit = features.cosine(wide(q))
+    # a NaN, which the mask may hide, is not to reach the gradient of the temperature
+    scaled = wide(temperature)[None, None, :, None] * finite(unit)
     out = attend(
-        wide(temperature)[None, None, :, None] * features.cosine(wide(q)),
+        jnp.where(jnp.isnan(unit), unit, scaled),
         features.cosine(wide(k)),
         wide(v),
         mask=mask,

@@ -38,7 +38,7 @@ def test_segments_by_scan_are_those_of_a_loop_that_carries_a_state(op):
     for start in range(0, T, 4):
         out, state = run(slice(start, start + 4), state)
         outs.append(out)
-        sizes.add(tuple(x.shape for x in state))
+        sizes.add(tuple(x.shape for x in jax.tree.leaves(state)))
     near((jnp.concatenate(outs, axis=1), state), (whole, last))
     assert sizes == {((B, N, H, D), (B, N, H))}
 
