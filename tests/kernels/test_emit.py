@@ -414,15 +414,16 @@ NORMALIZERS = {n.name: n for n in NORMALIZERS}
 @pytest.mark.parametrize("name", sample(["softmax_sink", "softpick"], NORMALIZERS))
 def test_normalizers(tmp_path, name):
     n = NORMALIZERS[name]
-    stats, params = ((F,) if n.stages else (), (F,) * len(n.params))
-    functions = []
-    weigh = [n.numerator, *([n.denominator] if n.denominator else [])]
-    for fn in [*weigh, *(stage.terms for stage in n.stages)]:
-        functions += [(fn, (F, F, stats, params)), (pullback(fn, 4), (F, F, stats, params, F))]
+    stats, params, functions = (), (F,) * len(n.params), []
+    both = lambda fn, *args: [(fn, args), (pullback(fn, 4), (*args, F))]
+    count = lambda fn, *args: (F,) * len(jax.eval_shape(fn, *_scalars(args)))
     for stage in n.stages:
-        sums = (F,) * len(jax.eval_shape(stage.terms, *_scalars((F, F, stats, params))))
-        functions.append((stage.finish, (F, sums, stats, params)))
-        functions.append((pullback(stage.finish, 4), (F, sums, stats, params, F)))
+        functions += both(stage.terms, F, F, stats, params)
+        sums = count(stage.terms, F, F, stats, params)
+        functions += both(stage.finish, F, sums, stats, params)
+        stats = count(stage.finish, F, sums, stats, params)
+    for fn in [n.numerator, *([n.denominator] if n.denominator else [])]:
+        functions += both(fn, F, F, stats, params)
     for each in (n, *n.stages):
         functions += [(each.peak, (F,))] if each.peak else []
         functions.append((each.rescale, (F, F)))

@@ -442,7 +442,7 @@ def test_without_a_gpu_it_says_so():
 REASONS = {
     "float64": (lambda q, k, v: attend(*(x.astype(jnp.float64) for x in (q, k, v)), impl=IMPL)),
     "only 1 to 256": lambda q, k, v: attend(*(jnp.pad(x, [(0, 0)] * 3 + [(0, 300)]) for x in (q, k, v)), impl=IMPL),  # noqa: E501
-    "test_flash.py": lambda q, k, v: attend(q, k, v, mods=(mods.mod(_sorted),), impl=IMPL),
+    "test_flash.py": lambda q, k, v: attend(q, k, v, mods=(mods.mod(_unknown),), impl=IMPL),
     "pairs under a selection": lambda q, k, v: attend(
         q, k, v, blocks=own_block(B, 2, block_q=16, block_k=16),
         mods=(mods.pair_bias(jnp.ones((T, T))),), impl=IMPL,
@@ -450,8 +450,8 @@ REASONS = {
 }  # fmt: skip
 
 
-def _sorted(score):
-    return jnp.sort(score.reshape(-1)).reshape(score.shape)
+def _unknown(score):
+    return jax.lax.digamma(score)  # elementwise, and no word of Triton's
 
 
 @pytest.mark.parametrize("reason", REASONS)
