@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 from jaxtyping import install_import_hook
 
@@ -21,6 +23,7 @@ for op in OPS:
 """
 
 
+@pytest.mark.slow
 def test_every_op_passes_a_checker_that_is_hooked_into_imports():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
