@@ -28,7 +28,12 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+SLOW = ("no mask", "softpick", "chosen")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CALLS]
+)
 def test_one_exported_program_serves_all_batches_and_lengths(name):
     def both(q, k, v):
         loss = lambda *x: jnp.sum(jnp.sin(CALLS[name](*x)))

@@ -24,7 +24,7 @@ def pytest_addoption(parser):
         help="some: every formula, and the ops that met their laws the longest ago, within the "
         "budget; due: what the ledger does not know of the code as it is; all",
     )
-    group.addoption("--laws-budget", type=float, default=150.0, help="CPU seconds, for --laws=some")
+    group.addoption("--laws-budget", type=float, default=90.0, help="CPU seconds, for --laws=some")
     group.addoption("--write-ledger", action="store_true", help="write down what has passed")
 
 

@@ -458,17 +458,14 @@ LIKE_CUDNN = CuDNN(inner="xla")  # the same arguments, only the executor is not 
 @pytest.mark.parametrize(
     ("mask", "T", "S"),
     [
-        (masks.everything, 8, 12),
         (masks.everything, 12, 8),
         (masks.causal, 8, 12),
-        (masks.causal, 12, 8),
-        (masks.window(3), 8, 12),
         (masks.window(5), 12, 8),
         (masks.causal_to_end, 8, 8),
     ],
     ids=repr,
 )
-@pytest.mark.parametrize("bias", ["none", "pairs", "rows without keys"])
+@pytest.mark.parametrize("bias", ["none", "rows without keys"])
 def test_the_translation_to_cudnn_keeps_the_meaning(mask, T, S, bias):
     """Values and gradients, a NaN of q, k or v, biases of -inf, rows that may see nothing."""
     q, k, v = qkv(T, S, D=H)
@@ -707,7 +704,11 @@ def attend_at(q, k, v, *, table=None, **terms):
     "kind, sides",
     [("causal", "q_positions"), ("causal", "k_positions"), *((x, "both") for x in by_positions())],
 )
-@pytest.mark.parametrize("impl", ["dense", Blockwise(block_q=4, block_k=3)], ids=str)
+@pytest.mark.parametrize(
+    "impl",
+    [pytest.param("dense", marks=pytest.mark.slow), Blockwise(block_q=4, block_k=3)],
+    ids=str,
+)
 def test_positions_of_each_example_equal_a_call_for_each(kind, impl, sides):
     terms = by_positions()[kind]
     places = {name: x for name, x in OWN.items() if sides in ("both", name)}
