@@ -4,8 +4,8 @@
     its outputs from S_i on, as one device computes them
 
 M_i is the state that the tokens leave from nothing, A_i what they do to a state before them: a
-product of decays, or for the delta rule a matrix H x H.  Neither grows with T.  The backward pass
-gathers the gradients of the S_i once and sums them up from the other end.
+product of decays, or where they erase, as the delta rule does, a matrix H x H.  Neither grows with
+T.  The backward pass gathers the gradients of the S_i once and sums them up from the other end.
 
 Paper: Sun et al., "LASP-2", 2025, arXiv:2502.07563, algorithms 1 to 4; decays and the delta rule
 by the same prefix, as in flash-linear-attention's context parallelism.
@@ -61,10 +61,9 @@ class LASP2:
             return (
                 f"zigzag needs even numbers of tokens here, not T = {request.q.shape[1]}, S = {S}"
             )
-        if request.block is not None and S // count % request.block:
-            return (
-                f"blocks of {request.block} tokens do not divide the {S // count} that are together"
-            )
+        T = request.q.shape[1]
+        if (block := request.block) is not None and T // count % block:
+            return f"blocks of {block} tokens do not divide the {T // count} that are together"
         return None
 
     def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
@@ -84,7 +83,7 @@ class LASP2:
         summary = memory, own(from_zero), own(transition)
         if request.block is None:
             last = _after_all(order, *summary)
-            nothing = request.with_tokens((request.k[:, :0], request.v[:, :0], None, None, None))
+            nothing = request.with_tokens((request.k[:, :0], request.v[:, :0], *(None,) * 4))
             return chunked.run(replace(nothing, memory=last))
         before: Array = _before_each(order, *summary)
         out, after = chunked.run(
@@ -129,10 +128,10 @@ def _in_a_row(x: Array, count: int) -> Array:
 def _alone(request: RecurrenceRequest, chunked: Chunked) -> tuple[Array, Array]:
     """The state after the tokens from zero (B,N,H,D), and what they do to a state before them.
 
-    The latter is (B,N,1,1) or (B,N,H,1), a factor, or (B,N,H,H), a matrix: under the delta rule.
+    The latter is (B,N,1,1) or (B,N,H,1), a factor, or (B,N,H,H), a matrix: where they erase.
     """
     nothing = pvary_like(jnp.zeros_like(request.memory), request.memory)
-    if request.beta is None:
+    if not request.erases:
         from_zero = chunked.state_after(replace(request, memory=nothing))
         factor = jnp.ones((*nothing.shape[:2], 1, 1), nothing.dtype)
         if request.log_decay is not None:

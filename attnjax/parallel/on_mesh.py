@@ -192,8 +192,9 @@ class On:
         axes = self.strategy.sharding.axes
         step = 2 * self._devices(axes) * (request.block or 1)
         strategy: Any = replace(self.strategy, lengths=(T, S))
-        rows, columns = self._order(_rounded(T, step)), self._order(_rounded(S, step))
-        of_keys = lambda x: _taken(_padded(x, 1, _rounded(S, step)), columns, 1)
+        keys = _rounded(S, request.writes * step)
+        rows, columns = self._order(_rounded(T, step)), self._order(keys)
+        of_keys = lambda x: _taken(_padded(x, 1, keys), columns, 1)
         q = _taken(_padded(request.q, 1, _rounded(T, step)), rows, 1)
         given = replace(request.with_tokens(jax.tree.map(of_keys, request.tokens)), q=q)
         along = PartitionSpec(None, axes)

@@ -6,9 +6,12 @@ With c_i the sum of log decays from the first token of a chunk to token i, and S
     S' = exp(c_C) S + sum_j exp(c_C - c_j) k_j u_j^T
 
 u = v, or for the delta rule the solution of (I + L) u = beta (v - k . exp(c) S), where L_ij =
-beta_i k_i . exp(c_i - c_j) k_j for j < i (the WY form; Yang et al. 2024, arXiv:2406.06484).  Only
-exponentials of numbers <= 0 are formed.  Documents are masks: a token sees those of its own, and
-the state if none has started before it.  A backward pass computes each chunk again.
+beta_i k_i . exp(c_i - c_j) k_j for j < i (the WY form; Yang et al. 2024, arXiv:2406.06484).  With r
+and w to erase, w_j x_j^T is added beside k_j v_j^T, where (I + L) x = - r . exp(c') S - R v, L_ij =
+r_i . exp(c'_i - c_j) w_j and R_ij the same of k_j for j < i, c' the sums up to the token before.
+
+Only exponentials of numbers <= 0 are formed.  Documents are masks: a token sees those of its own,
+and the state if none has started before it.  A backward pass computes each chunk again.
 """
 
 import functools
@@ -27,6 +30,7 @@ from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent, Tokens, 
 from attnjax.typing import Array
 
 Cleaned = TypeVar("Cleaned")
+Pairs = list[tuple[Array, Array]]  # keys (B,N,s,H) and values (B,N,s,D)
 
 _LEAF = 8  # chunks of channel-wise decays are halved down to so many tokens
 
@@ -51,6 +55,11 @@ class _Sums(NamedTuple):
 
     def at(self, *index: Any) -> "_Sums":
         return _Sums(self.whole[index], self.rest[index])
+
+    def before(self) -> "_Sums":
+        """Those up to the token before each: none for the first."""
+        moved = lambda x: jnp.pad(x[:, :, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)])
+        return _Sums(moved(self.whole), moved(self.rest))
 
 
 _ALL = slice(None)
@@ -83,33 +92,33 @@ def _in_chunks(chunk: int, request: RecurrenceRequest) -> tuple[Array, Array]:
         q, spoiled = _cleaned(request.transposed(request.q))
         return (read(q, memory) + spoiled).swapaxes(1, 2), memory
     # a short run is one chunk of its own length, in whole leaves; blocks are never cut
-    T = request.q.shape[1]
-    size = min(chunk, -(-T // _LEAF) * _LEAF) if known(T) else chunk
-    size = -(-size // block) * block
+    S, step = request.k.shape[1], block * request.writes
+    size = min(chunk, -(-S // _LEAF) * _LEAF) if known(S) else chunk
+    size = -(-size // step) * block
 
     @jax.checkpoint
     def over_chunk(memory: Array, chunk: tuple[Array, Tokens]) -> tuple[Array, Array]:
-        q, tokens = chunk
-        return _chunk(memory, request.transposed(q), request.transposed_tokens(tokens), block)
+        q, tokens = request.transposed(chunk[0]), request.transposed_tokens(chunk[1])
+        return _chunk(memory, q, tokens, block, request.writes)
 
-    tokens = request.q, request.tokens
-    memory, out = scan_chunks(over_chunk, request.memory, tokens, size)
+    memory, out = scan_chunks(over_chunk, request.memory, request.cut_alike(), size)
     return out, memory
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _state_in_chunks(chunk: int, request: RecurrenceRequest) -> Array:
-    if request.beta is None:  # a sum: one product, whatever its length
-        (k, v, log_decay, _, starts), bad = _cleaned(request.transposed_tokens(request.tokens))
-        return _state_after(request.memory, k, v, _sums(log_decay), bad, _documents(starts))
+    if not request.erases:  # a sum: one product, whatever its length
+        tokens, bad = _cleaned(request.transposed_tokens(request.tokens))
+        c, documents = _sums(tokens.log_decay), _documents(tokens.starts)
+        return _state_after(request.memory, [(tokens.k, tokens.v)], c, bad, documents)
 
     @jax.checkpoint
     def over_chunk(memory: Array, tokens: Tokens) -> tuple[Array, None]:
-        (k, v, log_decay, beta, starts), bad = _cleaned(request.transposed_tokens(tokens))
-        c, documents = _sums(log_decay), _documents(starts)
+        tokens, bad = _cleaned(request.transposed_tokens(tokens))
+        c, documents = _sums(tokens.log_decay), _documents(tokens.starts)
         memory, lost = documents.cleaned(memory)
-        v = _corrected(memory, k, v, c, beta, documents)
-        return _state_after(memory, k, v, c, bad, documents) + documents.kept(lost), None
+        written = _written(memory, tokens, c, documents)
+        return _state_after(memory, written, c, bad, documents) + documents.kept(lost), None
 
     return scan_chunks(over_chunk, request.memory, request.tokens, chunk)[0]
 
@@ -125,20 +134,24 @@ class Parallel:
         return Chunked(request.k.shape[1]).run(request)
 
 
-def _chunk(memory: Array, q: Array, tokens: Tokens, block: int) -> tuple[Array, Array]:
+def _chunk(memory: Array, q: Array, tokens: Tokens, block: int, writes: int) -> tuple[Array, Array]:
     """(state after the chunk, what its queries read (B,t,N,D))."""
     q, spoiled = _cleaned(q)
-    (k, v, log_decay, beta, starts), bad = _cleaned(tokens)
-    c, documents = _sums(log_decay), _documents(starts)
+    tokens, bad = _cleaned(tokens)
+    c, documents = _sums(tokens.log_decay), _documents(tokens.starts)
     memory, lost = documents.cleaned(memory)
-    v = _corrected(memory, k, v, c, beta, documents)
-    end = np.arange(q.shape[2]) // block * block + block - 1  # where each query reads
-    at = c if c is None or block == 1 else c.at(_ALL, _ALL, end)
-    seen = documents.within((end[:, None] >= np.arange(q.shape[2]))[None, None])
-    out = _products("BNts,BNsD->BNtD", _scores(q, k, at, c, seen, block), v)
-    out = out + documents.read(q if at is None else _decayed(q, at.total), memory)
-    out = out + (spoiled + documents.spoiled(bad)[:, :, end] + documents.first(lost))
-    after = _state_after(memory, k, v, c, bad, documents) + documents.kept(lost)
+    written = _written(memory, tokens, c, documents)
+    # the token after which each query reads
+    end = (np.arange(q.shape[2]) // block * block + block) * writes - 1
+    at, readers = c, documents
+    if block * writes != 1:
+        at, readers = c if c is None else c.at(_ALL, _ALL, end), documents.at(end)
+    seen = readers.of((end[:, None] >= np.arange(tokens.k.shape[2]))[None, None], documents)
+    out = readers.read(q if at is None else _decayed(q, at.total), memory)
+    for k, v in written:
+        out = out + _products("BNts,BNsD->BNtD", _scores(q, k, at, c, seen, block), v)
+    out = out + (spoiled + documents.spoiled(bad)[:, :, end] + readers.first(lost))
+    after = _state_after(memory, written, c, bad, documents) + documents.kept(lost)
     return after, out.swapaxes(1, 2)
 
 
@@ -147,11 +160,19 @@ class _Documents(NamedTuple):
 
     number: Array | None
 
-    def within(self, seen: Any) -> Any:
-        """Those of the pairs (B|1,N|1,t,s) that are of one document."""
-        if self.number is None:
+    def at(self, index: Any) -> "_Documents":
+        """Those of some tokens."""
+        return self if self.number is None else _Documents(self.number[:, :, index])
+
+    def of(self, seen: Any, others: "_Documents") -> Any:
+        """Those of the pairs (B|1,N|1,t,s) that are of one document, s among the others."""
+        if self.number is None or others.number is None:
             return seen
-        return seen & (self.number == self.number.swapaxes(2, 3))
+        return seen & (self.number == others.number.swapaxes(2, 3))
+
+    def within(self, seen: Any) -> Any:
+        """`of` with itself."""
+        return self.of(seen, self)
 
     def cleaned(self, memory: Array) -> tuple[Array, Array]:
         """The state before the chunk, with zeros if it held a NaN, and then NaN, else zero.
@@ -207,28 +228,39 @@ def _cleaned(tree: Cleaned) -> tuple[Cleaned, Array]:
 
 
 def _state_after(
-    memory: Array, k: Array, v: Array, c: _Sums | None, bad: Array, documents: _Documents
+    memory: Array, written: Pairs, c: _Sums | None, bad: Array, documents: _Documents
 ) -> Array:
     """The state after tokens whose decays up to each of them are c; NaN after a bad one."""
-    memory, k = documents.kept(memory), documents.last(k)
+    memory = documents.kept(memory)
     spoiled = jnp.sum(documents.last(bad), axis=2, keepdims=True)
-    if c is None:
-        return memory + _products("BNsH,BNsD->BNHD", k, v) + spoiled
-    last = c.at(_ALL, _ALL, slice(-1, None))
-    kept = jnp.exp(last.total[:, :, 0, :, None]) * memory
-    return kept + _products("BNsH,BNsD->BNHD", _decayed(k, last.between(c)), v) + spoiled
+    last = None if c is None else c.at(_ALL, _ALL, slice(-1, None))
+    if last is not None:
+        memory = jnp.exp(last.total[:, :, 0, :, None]) * memory
+    for k, v in written:
+        k = documents.last(k)
+        k = k if last is None or c is None else _decayed(k, last.between(c))
+        memory = memory + _products("BNsH,BNsD->BNHD", k, v)
+    return memory + spoiled
 
 
-def _corrected(
-    memory: Array, k: Array, v: Array, c: _Sums | None, beta: Array | None, documents: _Documents
-) -> Array:
-    """u: the values that the delta rule writes; v where there is no beta."""
-    if beta is None:
-        return v
-    before = documents.within(np.tri(k.shape[2], k=-1, dtype=bool)[None, None])
-    erased = beta * _scores(k, k, c, c, before, 1)
-    wanted = beta * (v - documents.read(k if c is None else _decayed(k, c.total), memory))
-    return _products("BNts,BNsD->BNtD", inverse(erased), wanted)
+def _written(memory: Array, tokens: Tokens, c: _Sums | None, documents: _Documents) -> Pairs:
+    """What the tokens of a chunk add to the state, as products of keys and values."""
+    k, v, _, beta, erase, _ = tokens
+    if erase is not None:
+        reading, along = erase
+        at = None if c is None else c.before()
+    elif beta is not None:
+        reading, along, at, v = beta * k, None, c, beta * v
+    else:
+        return [(k, v)]
+    earlier = documents.within(np.tri(k.shape[2], k=-1, dtype=bool)[None, None])
+    held = documents.read(reading if at is None else _decayed(reading, at.total), memory)
+    if along is None:
+        solved = inverse(_scores(reading, k, at, c, earlier, 1))
+        return [(k, _products("BNts,BNsD->BNtD", solved, v - held))]
+    held = held + _products("BNts,BNsD->BNtD", _scores(reading, k, at, c, earlier, 1), v)
+    solved = inverse(_scores(reading, along, at, c, earlier, 1))
+    return [(k, v), (along, -_products("BNts,BNsD->BNtD", solved, held))]
 
 
 @jax.custom_jvp
@@ -287,7 +319,7 @@ def _scores(q: Array, k: Array, at: _Sums | None, c: _Sums | None, seen: Any, bl
         decay = jnp.exp(jnp.where(seen, at.between(row), -jnp.inf))
         return _products("BNtH,BNsH->BNts", q, k) * decay
     half, odd = divmod(q.shape[2], 2)
-    if odd or half < _LEAF or half % block:
+    if odd or k.shape[2] // 2 < _LEAF or half % block:
         return _channel_scores_directly(q, k, at, c, seen)
     return _channel_scores_by_halves(q, k, at, c, seen, block)
 
@@ -307,19 +339,22 @@ def _channel_scores_by_halves(
     The decays of a channel do not factor out of q.k safely, but over a point between key and query
     they do: exp(at_i - c_j) = exp(at_i - c_middle) exp(c_middle - c_j), both at most one.
     """
-    half = q.shape[2] // 2
-    early, late = (_ALL, _ALL, slice(half)), (_ALL, _ALL, slice(half, None))
-    halves = lambda tree: jax.tree.map(lambda x: jnp.concatenate([x[early], x[late]]), tree)
-    within = seen[..., :half, :half]
+    rows, columns = q.shape[2] // 2, k.shape[2] // 2
+    early, late = (_ALL, _ALL, slice(columns)), (_ALL, _ALL, slice(rows, None))
+    parts = lambda x, n: jnp.concatenate([x[:, :, :n], x[:, :, n:]])
+    halves = lambda tree, n: jax.tree.map(lambda x: parts(x, n), tree)
+    within = seen[..., :rows, :columns]
     if seen.shape[0] != 1:
-        within = jnp.concatenate([within, seen[..., half:, half:]])
-    own = _scores(halves(q), halves(k), halves(at), halves(c), within, block)
-    own = own.reshape(2, *q.shape[:2], half, half)
-    middle = c.at(_ALL, _ALL, slice(half - 1, half))
+        within = jnp.concatenate([within, seen[..., rows:, columns:]])
+    own = _scores(
+        parts(q, rows), parts(k, columns), halves(at, rows), halves(c, columns), within, block
+    )
+    own = own.reshape(2, *q.shape[:2], rows, columns)
+    middle = c.at(_ALL, _ALL, slice(columns - 1, columns))
     from_middle = _decayed(q[late], at.at(*late).between(middle))
     to_middle = _decayed(k[early], middle.between(c.at(*early)))
     cross = _products("BNtH,BNsH->BNts", from_middle, to_middle)
-    return _assembled(own, jnp.where(seen[..., half:, :half], cross, 0.0))
+    return _assembled(own, jnp.where(seen[..., rows:, :columns], cross, 0.0))
 
 
 def _assembled(own: Array, cross: Array) -> Array:

@@ -19,15 +19,18 @@ from attnjax.core.numerics import working_dtype
 from attnjax.core.pairwise.operands import Shape
 from attnjax.core.pairwise.request import check_qkv
 from attnjax.core.recurrence.chunked import Chunked, Fastest, Parallel
-from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent
+from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent, Tokens
 from attnjax.core.recurrence.triton import Triton
 from attnjax.core.sharding import SequenceSharding, on_any_mesh, pvary_like, sharding_of
-from attnjax.typing import Array, Float, Int, K, PerQuery, Q, V
+from attnjax.typing import Array, Float, Int, K, Q, V
 
 # (values (B,T,N,D), denominator (B,T,N,1)) -> (B,T,N,D)
 Normalize = Callable[[Array, Array], Array]
 Documents = Int[Array, "*B T"]
 LogDecay = Float[Array, " N"] | Float[Array, "B S N"] | Float[Array, "B S N H"]
+Strength = Float[Array, "B S N"]
+Vectors = Float[Array, "B S _ H"]  # of the N heads, or of the K
+Erase = tuple[Vectors, Vectors | None]
 
 Impl = Annotated[dispatch.Impl, "linear_attend"]
 """What `impl` may be where it goes to this engine; records of ops read the engine off it."""
@@ -59,9 +62,11 @@ def linear_attend(
     v: V,
     *,
     log_decay: LogDecay | None = None,
-    beta: PerQuery | None = None,
+    beta: Strength | None = None,
+    erase: Erase | None = None,
     normalize: Normalize | None = None,
     block: int | None = 1,
+    writes: int = 1,
     documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
@@ -71,6 +76,9 @@ def linear_attend(
     """o_t = q_t . S_t, with S_t = a_t S_{t-1} + k_t v_t^T and a = exp(log_decay).
 
     With beta, the delta rule: beta_t (v_t - k_t . a_t S_{t-1}) is written in the place of v_t.
+    With erase = (r, w), transitions are diagonal plus low rank:
+
+        S_t = a_t S_{t-1} - w_t (r_t . S_{t-1})^T + k_t v_t^T
 
     q (B,T,N,H), k (B,S,K,H), v (B,S,K,D) -> (B,T,N,D); N is a multiple of K, and consecutive N/K
     query heads share a key/value head.  Nothing is scaled: multiply q by 1/sqrt(H) where a paper
@@ -78,12 +86,18 @@ def linear_attend(
 
     log_decay     <= 0: (N,), (B,S,N), or (B,S,N,H) of each key channel; no decay if None
     beta          (B,S,N) in [0, 2], the strength of the delta rule's writes; None: plain sums
+    erase         (r, w), each (B,S,K,H) or (B,S,N,H): what reads the state before it fades, and
+                  along what that is taken off; (r, None) where w is k, which is faster: then
+                  k_t (v_t - r_t . S_{t-1})^T is written.  The delta rule is (beta a k, None) with
+                  beta v for v.  None: nothing is erased.  Not with beta
     normalize     `f(values (B,T,N,D), denominator (B,T,N,1))`, the latter being q_t . sum of
                   the decayed k, such as `normalizers.divide`; None: values as they are.  Not with
-                  beta
+                  beta or erase
     block         1: a query reads the state after its own token (causal).  b: after the last token
                   of its block of b tokens (block-causal).  None: after all tokens (both directions;
                   T and S may differ)
+    writes        n: each token writes n times, S = n T, and is read after the last.  Everything of
+                  S, decays included, is of each write; `block` and `documents` count tokens
     documents     (T,) or (B,T), ids of packed documents, the tokens of one behind each other (see
                   `masks.document_ids`): none reads what another wrote.  A token with a negative
                   id, padding, reads nothing, gives zero and writes nothing.  Causal only.  The
@@ -108,13 +122,13 @@ def linear_attend(
     if documents is None and before is not None:
         raise ValueError("linear_attend: state is one of a call with documents, expected them here")
     if documents is not None:
-        packed = _packed(documents, before, k, block, sharding_of(impl))
-        hide = functools.partial(_without_padding, packed.real)
-        k, v = hide(k), hide(v)
-        log_decay = None if log_decay is None else hide(log_decay)
-        beta = None if beta is None else hide(beta)
-    starts = None if packed is None else packed.starts
-    request, dtype = _prepare(q, k, v, log_decay, beta, normalize, block, starts, state)
+        packed = _packed(documents, before, q, block, sharding_of(impl))
+        real = packed.real if writes == 1 else jnp.repeat(packed.real, writes, axis=1)
+        hide = functools.partial(_without_padding, real)
+        k, v, log_decay, beta, erase = jax.tree.map(hide, (k, v, log_decay, beta, erase))
+    starts = None if packed is None else _of_writes(packed.starts, writes)
+    tokens = Tokens(k, v, log_decay, beta, erase, starts)
+    request, dtype = _prepare(q, tokens, normalize, block, writes, state)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"linear_attend: chunk is {chunk!r}, expected an integer of at least 1")
     known = {**IMPLEMENTATIONS, "chunked": Chunked(chunk)}
@@ -148,7 +162,7 @@ def _headline(request: RecurrenceRequest) -> str:
     decay = {None: "no decay", 1: "decay of tokens"}.get(
         None if request.log_decay is None else request.log_decay.shape[-1], "decay of channels"
     )
-    rule = "sums" if request.beta is None else "delta rule"
+    rule = "erasing" if request.erase is not None else "delta rule" if request.erases else "sums"
     return f"linear_attend: {letters}, {jnp.dtype(request.v.dtype).name}, {decay}, {rule}"
 
 
@@ -157,29 +171,20 @@ def _headline(request: RecurrenceRequest) -> str:
 
 def _prepare(
     q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array | None,
-    beta: Array | None,
+    tokens: Tokens,
     normalize: Normalize | None,
     block: int | None,
-    starts: Array | None,
+    writes: int,
     state: State | None,
 ) -> tuple[RecurrenceRequest, jnp.dtype]:
     """The call, and the dtype of its result."""
-    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+    q, k, v = jnp.asarray(q), jnp.asarray(tokens.k), jnp.asarray(tokens.v)
     z = check_qkv("linear_attend", q, k, v)
     if v.shape[2] != z.K:
         raise ValueError(f"linear_attend: v has {v.shape[2]} heads, expected k's K = {z.K}")
     given, dtype = v.dtype, working_dtype(jnp.result_type(q, k, v))
-    if block is not None:
-        if not isinstance(block, int) or block < 1:
-            raise ValueError(f"linear_attend: block is {block!r}, expected None or at least 1")
-        if z.T != z.S:
-            raise ValueError(
-                f"linear_attend: T = {z.T} and S = {z.S} with block {block}, expected T = S; "
-                "block=None reads all of k and v"
-            )
+    _check_lengths(z, block, writes)
+    log_decay, beta, starts = tokens.log_decay, tokens.beta, tokens.starts
     if log_decay is not None:
         log_decay = _gate("log_decay", log_decay, z, ("N", "BSN", "BSNH"), -np.inf, 0.0)
         # exp(smallest) is the smallest normal number; less, even -inf, is as good as zero
@@ -190,15 +195,67 @@ def _prepare(
             f"linear_attend: normalize is {normalize!r}, expected None or a function such as "
             "normalizers.divide"
         )
+    options = {"normalize": normalize, "beta": beta, "erase": tokens.erase}
+    if len(both := [name for name, x in options.items() if x is not None]) > 1:
+        told = f"{', '.join(both[:-1])} and {both[-1]} were given"
+        raise ValueError(f"linear_attend: {told}, expected one of them")
     if beta is not None:
-        if normalize is not None:
-            raise ValueError("linear_attend: normalize and beta were given, expected one of them")
         beta = _gate("beta", beta, z, ("BSN",), 0.0, 2.0)
+    erase = None if tokens.erase is None else _erasing(tokens.erase, z)
     normalized = normalize is not None
-    memory = pvary_like(_memory(state, z, dtype, normalized), (q, k, v, log_decay, beta))
+    memory = _memory(state, z, dtype, normalized)
+    memory = pvary_like(memory, (q, k, v, log_decay, beta, erase))
     if starts is not None:
         starts = starts[..., None, None].astype(dtype)
-    return RecurrenceRequest(q, k, v, log_decay, beta, starts, memory, block, normalized), given
+    given_tokens = k, v, log_decay, beta, erase, starts
+    return RecurrenceRequest(q, *given_tokens, memory, block, normalized, writes), given
+
+
+def _check_lengths(z: Shape, block: int | None, writes: int) -> None:
+    """Blocks and writes that fit T and S."""
+    if block is not None and (not isinstance(block, int) or block < 1):
+        raise ValueError(f"linear_attend: block is {block!r}, expected None or at least 1")
+    if not isinstance(writes, int) or writes < 1:
+        raise ValueError(f"linear_attend: writes is {writes!r}, expected an integer of at least 1")
+    if block is None:
+        if writes != 1:
+            raise ValueError(f"linear_attend: writes is {writes} with block None, expected 1")
+    elif z.S != writes * z.T:
+        wanted = "T = S" if writes == 1 else f"S = {writes} T, writes T"
+        raise ValueError(
+            f"linear_attend: T = {z.T} and S = {z.S} with block {block}, expected {wanted}; "
+            "block=None reads all of k and v"
+        )
+
+
+def _of_writes(starts: Array, writes: int) -> Array:
+    """(B,T) of tokens as (B,S) of writes: the first of a token's starts what it starts."""
+    if writes == 1:
+        return starts
+    first = jnp.arange(writes) == 0
+    return (starts[..., None] & first).reshape(starts.shape[0], -1)
+
+
+def _erasing(erase: Any, z: Shape) -> Erase:
+    """The vectors as arrays."""
+    if not isinstance(erase, tuple) or len(erase) != 2 or erase[0] is None:
+        raise TypeError(
+            f"linear_attend: erase is {type(erase).__name__}, expected a tuple (r, w) or (r, None)"
+        )
+    shapes = [(z.B, z.S, heads, z.H) for heads in dict.fromkeys((z.K, z.N))]
+    for name, x in zip("rw", erase, strict=True):
+        if x is None:
+            continue
+        if jnp.shape(x) not in shapes:
+            expected = " or ".join(map(str, shapes))
+            raise ValueError(
+                f"linear_attend: erase has {name} of shape {jnp.shape(x)}, expected (B,S,K,H) or "
+                f"(B,S,N,H) = {expected}"
+            )
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            told = f"erase has {name} of dtype {jnp.result_type(x)}"
+            raise TypeError(f"linear_attend: {told}, expected a floating-point dtype")
+    return jax.tree.map(jnp.asarray, erase)
 
 
 def _document(state: Any) -> Array | None:
@@ -211,19 +268,19 @@ def _document(state: Any) -> Array | None:
 class _Packed(NamedTuple):
     """Documents as the engine takes them."""
 
-    real: Array  # (B,S), no padding
-    starts: Array  # (B,S), the first of a document
+    real: Array  # (B,T), no padding
+    starts: Array  # (B,T), the first of a document
     last: Array  # (B,), the id of the last real token, or of the state before; -1: there was none
 
 
 def _packed(
     documents: Array,
     before: Array | None,
-    k: K,
+    q: Q,
     block: int | None,
     sharding: SequenceSharding,
 ) -> _Packed:
-    ids, shape = jnp.asarray(documents), jnp.shape(k)[:2]
+    ids, shape = jnp.asarray(documents), jnp.shape(q)[:2]
     if ids.shape not in (shape, shape[1:]):
         told = f"documents has shape {ids.shape}, expected (T,) or (B,T) = {shape}"
         raise ValueError(f"linear_attend: {told}")

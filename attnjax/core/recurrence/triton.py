@@ -55,6 +55,10 @@ class Triton:
             return f"states of dtype {request.memory.dtype}: only float32"
         if any(x.dtype not in _DTYPES for x in (request.q, request.k, request.v)):
             return "only float32, bfloat16 and float16"
+        if request.erase is not None:
+            return "vectors of their own to erase: only the delta rule's"
+        if request.writes != 1:
+            return f"{request.writes} writes a token: only 1"
         if request.starts is not None:
             return "documents"
         if request.block != 1:
