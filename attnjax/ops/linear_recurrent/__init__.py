@@ -18,6 +18,7 @@ from attnjax.ops.linear_recurrent.favor import favor_attention, favor_attention_
 from attnjax.ops.linear_recurrent.flow import flow_attention
 from attnjax.ops.linear_recurrent.flow_causal import flow_attention_causal
 from attnjax.ops.linear_recurrent.gated_delta_net import gated_delta_net
+from attnjax.ops.linear_recurrent.gated_delta_product import gated_delta_product
 from attnjax.ops.linear_recurrent.gla import gla
 from attnjax.ops.linear_recurrent.hedgehog import hedgehog_attention
 from attnjax.ops.linear_recurrent.hgrn2 import hgrn2
@@ -25,6 +26,7 @@ from attnjax.ops.linear_recurrent.infini import infini_attention
 from attnjax.ops.linear_recurrent.infini_delta import infini_delta_attention
 from attnjax.ops.linear_recurrent.inline import inline_attention
 from attnjax.ops.linear_recurrent.inline_local import inline_local_attention
+from attnjax.ops.linear_recurrent.kda import kda
 from attnjax.ops.linear_recurrent.lavo import lavo
 from attnjax.ops.linear_recurrent.lightning import (
     gated_lightning_attention,
@@ -54,6 +56,7 @@ from attnjax.ops.linear_recurrent.rala import rala
 from attnjax.ops.linear_recurrent.regla import log_refined_gate, regla, safe_exp
 from attnjax.ops.linear_recurrent.retention import retention, retention_log_decays
 from attnjax.ops.linear_recurrent.rwkv6 import rwkv6
+from attnjax.ops.linear_recurrent.rwkv7 import rwkv7
 from attnjax.ops.linear_recurrent.selective_mixer import selective_token_mixer
 from attnjax.ops.linear_recurrent.selective_ssm import selective_ssm
 from attnjax.ops.linear_recurrent.simple_gla import simple_gla
