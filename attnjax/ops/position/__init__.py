@@ -3,6 +3,19 @@
 from attnjax.op import gather
 from attnjax.ops.position.disentangled import disentangled_as_printed, disentangled_attention
 from attnjax.ops.position.dual_triangle import dual_triangle_attention
+from attnjax.ops.position.fourier import (
+    fourier_coefficients,
+    fourier_position_attention,
+    fourier_rates,
+    fourier_rotary,
+)
+from attnjax.ops.position.gta import (
+    geometric_transform_attention,
+    image_angles,
+    into_frame,
+    into_query_frame,
+    out_of_frame,
+)
 from attnjax.ops.position.shaw import shaw_relative_attention
 
 OPS = gather(globals())
