@@ -1,0 +1,15 @@
+"""How many heads there are, what they share, and which of them work."""
+
+from attnjax.op import gather
+from attnjax.ops.multihead_structure.diff_qkv import diff_qkv_attention
+from attnjax.ops.multihead_structure.moh import (
+    mixture_of_heads,
+    moh_balance_loss,
+    moh_gates,
+    moh_norm_gates,
+    route,
+)
+from attnjax.ops.multihead_structure.opamp import opamp_attention
+from attnjax.ops.multihead_structure.weighted_gqa import fold_heads, weighted_gqa
+
+OPS = gather(globals())
