@@ -5,6 +5,7 @@ from attnjax.ops.linear_recurrent.additive import additive_attention, additive_a
 from attnjax.ops.linear_recurrent.care import CareWeights, Interaction, care_attention
 from attnjax.ops.linear_recurrent.care_decoupled import Decoupled, decoupled_attention
 from attnjax.ops.linear_recurrent.chela import chela
+from attnjax.ops.linear_recurrent.comba import comba
 from attnjax.ops.linear_recurrent.cottention import cottention, cottention_full
 from attnjax.ops.linear_recurrent.damped_ema import damped_ema, damped_ema_convolution
 from attnjax.ops.linear_recurrent.delta_net import delta_net
@@ -18,6 +19,7 @@ from attnjax.ops.linear_recurrent.favor import favor_attention, favor_attention_
 from attnjax.ops.linear_recurrent.flow import flow_attention
 from attnjax.ops.linear_recurrent.flow_causal import flow_attention_causal
 from attnjax.ops.linear_recurrent.gated_delta_net import gated_delta_net
+from attnjax.ops.linear_recurrent.gated_delta_net2 import gated_delta_net2
 from attnjax.ops.linear_recurrent.gated_delta_product import gated_delta_product
 from attnjax.ops.linear_recurrent.gla import gla
 from attnjax.ops.linear_recurrent.hedgehog import hedgehog_attention
@@ -40,6 +42,7 @@ from attnjax.ops.linear_recurrent.local_linear import (
     local_concentration,
     local_linear_attention,
 )
+from attnjax.ops.linear_recurrent.log_linear import log_linear_attention
 from attnjax.ops.linear_recurrent.log_normal import (
     log_normal_attention,
     log_normal_attention_full,
@@ -50,6 +53,7 @@ from attnjax.ops.linear_recurrent.mamba2 import mamba2
 from attnjax.ops.linear_recurrent.mamba_mixer import mamba_mixer
 from attnjax.ops.linear_recurrent.mambattention import mambattention
 from attnjax.ops.linear_recurrent.mega import mega
+from attnjax.ops.linear_recurrent.mesa_net import mesa_net
 from attnjax.ops.linear_recurrent.mlstm import mlstm
 from attnjax.ops.linear_recurrent.multiscale_scan import multiscale_scan
 from attnjax.ops.linear_recurrent.rala import rala
