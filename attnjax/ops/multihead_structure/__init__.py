@@ -1,6 +1,8 @@
 """How many heads there are, what they share, and which of them work."""
 
 from attnjax.op import gather
+from attnjax.ops.multihead_structure.cascaded_group import cascaded_group_attention
+from attnjax.ops.multihead_structure.decoupled import decoupled_target_attention
 from attnjax.ops.multihead_structure.diff_qkv import diff_qkv_attention
 from attnjax.ops.multihead_structure.moh import (
     mixture_of_heads,
@@ -10,6 +12,12 @@ from attnjax.ops.multihead_structure.moh import (
     route,
 )
 from attnjax.ops.multihead_structure.opamp import opamp_attention
+from attnjax.ops.multihead_structure.partial_head import partial_head_attention
+from attnjax.ops.multihead_structure.super_attention import (
+    slices,
+    super_attention,
+    super_attention_causal,
+)
 from attnjax.ops.multihead_structure.weighted_gqa import fold_heads, weighted_gqa
 
 OPS = gather(globals())
