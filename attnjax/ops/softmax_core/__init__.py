@@ -8,6 +8,7 @@ from attnjax.ops.softmax_core.luong import luong_concat, luong_dot, luong_genera
 from attnjax.ops.softmax_core.luong_local import luong_local_monotonic, luong_local_predictive
 from attnjax.ops.softmax_core.multi_head import multi_head_attention, sinusoidal_positions
 from attnjax.ops.softmax_core.pointer import pointer_attention, unused
+from attnjax.ops.softmax_core.pool import additive_pool, attention_pool, dynamic_self_attention
 from attnjax.ops.softmax_core.rectified_linear import rela, rela_gated
 from attnjax.ops.softmax_core.selective import selection, selective_attention
 from attnjax.ops.softmax_core.softpick import softpick_attention
