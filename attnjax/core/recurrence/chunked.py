@@ -15,6 +15,7 @@ and the state if none has started before it.  A backward pass computes each chun
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,7 +33,8 @@ from attnjax.typing import Array
 Cleaned = TypeVar("Cleaned")
 Pairs = list[tuple[Array, Array]]  # keys (B,N,s,H) and values (B,N,s,D)
 
-_LEAF = 8  # chunks of channel-wise decays are halved down to so many tokens
+_LEAF = 4  # chunks of channel-wise decays are halved down to so many tokens
+_WHOLE = 8  # a short run is a chunk of so many tokens, or twice, three times as many
 
 
 class _Sums(NamedTuple):
@@ -56,10 +58,14 @@ class _Sums(NamedTuple):
     def at(self, *index: Any) -> "_Sums":
         return _Sums(self.whole[index], self.rest[index])
 
+    def map(self, change: Callable[..., Array], *args: Any) -> "_Sums":
+        """Both parts changed alike."""
+        return _Sums(change(self.whole, *args), change(self.rest, *args))
+
     def before(self) -> "_Sums":
         """Those up to the token before each: none for the first."""
         moved = lambda x: jnp.pad(x[:, :, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)])
-        return _Sums(moved(self.whole), moved(self.rest))
+        return self.map(moved)
 
 
 _ALL = slice(None)
@@ -91,9 +97,9 @@ def _in_chunks(chunk: int, request: RecurrenceRequest) -> tuple[Array, Array]:
         memory = _state_in_chunks(chunk, request)
         q, spoiled = _cleaned(request.transposed(request.q))
         return (read(q, memory) + spoiled).swapaxes(1, 2), memory
-    # a short run is one chunk of its own length, in whole leaves; blocks are never cut
+    # a short run is one chunk of its own length, rounded up; blocks are never cut
     S, step = request.k.shape[1], block * request.writes
-    size = min(chunk, -(-S // _LEAF) * _LEAF) if known(S) else chunk
+    size = min(chunk, -(-S // _WHOLE) * _WHOLE) if known(S) else chunk
     size = -(-size // step) * block
 
     @jax.checkpoint
@@ -146,10 +152,10 @@ def _chunk(memory: Array, q: Array, tokens: Tokens, block: int, writes: int) -> 
     at, readers = c, documents
     if block * writes != 1:
         at, readers = c if c is None else c.at(_ALL, _ALL, end), documents.at(end)
-    seen = readers.of((end[:, None] >= np.arange(tokens.k.shape[2]))[None, None], documents)
+    seen = _Seen(end[:, None] >= np.arange(tokens.k.shape[2]), readers.share(documents), block)
     out = readers.read(q if at is None else _decayed(q, at.total), memory)
     for k, v in written:
-        out = out + _products("BNts,BNsD->BNtD", _scores(q, k, at, c, seen, block), v)
+        out = out + _products("BNts,BNsD->BNtD", _scores(q, k, at, c, seen), v)
     out = out + (spoiled + documents.spoiled(bad)[:, :, end] + readers.first(lost))
     after = _state_after(memory, written, c, bad, documents) + documents.kept(lost)
     return after, out.swapaxes(1, 2)
@@ -164,15 +170,11 @@ class _Documents(NamedTuple):
         """Those of some tokens."""
         return self if self.number is None else _Documents(self.number[:, :, index])
 
-    def of(self, seen: Any, others: "_Documents") -> Any:
-        """Those of the pairs (B|1,N|1,t,s) that are of one document, s among the others."""
+    def share(self, others: "_Documents") -> Array | None:
+        """The pairs (B,N,t,s) that are of one document, s among the others; None: all are."""
         if self.number is None or others.number is None:
-            return seen
-        return seen & (self.number == others.number.swapaxes(2, 3))
-
-    def within(self, seen: Any) -> Any:
-        """`of` with itself."""
-        return self.of(seen, self)
+            return None
+        return self.number == others.number.swapaxes(2, 3)
 
     def cleaned(self, memory: Array) -> tuple[Array, Array]:
         """The state before the chunk, with zeros if it held a NaN, and then NaN, else zero.
@@ -196,7 +198,7 @@ class _Documents(NamedTuple):
         """NaN for tokens with one that is bad before them, else zero, (B,N,t,1)."""
         if self.number is None:
             return jnp.cumsum(bad, axis=2)
-        before = self.within(np.tri(bad.shape[2], dtype=bool)[None, None])
+        before = (self.number == self.number.swapaxes(2, 3)) & np.tri(bad.shape[2], dtype=bool)
         count = _products("BNts,BNso->BNto", before.astype(bad.dtype), 1.0 * jnp.isnan(bad))
         return jnp.where(count > 0, jnp.nan, 0.0)
 
@@ -253,13 +255,13 @@ def _written(memory: Array, tokens: Tokens, c: _Sums | None, documents: _Documen
         reading, along, at, v = beta * k, None, c, beta * v
     else:
         return [(k, v)]
-    earlier = documents.within(np.tri(k.shape[2], k=-1, dtype=bool)[None, None])
+    earlier = _Seen(np.tri(k.shape[2], k=-1, dtype=bool), documents.share(documents))
     held = documents.read(reading if at is None else _decayed(reading, at.total), memory)
     if along is None:
-        solved = inverse(_scores(reading, k, at, c, earlier, 1))
+        solved = inverse(_scores(reading, k, at, c, earlier))
         return [(k, _products("BNts,BNsD->BNtD", solved, v - held))]
-    held = held + _products("BNts,BNsD->BNtD", _scores(reading, k, at, c, earlier, 1), v)
-    solved = inverse(_scores(reading, along, at, c, earlier, 1))
+    held = held + _products("BNts,BNsD->BNtD", _scores(reading, k, at, c, earlier), v)
+    solved = inverse(_scores(reading, along, at, c, earlier))
     return [(k, v), (along, -_products("BNts,BNsD->BNtD", solved, held))]
 
 
@@ -279,7 +281,7 @@ def inverse(lower: Array) -> Array:
         return inverse(jnp.pad(lower, pad))[..., :C, :C]
     own = inverse(jnp.stack([lower[..., :half, :half], lower[..., half:, half:]]))
     cross = -_matmul(own[1], _matmul(lower[..., half:, :half], own[0]))
-    return _assembled(own, cross)
+    return _assembled(own[0], cross, own[1])
 
 
 @inverse.defjvp
@@ -307,60 +309,65 @@ def _products(spec: str, *xs: Array) -> Array:
     return jnp.einsum(spec, *xs, precision=lax.Precision.HIGHEST)
 
 
-def _scores(q: Array, k: Array, at: _Sums | None, c: _Sums | None, seen: Any, block: int) -> Array:
-    """sum_h q_ih exp(at_ih - c_jh) k_jh where seen, else 0: (B,N,t,H), (B,N,s,H) -> (B,N,t,s).
+class _Seen(NamedTuple):
+    """Which keys of a chunk each query has scores with."""
 
-    seen (B|1,N|1,t,s); where it is one for all examples, it is that of any block on the diagonal.
-    """
+    order: np.ndarray  # (t,s): what comes before, the same in each block on the diagonal
+    share: Array | None = None  # (B,N,t,s): what is of the same document; None: all
+    block: int = 1
+
+    @property
+    def pairs(self) -> Any:
+        return self.order if self.share is None else self.share & self.order
+
+
+def _scores(q: Array, k: Array, at: _Sums | None, c: _Sums | None, seen: _Seen) -> Array:
+    """sum_h q_ih exp(at_ih - c_jh) k_jh where seen, else 0: (B,N,t,H), (B,N,s,H) -> (B,N,t,s)."""
     if at is None or c is None:
-        return jnp.where(seen, _products("BNtH,BNsH->BNts", q, k), 0.0)
+        return jnp.where(seen.pairs, _products("BNtH,BNsH->BNts", q, k), 0.0)
     if c.rest.shape[-1] == 1:
-        row = _Sums(*(x.swapaxes(2, 3) for x in c))
-        decay = jnp.exp(jnp.where(seen, at.between(row), -jnp.inf))
+        row = c.map(lambda x: x.swapaxes(2, 3))
+        decay = jnp.exp(jnp.where(seen.pairs, at.between(row), -jnp.inf))
         return _products("BNtH,BNsH->BNts", q, k) * decay
-    half, odd = divmod(q.shape[2], 2)
-    if odd or k.shape[2] // 2 < _LEAF or half % block:
-        return _channel_scores_directly(q, k, at, c, seen)
-    return _channel_scores_by_halves(q, k, at, c, seen, block)
+    scores = _channel_scores(q, k, at, c, seen)
+    return scores if seen.share is None else jnp.where(seen.share, scores, 0.0)
 
 
-def _channel_scores_directly(q: Array, k: Array, at: _Sums, c: _Sums, seen: Any) -> Array:
-    """Every pair by itself: t s H exponentials."""
-    gap = at.at(_ALL, _ALL, _ALL, None).between(c.at(_ALL, _ALL, None))
-    decay = jnp.exp(jnp.where(seen[..., None], gap, -jnp.inf))
-    return _products("BNtH,BNsH,BNtsH->BNts", q, k, decay)
-
-
-def _channel_scores_by_halves(
-    q: Array, k: Array, at: _Sums, c: _Sums, seen: Any, block: int
-) -> Array:
-    """Late queries and early keys in one product, each half by itself.
+def _channel_scores(q: Array, k: Array, at: _Sums, c: _Sums, seen: _Seen) -> Array:
+    """By halves: the late queries and early keys of a block in one product, each half by itself.
 
     The decays of a channel do not factor out of q.k safely, but over a point between key and query
-    they do: exp(at_i - c_j) = exp(at_i - c_middle) exp(c_middle - c_j), both at most one.
+    they do: exp(at_i - c_j) = exp(at_i - c_middle) exp(c_middle - c_j), both at most one.  In the
+    smallest blocks every pair has exponentials of its own.
     """
-    rows, columns = q.shape[2] // 2, k.shape[2] // 2
-    early, late = (_ALL, _ALL, slice(columns)), (_ALL, _ALL, slice(rows, None))
-    parts = lambda x, n: jnp.concatenate([x[:, :, :n], x[:, :, n:]])
-    halves = lambda tree, n: jax.tree.map(lambda x: parts(x, n), tree)
-    within = seen[..., :rows, :columns]
-    if seen.shape[0] != 1:
-        within = jnp.concatenate([within, seen[..., rows:, columns:]])
-    own = _scores(
-        parts(q, rows), parts(k, columns), halves(at, rows), halves(c, columns), within, block
+    rows, columns, count = q.shape[2], k.shape[2], 1
+    while rows % 2 == 0 and columns >= 2 * _LEAF and rows // 2 % seen.block == 0:
+        rows, columns, count = rows // 2, columns // 2, 2 * count
+    split = lambda x, *sizes: x.reshape(*x.shape[:-2], *sizes, x.shape[-1])
+    gap = at.map(split, count, rows, 1).between(c.map(split, count, 1, columns))
+    decay = jnp.exp(jnp.where(seen.order[:rows, :columns, None], gap, -jnp.inf))
+    own = _products(
+        "BNctH,BNcsH,BNctsH->BNcts", split(q, count, rows), split(k, count, columns), decay
     )
-    own = own.reshape(2, *q.shape[:2], rows, columns)
-    middle = c.at(_ALL, _ALL, slice(columns - 1, columns))
-    from_middle = _decayed(q[late], at.at(*late).between(middle))
-    to_middle = _decayed(k[early], middle.between(c.at(*early)))
-    cross = _products("BNtH,BNsH->BNts", from_middle, to_middle)
-    return _assembled(own, jnp.where(seen[..., rows:, :columns], cross, 0.0))
+    while count > 1:
+        count //= 2
+        early = lambda x, size=columns, n=count: split(x, n, 2, size)[..., 0, :, :]
+        late = lambda x, size=rows, n=count: split(x, n, 2, size)[..., 1, :, :]
+        before = c.map(early)
+        middle = before.at(..., slice(-1, None), _ALL)
+        from_middle = _decayed(late(q), at.map(late).between(middle))
+        to_middle = _decayed(early(k), middle.between(before))
+        cross = _products("BNctH,BNcsH->BNcts", from_middle, to_middle)
+        halves = own.reshape(*cross.shape[:-2], 2, rows, columns)
+        own = _assembled(halves[..., 0, :, :], cross, halves[..., 1, :, :])
+        rows, columns = 2 * rows, 2 * columns
+    return own[..., 0, :, :]
 
 
-def _assembled(own: Array, cross: Array) -> Array:
-    """[own_0, 0; cross, own_1]."""
-    top = jnp.concatenate([own[0], jnp.zeros_like(cross)], axis=-1)
-    return jnp.concatenate([top, jnp.concatenate([cross, own[1]], axis=-1)], axis=-2)
+def _assembled(first: Array, cross: Array, last: Array) -> Array:
+    """[first, 0; cross, last]."""
+    top = jnp.concatenate([first, jnp.zeros_like(cross)], axis=-1)
+    return jnp.concatenate([top, jnp.concatenate([cross, last], axis=-1)], axis=-2)
 
 
 @dataclass(frozen=True)
