@@ -5,6 +5,8 @@
 Where a gate begins is ours: near one for decays, so that a new layer remembers.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -44,6 +46,15 @@ hgrn2 = Recipe(
 )
 delta_net = Recipe(ops.delta_net, gates={"beta": _beta})
 gated_delta_net = Recipe(ops.gated_delta_net, gates={"beta": _beta, "log_decay": _decay})
+kda = Recipe(ops.kda, gates={"beta": _beta, "log_decay": Gate(_gentle, channels=True)})
+rwkv7 = Recipe(
+    ops.rwkv7,
+    gates={
+        "log_decay": Gate(lambda x: -math.exp(-0.5) * jax.nn.sigmoid(x), bias=-4.0, channels=True),
+        "removal": Gate(lambda x: x, channels=True),
+        "rate": Gate(jax.nn.sigmoid, channels=True),
+    },
+)
 mamba2 = Recipe(
     lambda q, k, v, dt, log_a, **kw: ops.mamba2(_for_heads(v, q), dt, -jnp.exp(log_a), k, q, **kw),
     gates={"dt": Gate(jax.nn.softplus, bias=-2.0)},
