@@ -4,6 +4,7 @@ from attnjax.op import gather
 from attnjax.ops.multihead_structure.cascaded_group import cascaded_group_attention
 from attnjax.ops.multihead_structure.decoupled import decoupled_target_attention
 from attnjax.ops.multihead_structure.diff_qkv import diff_qkv_attention
+from attnjax.ops.multihead_structure.head_tokens import dynamic_aggregation, head_token_attention
 from attnjax.ops.multihead_structure.moh import (
     mixture_of_heads,
     moh_balance_loss,
@@ -13,6 +14,9 @@ from attnjax.ops.multihead_structure.moh import (
 )
 from attnjax.ops.multihead_structure.opamp import opamp_attention
 from attnjax.ops.multihead_structure.partial_head import partial_head_attention
+from attnjax.ops.multihead_structure.routing_tokens import attention_aware_routing
+from attnjax.ops.multihead_structure.single_headed import boom, single_headed_attention
+from attnjax.ops.multihead_structure.skim import layout_embedding, skimmed_attention
 from attnjax.ops.multihead_structure.super_attention import (
     slices,
     super_attention,

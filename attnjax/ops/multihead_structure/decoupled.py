@@ -13,13 +13,16 @@ Differs: the code has one target and one head; the loss and its auxiliary head b
 """
 
 import math
+from typing import Unpack
 
 import jax.numpy as jnp
 
 from attnjax.core import masks
 from attnjax.core.blocks import select
+from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_scores
+from attnjax.core.pairwise.request import Terms
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, by_sizes, fill
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -44,10 +47,18 @@ def decoupled_target_attention(
     """
     q = _scored(q, q_time, math.sqrt(q.shape[-1]), math.sqrt(q_time.shape[-1]))
     k = _scored(k, k_time, 1.0, 1.0)
-    scores = attention_scores(q, k, mask=mask, scale=1.0)
-    chosen = select.top_k(scores.transpose(0, 2, 1, 3), top_k, block_q=1, block_k=1)
+    chosen = best_keys(q, k, top_k, mask=mask, scale=1.0)
     out = attend(q, k, wide(v), mask=mask, blocks=chosen, scale=1.0, impl=impl)
     return out.astype(v.dtype)
+
+
+def best_keys(q: Q, k: K, top_k: int, **terms: Unpack[Terms]) -> Selection:
+    """The keys of each query and head with the largest scores, as `attend` would have them.
+
+    `terms` are arguments of `attend`: mods, mask, scale, positions.  Memory O(T S).
+    """
+    scores = attention_scores(wide(q), wide(k), **terms)
+    return select.top_k(scores.transpose(0, 2, 1, 3), top_k, block_q=1, block_k=1)
 
 
 def _scored(x: Array, time: Array, width: float, time_width: float) -> Array:

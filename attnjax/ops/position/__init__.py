@@ -16,6 +16,7 @@ from attnjax.ops.position.gta import (
     into_query_frame,
     out_of_frame,
 )
+from attnjax.ops.position.multi_variate import multi_variate_parallel_attention
 from attnjax.ops.position.ripo import music_embedding, ripo_attention
 from attnjax.ops.position.rope_nope import rope_nope_attention
 from attnjax.ops.position.shaw import shaw_relative_attention
