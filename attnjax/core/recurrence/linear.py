@@ -118,6 +118,9 @@ def linear_attend(
     Raises ValueError for shapes that do not fit, for a log_decay above 0 and a beta outside [0, 2]
     (where their values are known, outside jit), TypeError for dtypes and values of the wrong kind.
     """
+    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+    z = check_qkv("linear_attend", q, k, v)
+    _check_lengths(z, block, writes)
     packed, before = None, _document(state)
     if documents is None and before is not None:
         raise ValueError("linear_attend: state is one of a call with documents, expected them here")
@@ -128,7 +131,7 @@ def linear_attend(
         k, v, log_decay, beta, erase = jax.tree.map(hide, (k, v, log_decay, beta, erase))
     starts = None if packed is None else _of_writes(packed.starts, writes)
     tokens = Tokens(k, v, log_decay, beta, erase, starts)
-    request, dtype = _prepare(q, tokens, normalize, block, writes, state)
+    request, dtype = _prepare(q, tokens, z, normalize, block, writes, state)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"linear_attend: chunk is {chunk!r}, expected an integer of at least 1")
     known = {**IMPLEMENTATIONS, "chunked": Chunked(chunk)}
@@ -149,7 +152,7 @@ def linear_attend(
 
 
 def _choose(request: RecurrenceRequest, chunk: int) -> Implementation:
-    if request.k.shape[1] == 1:  # a step of decoding: there is nothing to multiply at once
+    if request.k.shape[1] == request.writes:  # a step of decoding: nothing to multiply at once
         return IMPLEMENTATIONS["recurrent"]
     if IMPLEMENTATIONS["triton"].supported(request) is None:
         return IMPLEMENTATIONS["triton"]
@@ -172,19 +175,17 @@ def _headline(request: RecurrenceRequest) -> str:
 def _prepare(
     q: Array,
     tokens: Tokens,
+    z: Shape,
     normalize: Normalize | None,
     block: int | None,
     writes: int,
     state: State | None,
 ) -> tuple[RecurrenceRequest, jnp.dtype]:
     """The call, and the dtype of its result."""
-    q, k, v = jnp.asarray(q), jnp.asarray(tokens.k), jnp.asarray(tokens.v)
-    z = check_qkv("linear_attend", q, k, v)
+    k, v, log_decay, beta, erase, starts = tokens
     if v.shape[2] != z.K:
         raise ValueError(f"linear_attend: v has {v.shape[2]} heads, expected k's K = {z.K}")
     given, dtype = v.dtype, working_dtype(jnp.result_type(q, k, v))
-    _check_lengths(z, block, writes)
-    log_decay, beta, starts = tokens.log_decay, tokens.beta, tokens.starts
     if log_decay is not None:
         log_decay = _gate("log_decay", log_decay, z, ("N", "BSN", "BSNH"), -np.inf, 0.0)
         # exp(smallest) is the smallest normal number; less, even -inf, is as good as zero
@@ -195,20 +196,20 @@ def _prepare(
             f"linear_attend: normalize is {normalize!r}, expected None or a function such as "
             "normalizers.divide"
         )
-    options = {"normalize": normalize, "beta": beta, "erase": tokens.erase}
+    options = {"normalize": normalize, "beta": beta, "erase": erase}
     if len(both := [name for name, x in options.items() if x is not None]) > 1:
         told = f"{', '.join(both[:-1])} and {both[-1]} were given"
         raise ValueError(f"linear_attend: {told}, expected one of them")
     if beta is not None:
         beta = _gate("beta", beta, z, ("BSN",), 0.0, 2.0)
-    erase = None if tokens.erase is None else _erasing(tokens.erase, z)
+    erase = None if erase is None else _erasing(erase, z)
     normalized = normalize is not None
     memory = _memory(state, z, dtype, normalized)
     memory = pvary_like(memory, (q, k, v, log_decay, beta, erase))
     if starts is not None:
         starts = starts[..., None, None].astype(dtype)
-    given_tokens = k, v, log_decay, beta, erase, starts
-    return RecurrenceRequest(q, *given_tokens, memory, block, normalized, writes), given
+    checked = k, v, log_decay, beta, erase, starts
+    return RecurrenceRequest(q, *checked, memory, block, normalized, writes), given
 
 
 def _check_lengths(z: Shape, block: int | None, writes: int) -> None:

@@ -221,6 +221,11 @@ BAD = {
         ValueError,
         "T = 8 and S = 8 with block 1, expected S = 3 T",
     ),
+    "writes does not fit, with documents": (
+        {"writes": 2, "documents": np.zeros(8, int)},
+        ValueError,
+        "expected S = 2 T",
+    ),
     "writes in both directions": (
         {"writes": 2, "block": None},
         ValueError,
