@@ -5,6 +5,7 @@ from attnjax.ops.softmax_core.clipped_softmax import clipped_softmax_attention, 
 from attnjax.ops.softmax_core.cog import cog_attention
 from attnjax.ops.softmax_core.entity_aware import entity_aware_attention
 from attnjax.ops.softmax_core.forgetting import forgetting_attention
+from attnjax.ops.softmax_core.gated_cross import CrossWeights, gated_cross_attention_unit
 from attnjax.ops.softmax_core.hard import (
     average_hard_attention,
     leftmost_hard_attention,
