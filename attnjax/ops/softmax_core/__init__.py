@@ -3,6 +3,7 @@
 from attnjax.op import gather
 from attnjax.ops.softmax_core.clipped_softmax import clipped_softmax_attention, gated_attention
 from attnjax.ops.softmax_core.cog import cog_attention
+from attnjax.ops.softmax_core.compositional import compositional_attention
 from attnjax.ops.softmax_core.entity_aware import entity_aware_attention
 from attnjax.ops.softmax_core.forgetting import forgetting_attention
 from attnjax.ops.softmax_core.gated_cross import CrossWeights, gated_cross_attention_unit
@@ -24,6 +25,12 @@ from attnjax.ops.softmax_core.pointer import pointer_attention, unused
 from attnjax.ops.softmax_core.pool import additive_pool, attention_pool, dynamic_self_attention
 from attnjax.ops.softmax_core.prefix import prefix_attention
 from attnjax.ops.softmax_core.rectified_linear import rela, rela_gated
+from attnjax.ops.softmax_core.sage import (
+    quantized_fp4,
+    quantized_int8,
+    sage3_attention,
+    sage_attention,
+)
 from attnjax.ops.softmax_core.selective import selection, selective_attention
 from attnjax.ops.softmax_core.selective_self import position_temperature, selective_self_attention
 from attnjax.ops.softmax_core.sinkhorn import multi_prompt_sinkhorn_attention, sinkhorn_attention
