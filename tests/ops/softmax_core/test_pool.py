@@ -13,7 +13,7 @@ from attnjax.ops.softmax_core import (
     luong_concat,
 )
 from tests.helpers import draw, draws, exact, near, qkv
-from tests.ops.plain import blend, kv, softmax, weights
+from tests.ops.plain import blend, kv, softmax, visible, weights
 
 B, S, L, W, R = 2, 7, 3, 8, 5
 
@@ -30,10 +30,10 @@ def additive_pool_oracle(q, k, v, w, bias, allowed=None):
     return blend(weights(q, k, allowed, logit=score), v)
 
 
-def dynamic_self_attention_oracle(u, rounds=2, lengths=None):
+def dynamic_self_attention_oracle(u, rounds=2, allowed=None):
     out = np.zeros((u.shape[0], *u.shape[2:]))
     for b, n in np.ndindex(*out.shape[:2]):
-        rows = u[b, : None if lengths is None else lengths[b], n]
+        rows = u[b, visible(allowed, b, n, 0, u.shape[1]), n]
         logits = np.zeros(len(rows))
         for _ in range(rounds):
             out[b, n] = np.tanh(softmax(logits) @ rows)
@@ -86,6 +86,7 @@ def test_dynamic_self_attention_in_rounds_under_padding():
     u, lengths = draw(B, S, 2, 4), jnp.array([S, 4])
     spoiled = u.at[1, 4:].set(jnp.nan)
     run = jax.jit(lambda u: dynamic_self_attention(u, rounds=4, mask=masks.lengths(None, lengths)))
-    near(run(spoiled), dynamic_self_attention_oracle(exact(u), 4, lengths))
+    seen = (np.arange(S) < np.asarray(lengths)[:, None])[:, None, None]
+    near(run(spoiled), dynamic_self_attention_oracle(exact(u), 4, seen))
     with pytest.raises(ValueError, match="rounds is 0"):
         dynamic_self_attention(u, rounds=0)
