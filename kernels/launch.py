@@ -67,7 +67,11 @@ _recorder: contextvars.ContextVar[list[Program] | None] = contextvars.ContextVar
 
 @contextlib.contextmanager
 def programs() -> Iterator[list[Program]]:
-    """Collects the programs launched inside, traced ones included: for `usage`, and to read."""
+    """Collects the programs launched inside, traced ones included: for `usage`, and to read.
+
+    What has been compiled is forgotten, as a call that was traced before is not traced again.
+    """
+    jax.clear_caches()
     seen: list[Program] = []
     token = _recorder.set(seen)
     try:

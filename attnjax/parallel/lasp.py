@@ -11,14 +11,15 @@ Paper: Sun et al., "LASP-2", 2025, arXiv:2502.07563, algorithms 1 to 4; decays a
 by the same prefix, as in flash-linear-attention's context parallelism.
 """
 
-import functools
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from attnjax.core.derive import Derived, Static
 from attnjax.core.recurrence.chunked import Chunked
 from attnjax.core.recurrence.steps import RecurrenceRequest, read
 from attnjax.core.sharding import pvary_like
@@ -80,12 +81,12 @@ class LASP2:
         memory, from_zero, transition = pvary_like(
             (request.memory, from_zero, transition), (request, lax.axis_index(self.axis))
         )
-        summary = memory, own(from_zero), own(transition)
+        summary = _Summary(memory, own(from_zero), own(transition))
         if request.block is None:
-            last = _after_all(order, *summary)
+            last = _after_all(summary, Static(order))
             nothing = request.with_tokens((request.k[:, :0], request.v[:, :0], *(None,) * 4))
             return chunked.run(replace(nothing, memory=last))
-        before: Array = _before_each(order, *summary)
+        before: Array = _before_each(summary, Static(order))
         out, after = chunked.run(
             replace(alone, memory=before.reshape(count * B, *before.shape[2:]))
         )
@@ -216,44 +217,39 @@ def _gradients(order: _RunOrder, before: Array, moves: Array, d_before: Array, d
     )
     # every device has all of d_first: one hands it on, as what is replicated is summed over devices
     one = lax.axis_index(order.axis) == 0
-    return jnp.where(one, d_first, 0.0), _mine(order, d_from_zero), _mine(order, d_moves)
+    d_first = jnp.where(one, d_first, 0.0)
+    return _Summary(d_first, _mine(order, d_from_zero), _mine(order, d_moves))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _before_each(order: _RunOrder, first: Array, from_zero: Array, transition: Array) -> Array:
-    """The state before each run here, (runs,B,N,H,D)."""
-    return _mine(order, _states(order, first, from_zero, transition)[0])
+class _Summary(NamedTuple):
+    """The state before all tokens; of each run here: what it leaves from zero, does to a state."""
+
+    first: Array
+    from_zero: Array
+    transition: Array
 
 
-def _before_each_fwd(order: _RunOrder, first: Array, from_zero: Array, transition: Array):
-    before, _, moves = _states(order, first, from_zero, transition)
-    return _mine(order, before), (before, moves)
+def _before(x: _Summary, order: Static) -> tuple[Array, tuple[Array, Array]]:
+    before, _, moves = _states(order.value, *x)
+    return _mine(order.value, before), (before, moves)
 
 
-def _before_each_bwd(order: _RunOrder, residuals, d: Array):
-    before, moves = residuals
-    d_before = _gathered(order, d)
-    return _gradients(order, before, moves, d_before, jnp.zeros_like(d_before[0]))
+def _before_back(x: _Summary, order: Static, saved: tuple[Array, Array], d: Array) -> _Summary:
+    d_before = _gathered(order.value, d)
+    return _gradients(order.value, *saved, d_before, jnp.zeros_like(d_before[0]))
 
 
-_before_each.defvjp(_before_each_fwd, _before_each_bwd)
+_before_each = Derived(_before, _before_back)  # (runs,B,N,H,D)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _after_all(order: _RunOrder, first: Array, from_zero: Array, transition: Array) -> Array:
-    """The state after all tokens, (B,N,H,D), on every device."""
-    return _states(order, first, from_zero, transition)[1]
-
-
-def _after_all_fwd(order: _RunOrder, first: Array, from_zero: Array, transition: Array):
-    before, last, moves = _states(order, first, from_zero, transition)
+def _after(x: _Summary, order: Static) -> tuple[Array, tuple[Array, Array]]:
+    before, last, moves = _states(order.value, *x)
     return last, (before, moves)
 
 
-def _after_all_bwd(order: _RunOrder, residuals, d: Array):
-    before, moves = residuals
-    d_last = lax.all_gather(d, order.axis).sum(axis=0)  # of the queries of all devices
-    return _gradients(order, before, moves, jnp.zeros_like(before), d_last)
+def _after_back(x: _Summary, order: Static, saved: tuple[Array, Array], d: Array) -> _Summary:
+    d_last = lax.all_gather(d, order.value.axis).sum(axis=0)  # of the queries of all devices
+    return _gradients(order.value, *saved, jnp.zeros_like(saved[0]), d_last)
 
 
-_after_all.defvjp(_after_all_fwd, _after_all_bwd)
+_after_all = Derived(_after, _after_back)  # (B,N,H,D), on every device

@@ -24,6 +24,7 @@ from jax import lax
 from jax.core import Tracer
 
 from attnjax.core import masks, normalizers
+from attnjax.core.derive import Derived
 from attnjax.core.masks import EMPTY, Mask
 from attnjax.core.masks.derived import HeadSlice, Inside
 from attnjax.core.mods import group_of
@@ -33,7 +34,7 @@ from attnjax.core.pairwise.blockwise import Blockwise, stretch
 from attnjax.core.pairwise.operands import token_axes
 from attnjax.core.pairwise.request import Request, along_tokens
 from attnjax.core.pairwise.tile_list import choose_blocks, tile_list, whole_groups
-from attnjax.core.pairwise.tile_scan import Grads, Inputs, KeyShard
+from attnjax.core.pairwise.tile_scan import Grads, Inputs, KeyShard, Saved
 from attnjax.core.sharding import pvary_like
 from attnjax.parallel.layouts import Layout, check_layout, run_starts, runs
 from attnjax.parallel.tokens import LayoutSharding, Lengths, without_padding
@@ -57,7 +58,7 @@ class Ring:
 
     q, k, v and operands of queries and keys are this device's; operands of pairs are (B,N,T/P,S),
     columns in layout order; masks are those of the whole sequence.  A mask or layout under which
-    distant devices share nothing shortens the walk.  Reverse mode only.
+    distant devices share nothing shortens the walk.
     """
 
     axis: str
@@ -159,6 +160,7 @@ def hops_of(mask: Mask, sharding: LayoutSharding, T: int, S: int, known: bool) -
 # ---------------------------------------------------------------------------------- the walk
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Walk:
     """What is static about a walk."""
@@ -236,7 +238,7 @@ def walk(request: Request, sharding: LayoutSharding, inner: Blockwise) -> State:
     x, rest = tile_scan.split(request)
     index = lax.axis_index(static.axis)
     x, rest = pvary_like((x, rest), (x, rest, index))
-    state = _ring(static, x, rest)
+    state = _ring(x, _Rest(static, rest))
     return jax.tree.map(lambda a: a[..., : z.T, :], state)
 
 
@@ -408,20 +410,21 @@ def _visit_with_gradients(
     return kept, _of_keys(rest, after)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(static: _Walk, x: Inputs, rest: Request) -> State:
-    return _ring_fwd(static, x, rest)[0]
+class _Rest(NamedTuple):
+    """What no derivative is taken by."""
+
+    walk: _Walk
+    request: Request
 
 
-def _ring_fwd(static: _Walk, x: Inputs, rest: Request):
-    state, saved = tile_scan.forward(x, rest, _over_keys(static, x, rest))
-    return state, (x, rest, saved)
+def _forward(x: Inputs, rest: _Rest) -> tuple[State, Saved]:
+    return tile_scan.forward(x, rest.request, _over_keys(rest.walk, x, rest.request))
 
 
-def _ring_bwd(static: _Walk, residuals, cotangents: State):
-    x, rest, saved = residuals
-    fold, fold_back = _over_keys(static, x, rest), _over_keys_and_gradients(static, x, rest)
-    return tile_scan.backward(x, rest, saved, cotangents, fold, fold_back), None
+def _backward(x: Inputs, rest: _Rest, saved: Saved, cotangents: State) -> Inputs:
+    static, request = rest
+    fold, fold_back = _over_keys(static, x, request), _over_keys_and_gradients(static, x, request)
+    return tile_scan.backward(x, request, saved, cotangents, fold, fold_back)
 
 
-_ring.defvjp(_ring_fwd, _ring_bwd)
+_ring = Derived(_forward, _backward)

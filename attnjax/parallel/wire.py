@@ -1,35 +1,39 @@
 """What travels between devices: narrow on the way there, wide on the way back."""
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from attnjax.core.derive import Derived, Static
 from attnjax.core.numerics import clean
 from attnjax.typing import Array
 
 Move = Callable[[Array], Array]  # linear: a collective, or a rearrangement
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def sent(move: Move, dtype: jnp.dtype, x: Array) -> Array:
-    """move(x), where x travels in `dtype`, which holds it exactly, and its gradient in x's.
+    """move(x), where x travels in `dtype`, which holds it exactly, and its derivatives in x's.
 
     Gradients of several devices are sums: they are not to be rounded before they are added.
     """
-    return move(x.astype(dtype)).astype(x.dtype)
+    return _sent(x, Static((move, dtype)))
 
 
-def _sent_fwd(move: Move, dtype: jnp.dtype, x: Array):
-    return sent(move, dtype, x), jax.vjp(move, x)[1]  # linear: nothing of x is kept
+def _narrow(x: Array, how: Static) -> tuple[Array, None]:
+    move, dtype = how.value
+    return move(x.astype(dtype)).astype(x.dtype), None
 
 
-def _sent_bwd(move: Move, dtype: jnp.dtype, pull: Callable[[Array], tuple[Array]], d: Array):
-    return pull(d)
+def _back(x: Array, how: Static, saved: None, d: Array) -> Array:
+    return jax.linear_transpose(how.value[0], x)(d)[0]
 
 
-sent.defvjp(_sent_fwd, _sent_bwd)
+def _wide(x: Array, how: Static) -> Array:
+    return how.value[0](x)
+
+
+_sent = Derived(_narrow, _back, _wide)
 
 
 def with_poison(x: Array, poison: Array) -> Array:

@@ -24,7 +24,6 @@ FORMS = {
     "attend": {"truth": "dense", "tiles": Blockwise(4, 3), "default": "blockwise"},
     "linear_attend": {"truth": "recurrent", "tiles": Chunked(4), "default": "chunked"},
 }
-FORWARD_MODE = {"attend": Blockwise(4, 3, derivative="forward"), "linear_attend": Chunked(4)}
 
 
 # ----------------------------------------------------------------------- what a law applies to

@@ -11,7 +11,7 @@ from attnjax.op import Op
 from tests.laws import ledger
 
 ALWAYS = ("formula", "annotations")
-MOST_LEAVES = 100  # whose own tests a default run takes: two CPU seconds each
+MOST_LEAVES = 40  # whose own tests a default run takes: two to five CPU seconds each
 _WRITE_EVERY = 20.0  # seconds: a killed run loses no more
 
 
@@ -24,7 +24,7 @@ def pytest_addoption(parser):
         help="some: every formula, and the ops that met their laws the longest ago, within the "
         "budget; due: what the ledger does not know of the code as it is; all",
     )
-    group.addoption("--laws-budget", type=float, default=90.0, help="CPU seconds, for --laws=some")
+    group.addoption("--laws-budget", type=float, default=45.0, help="CPU seconds, for --laws=some")
     group.addoption("--write-ledger", action="store_true", help="write down what has passed")
 
 

@@ -58,7 +58,8 @@ class Stage:
     peak, rescale as in Normalizer
 
     Gradients flow through the last round of the last stage only: earlier ones just bring the
-    iteration close (one Newton step at the solution differentiates it exactly).
+    iteration close (one Newton step at the solution differentiates it exactly).  Second ones flow
+    through the last two, as the first ones of the last round depend on where it starts.
     """
 
     terms: Callable[[Array, Array, Rows, Params], Rows]
@@ -225,7 +226,7 @@ def unnormalized(n: Normalizer, s: Array, allowed: Array | None) -> tuple[Array,
         m = reference(new_reference(rows, s, allowed, stage.peak))
         terms = zero_masked(allowed, *stage.terms(fill_masked(allowed, s, m), m, stats, n.params))
         stats = stage.finish(m, tuple(total(t) for t in terms), stats, n.params)
-        if i + 1 < len(rounds):
+        if stage is not rounds[-1] or i + 2 < len(rounds):
             stats = lax.stop_gradient(stats)
     start = rows if n.floor is None else jnp.maximum(rows, lax.stop_gradient(n.floor(n.params)))
     top = new_reference(start, s, allowed, n.peak)

@@ -329,8 +329,11 @@ def _entmax_start(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
 
 
 def _newton_step(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
-    excess, steepness = jnp.where(sums[0] == 0, 0.0, sums[0] - 1.0), lax.stop_gradient(sums[1])
-    return stats[0] + divide(excess, steepness), stats[1]
+    excess, steepness = jnp.where(sums[0] == 0, 0.0, sums[0] - 1.0), sums[1]
+    # At the solution there is no excess: the steepness has no first derivative, but second ones.
+    rest = lax.stop_gradient(excess)
+    step = divide(excess - rest, steepness) + divide(rest, lax.stop_gradient(steepness))
+    return stats[0] + step, stats[1]
 
 
 def _nothing(s: Array, m: Array, stats: Rows, params: Params) -> Rows:

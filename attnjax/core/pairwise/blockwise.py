@@ -1,26 +1,26 @@
 """Blockwise execution in XLA: a loop over the tiles that hold anything.
 
-O(T + S) memory, forward and backward; the loops are those of `tile_scan`.  Reverse mode is a custom
-VJP that computes tiles again; `Blockwise(derivative="forward")` leaves differentiation to JAX
-instead, which can do forward mode alone.
+O(T + S) memory, in every derivative; the loops are those of `tile_scan`, and `derive` takes forward
+mode and second derivatives from its two passes.
 """
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from attnjax.core import normalizers
 from attnjax.core.blocks.pairs import one_by_one, over_examples, over_heads, tile_lists_of_selection
+from attnjax.core.derive import Derived
 from attnjax.core.mods import group_of
 from attnjax.core.normalizers import State
 from attnjax.core.numerics import known
 from attnjax.core.pairwise import tile_scan
 from attnjax.core.pairwise.request import Request, along_tokens
 from attnjax.core.pairwise.tile_list import choose_blocks, tile_list, whole_groups
-from attnjax.core.pairwise.tile_scan import Inputs, KeyShard, Schedules
+from attnjax.core.pairwise.tile_scan import Inputs, KeyShard, Saved, Schedules
 from attnjax.core.sharding import pvary_like
 from attnjax.typing import Array
 
@@ -31,23 +31,16 @@ class Blockwise:
 
     block_q, block_k   sizes of the tiles; None chooses them by mask, T, S and number of heads.
                        Under a selection its blocks of keys are those of the tiles
-    derivative         "reverse": gradients in O(T + S) memory, jvp raises (jvp of grad works);
-                       "forward": jvp and what is built on it; grad raises
     """
 
     block_q: int | None = None
     block_k: int | None = None
-    derivative: Literal["reverse", "forward"] = "reverse"
 
     def __post_init__(self) -> None:
         for name in ("block_q", "block_k"):
             size = getattr(self, name)
             if size is not None and (not isinstance(size, int) or size < 1):
                 raise ValueError(f"Blockwise: {name} is {size!r}, expected a positive integer")
-        if self.derivative not in ("reverse", "forward"):
-            raise ValueError(
-                f"Blockwise: derivative is {self.derivative!r}, expected 'reverse' or 'forward'"
-            )
 
     def supported(self, request: Request) -> str | None:
         """None: every mod, mask and normalizer runs blockwise."""
@@ -77,7 +70,7 @@ class Blockwise:
         if schedule.entries.shape[0] == 0:  # the mask allows nothing at all
             return tile_scan.empty_state(request.normalizer, request.q, z.D)
         padded = pad(request, whole_groups(z.T, block_q), whole_groups(z.S, block_k))
-        state = _run[self.derivative](*_alike(padded), (schedule,))
+        state = _run(*_alike(padded, (schedule,)))
         return jax.tree.map(lambda x: x[..., : z.T, :], state)
 
 
@@ -95,7 +88,7 @@ def _of_head(impl: Blockwise, request: Request) -> State:
     schedules, z = tile_lists_of_selection(request, impl.block_q), request.shape
     whole = replace(request, selection=None)
     padded = pad(whole, z.T, whole_groups(z.S, schedules[0].block_k))
-    return _run[impl.derivative](*_alike(padded), schedules)
+    return _run(*_alike(padded, schedules))
 
 
 def pad(request: Request, T: int, S: int) -> Request:
@@ -113,39 +106,33 @@ def stretch(x: Array, axis: int, to: int) -> Array:
     return jnp.pad(x, [(0, to - n if i == axis else 0) for i, n in enumerate(x.shape)], mode)
 
 
-def _alike(request: Request) -> tuple[Inputs, Request]:
+class _Rest(NamedTuple):
+    """What no derivative is taken by."""
+
+    request: Request
+    schedules: Schedules
+
+
+def _alike(request: Request, schedules: Schedules) -> tuple[Inputs, _Rest]:
     """The call taken apart; what differs between devices at all does so everywhere."""
     x, rest = tile_scan.split(request.scaled())
-    return pvary_like(x, (x, rest)), rest
+    return pvary_like(x, (x, rest)), _Rest(rest, schedules)
 
 
-def _over(part: KeyShard) -> tile_scan.KeyFold:
+def _over_all(x: Inputs, rest: _Rest) -> tile_scan.KeyFold:
     """All keys are one part."""
+    part = KeyShard(x, *rest)
     return lambda visit, carry: visit(part, carry)
 
 
-@jax.custom_vjp
-def _reverse(x: Inputs, rest: Request, schedules: Schedules) -> State:
-    return _reverse_fwd(x, rest, schedules)[0]
+def _forward(x: Inputs, rest: _Rest) -> tuple[State, Saved]:
+    return tile_scan.forward(x, rest.request, _over_all(x, rest))
 
 
-def _reverse_fwd(x: Inputs, rest: Request, schedules: Schedules):
-    state, saved = tile_scan.forward(x, rest, _over(KeyShard(x, rest, schedules)))
-    return state, (x, rest, schedules, saved)
-
-
-def _reverse_bwd(residuals, cotangents: State):
-    x, rest, schedules, saved = residuals
-    over = _over(KeyShard(x, rest, schedules))
-    return tile_scan.backward(x, rest, saved, cotangents, over, over), None, None
-
-
-_reverse.defvjp(_reverse_fwd, _reverse_bwd)
-
-
-def _forward_only(x: Inputs, rest: Request, schedules: Schedules) -> State:
-    return tile_scan.forward(x, rest, _over(KeyShard(x, rest, schedules)))[0]
+def _backward(x: Inputs, rest: _Rest, saved: Saved, cotangents: State) -> Inputs:
+    over = _over_all(x, rest)
+    return tile_scan.backward(x, rest.request, saved, cotangents, over, over)
 
 
 # Called eagerly, too, a pass over the tiles compiles once per shape.
-_run = {"reverse": jax.jit(_reverse), "forward": jax.jit(_forward_only)}
+_run = jax.jit(Derived(_forward, _backward))

@@ -1,6 +1,6 @@
-"""The dense implementation: the readable truth, and the only one with every derivative.
+"""The dense implementation: the readable truth.
 
-O(T S) memory.  The other implementations must equal this one in value and gradient.
+O(T S) memory.  The other implementations must equal this one in value and in every derivative.
 """
 
 from collections.abc import Callable

@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import masks, normalizers
+from attnjax.core.derive import Static, in_reverse
 from attnjax.core.normalizers import Normalizer, Rows, State, reference
 from attnjax.core.numerics import divide
-from attnjax.core.pairwise import relative
+from attnjax.core.pairwise import relative, tile_scan
+from attnjax.core.pairwise.blockwise import Blockwise
 from attnjax.core.pairwise.operands import Tile, span
 from attnjax.core.pairwise.request import Request
 from attnjax.core.pairwise.triton import Triton
@@ -67,15 +69,45 @@ def unsupported(impl: Triton, request: Request) -> str | None:
 
 def run(impl: Triton, request: Request) -> Array:
     """The weighted sum of values, (B,N,T,D)."""
-    out = _run(impl, request, _Finish(_static(request.normalizer)))["out"]
-    return out.transpose(0, 2, 1, 3).astype(request.q.dtype)
+    return _weighted_sum(*_apart(impl, request))
 
 
 def state(impl: Triton, request: Request) -> State:
     """What the keys leave behind for each query, to be merged with what other keys leave."""
-    got = _run(impl, request, None)
+    return _state(*_apart(impl, request))
+
+
+# Kernels give values and gradients; all other derivatives are those of the blockwise form.
+
+_X = tuple[tile_scan.Inputs, Array | None]  # and the scale
+_Rest = tuple[Static, Request]
+
+
+def _apart(impl: Triton, request: Request) -> tuple[_X, _Rest]:
+    x, rest = tile_scan.split(request)
+    x = pvary_like((x, request.scale), request)
+    return x, (Static(impl), replace(rest, scale=None))
+
+
+def _call(x: _X, rest: _Rest) -> tuple[Triton, Request]:
+    inputs, scale = x
+    return rest[0].value, replace(tile_scan.join(inputs, rest[1]), scale=scale)
+
+
+def _sum_by_kernels(x: _X, rest: _Rest) -> Array:
+    impl, request = _call(x, rest)
+    out = _run(impl, request, _Finish(_static(request.normalizer)))["out"]
+    return out.transpose(0, 2, 1, 3).astype(request.q.dtype)
+
+
+def _state_by_kernels(x: _X, rest: _Rest) -> State:
+    got = _run(*_call(x, rest), None)
     rows = lambda x: x[..., None]
     return State(rows(got["m"]), tuple(map(rows, got["sums"])), got["out"].swapaxes(1, 2))
+
+
+_weighted_sum = in_reverse(_sum_by_kernels, lambda x, rest: Blockwise().run(_call(x, rest)[1]))
+_state = in_reverse(_state_by_kernels, lambda x, rest: Blockwise().state(_call(x, rest)[1]))
 
 
 def tilings(dtype: Any, H: int, D: int, capability: int) -> tuple[Tiling, Tiling, Tiling]:

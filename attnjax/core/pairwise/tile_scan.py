@@ -81,7 +81,7 @@ class Saved(NamedTuple):
 
 
 def split(request: Request) -> tuple[Inputs, Request]:
-    """A call as (differentiable arrays, the rest): what a custom VJP has to tell apart."""
+    """A call as (what derivatives are taken by, the rest)."""
     inputs = Inputs(
         request.q, request.k, request.v, request.v_table,
         tuple(mod.operands for mod in request.mods), request.normalizer.params,
@@ -92,6 +92,16 @@ def split(request: Request) -> tuple[Inputs, Request]:
         mods=mods, normalizer=replace(request.normalizer, params=()),
     )  # fmt: skip
     return inputs, rest
+
+
+def join(x: Inputs, rest: Request) -> Request:
+    """The call again."""
+    mods = zip(rest.mods, x.operands, strict=True)
+    return replace(
+        rest, q=x.q, k=x.k, v=x.v, v_table=x.v_table,
+        mods=tuple(replace(mod, operands=operands) for mod, operands in mods),
+        normalizer=replace(rest.normalizer, params=x.params),
+    )  # fmt: skip
 
 
 class KeyShard(NamedTuple):
@@ -160,8 +170,7 @@ class Cut(NamedTuple):
 
 def _cut(x: Inputs, rest: Request, tile: Tile, kind: int) -> Cut:
     rows = lambda a, at: take_at(a, at, -2)
-    mods = [replace(m, operands=o) for m, o in zip(rest.mods, x.operands, strict=True)]
-    operands = cut_operands(tuple(mods), tile)
+    operands = cut_operands(join(x, rest).mods, tile)
     q, k, v = rows(x.q, tile.q), rows(x.k, tile.k), rows(x.v, tile.k)
     q_bad = cut_to_tile("query", rest.q_poison, tile)
     k_bad = cut_to_tile("key", rest.k_poison, tile)
@@ -313,21 +322,22 @@ def _statistics(x: Inputs, n: Normalizer, fold: KeyFold):
     stats: Rows = ()
     last: tuple = ((), (), ())
     for number, stage in enumerate(n.stages):
+
+        def round_(stats: Rows, stage: Stage = stage) -> tuple[Rows, Any]:
+            m, sums = _stage(x, fold, stage, stats)
+            return stage.finish(m, sums, stats, x.params), (m, sums, stats)
+
         final = number + 1 == len(n.stages)
-
-        def round_(stats: Rows, stage: Stage = stage) -> Rows:
-            m, sums = _stage(x, fold, stage, stats)
-            return lax.stop_gradient(stage.finish(m, sums, stats, x.params))
-
-        repeat = stage.repeat - 1 if final else stage.repeat
-        if repeat == 1:
-            stats = round_(stats)
-        elif repeat > 1:
-            stats = lax.fori_loop(0, repeat, lambda _, s: round_(s), stats)  # noqa: B023
-        if final:
-            m, sums = _stage(x, fold, stage, stats)
-            last = (m, sums, stats)
-            stats = stage.finish(m, sums, stats, x.params)
+        early = max(stage.repeat - 2, 0) if final else stage.repeat
+        if early == 1:
+            stats = lax.stop_gradient(round_(stats)[0])
+        elif early > 1:
+            stats = lax.fori_loop(0, early, lambda _, s: lax.stop_gradient(round_(s)[0]), stats)  # noqa: B023
+        if final and stage.repeat == 1:
+            stats, last = round_(stats)
+        elif final:
+            two = lax.scan(lambda stats, _: round_(stats), stats, length=2)  # noqa: B023
+            stats, last = two[0], jax.tree.map(lambda x: x[-1], two[1])
     return stats, last
 
 

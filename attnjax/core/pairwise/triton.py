@@ -20,7 +20,7 @@ class Triton:
     tf32               float32 products by TensorFloat-32, with 10 bits of mantissa; else exactly
     interpret          by Triton's interpreter, on any machine: for tests, far too slow for use
 
-    Reverse mode alone, once; jvp raises.
+    Forward mode and second derivatives are those of `Blockwise`.
     """
 
     block_q: int | None = None

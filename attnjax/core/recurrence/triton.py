@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from attnjax.core.derive import Static, in_reverse
 from attnjax.core.numerics import repeat_heads
+from attnjax.core.recurrence.chunked import Chunked
 from attnjax.core.recurrence.steps import RecurrenceRequest
 from attnjax.core.sharding import no_kernel, pvary_like
 from attnjax.typing import Array
@@ -26,7 +28,7 @@ _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 @dataclass(frozen=True)
 class Triton:
-    """Chunks by kernels, a state between them; O(T) memory.  First derivatives, in reverse mode.
+    """Chunks by kernels, a state between them; O(T) memory.
 
     chunk      tokens that are multiplied at once: a power of two from 16 on
     interpret  run in Triton's interpreter, on NumPy, anywhere: for tests
@@ -34,7 +36,7 @@ class Triton:
     Products are taken in the inputs' dtype with float32 sums, float32 ones without TF32; decays,
     states and sums are float32.  The backward pass computes states again: what is kept are the
     inputs, and for the delta rule what it solves in each chunk.  Results are bit-equal from run to
-    run.
+    run.  Forward mode and second derivatives are those of `Chunked`.
     """
 
     chunk: int = 64
@@ -69,10 +71,14 @@ class Triton:
         return None if self.interpret else launch.missing()
 
     def run(self, request: RecurrenceRequest) -> tuple[Array, Array]:
-        q, k, v, log_decay, beta, start = pvary_like(
-            (request.q, request.k, request.v, request.log_decay, request.beta, request.memory),
-            like=request,
+        x = _Arguments(
+            request.q, request.k, request.v, request.log_decay, request.beta, request.memory
         )
+        none = dict.fromkeys(_FIELDS)
+        return _attended(pvary_like(x, like=request), (Static(self), replace(request, **none)))
+
+    def _by_kernels(self, request: RecurrenceRequest) -> tuple[Array, Array]:
+        q, k, v, log_decay, beta, start = (getattr(request, name) for name in _FIELDS)
         q_poison, poison = _poison(q), _poison(k, v)
         poison = repeat_heads(poison, q)
         poison = jnp.cumsum(poison + _poison(log_decay, beta), axis=1)
@@ -88,6 +94,36 @@ class Triton:
         walked: Any = _walked(config, _Inputs(q, k, u, w, decays, start, q_poison + poison))
         out, last = walked
         return out.astype(jnp.float32), last + poison[:, -1, :, :, None]
+
+
+class _Arguments(NamedTuple):
+    """What derivatives are taken by."""
+
+    q: Array
+    k: Array
+    v: Array
+    log_decay: Array | None
+    beta: Array | None
+    memory: Array
+
+
+_FIELDS = _Arguments._fields
+_Rest = tuple[Static, RecurrenceRequest]
+
+
+def _joined(x: _Arguments, rest: _Rest) -> RecurrenceRequest:
+    return replace(rest[1], **x._asdict())
+
+
+def _by_kernels(x: _Arguments, rest: _Rest) -> tuple[Array, Array]:
+    return rest[0].value._by_kernels(_joined(x, rest))
+
+
+def _by_chunks(x: _Arguments, rest: _Rest) -> tuple[Array, Array]:
+    return Chunked(rest[0].value.chunk).run(_joined(x, rest))
+
+
+_attended = in_reverse(_by_kernels, _by_chunks)
 
 
 class _Config(NamedTuple):

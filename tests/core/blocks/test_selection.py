@@ -124,14 +124,14 @@ def test_tokens_in_an_order_of_each_head_keep_their_positions(impl):
     close(*run(q, k, v), 2e-6)
 
 
-def test_forward_mode_has_its_switch():
+def test_forward_mode():
     chosen = some_blocks(4, 1, 4, 2)
 
     def run(impl):
         f = lambda q, k, v: attend(q, k, v, blocks=chosen, mask=masks.causal, impl=impl)
         return jax.jit(lambda x, dx: jax.jvp(f, x, dx))(qkv(), qkv(3))
 
-    close(run(Blockwise(4, derivative="forward")), run("dense"), 2e-5)
+    close(run(Blockwise(4)), run("dense"), 2e-5)
 
 
 def test_a_nan_reaches_exactly_the_rows_that_see_it():

@@ -248,3 +248,16 @@ def test_laplace_follows_the_squared_relu_at_the_fitted_point():
     )
     inside = value(jnp.linspace(-1.0, 1.7, 50))
     assert (inside > 0).all() and (inside < 1).all() and (jnp.diff(inside) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["softplus sharpened", "clipped_softmax", "entmax 1.5"])
+def test_second_derivatives_are_those_of_the_formula(name):
+    """Those of an iteration do not end with its last step."""
+    normalizer, formula, _ = CASES[name]
+    s, step, weigh = np.random.default_rng(11).standard_normal((3, 7))
+    e = 1e-3
+    ahead, here, behind = (weigh @ formula(s + x * step) for x in (e, 0.0, -e))
+    with jax.enable_x64():
+        loss = lambda s: dense_weights(normalizer, s[None, None, None], None)[0, 0, 0] @ weigh
+        found = jax.jit(lambda s: jax.jvp(jax.grad(loss), (s,), (step,))[1] @ step)(s)
+    np.testing.assert_allclose(found, (ahead - 2 * here + behind) / e**2, atol=1e-4)

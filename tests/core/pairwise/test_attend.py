@@ -646,19 +646,10 @@ def test_tables_have_an_odd_number_of_entries():
         mods.relative_values(jnp.zeros((1, 3, 1, 2)), jnp.zeros((4, 2)))
 
 
-@pytest.mark.parametrize("options", [{"block_q": 0}, {"block_k": 1.5}, {"derivative": "both"}])
+@pytest.mark.parametrize("options", [{"block_q": 0}, {"block_k": 1.5}])
 def test_blockwise_refuses_nonsense(options):
     with pytest.raises(ValueError, match="Blockwise: .* expected"):
         Blockwise(**options)
-
-
-def test_reverse_blockwise_refuses_jvp_and_its_switch_allows_it():
-    q, k, v = qkv()
-    f = lambda impl: lambda q: attend(q, k, v, impl=impl)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(f(Blockwise(4, 4)), (q,), (q,))
-    got = jax.jvp(f(Blockwise(4, 4, derivative="forward")), (q,), (q,))
-    jax.tree.map(close, got, jax.jvp(f("dense"), (q,), (q,)))
 
 
 # ------------------------------------------------------------------ positions of each example

@@ -141,6 +141,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_training_goes_on_over_fewer_devices(text, tmp_path, whole):
     config, read = micro(text), lab.read_text(text)
     seen, losses = {8: [], 2: []}, np.zeros(0)
