@@ -33,7 +33,11 @@ from attnjax.ops.softmax_core.sage import (
 )
 from attnjax.ops.softmax_core.selective import selection, selective_attention
 from attnjax.ops.softmax_core.selective_self import position_temperature, selective_self_attention
-from attnjax.ops.softmax_core.sinkhorn import multi_prompt_sinkhorn_attention, sinkhorn_attention
+from attnjax.ops.softmax_core.sinkhorn import (
+    multi_prompt_score_map,
+    multi_prompt_sinkhorn_attention,
+    sinkhorn_attention,
+)
 from attnjax.ops.softmax_core.softpick import softpick_attention
 from attnjax.ops.softmax_core.softplus import softplus_attention, softplus_reweighted
 

@@ -8,6 +8,7 @@ Rows sum to one, columns to T / S: a doubly stochastic matrix where T = S. After
 is softmax attention with the bias b_j, and every sum streams: no (T,S) array.
 
     multi_prompt_sinkhorn_attention   of the cosines of q and k over eps = 0.05, divided by T
+    multi_prompt_score_map            sum_i S P_ij cos(q_i, k_j) of each pixel j
 
 Paper: Kim et al., "OTSeg: Multi-prompt Sinkhorn Attention for Zero-Shot Semantic Segmentation",
 2024, arXiv:2403.14183; "Geometric Attention: A Regime-Explicit Operator Semantics for Transformer
@@ -60,21 +61,24 @@ def key_potentials(
     keys = repeat_heads(k, q)
     share = math.log(q.shape[1] / k.shape[1])
 
-    def half(x: Q, y: K, of_y: Float[Array, "B S N"]) -> Float[Array, "B T N"]:
-        """log sum_j exp(scale x_i . y_j + of_y_j)."""
-        nothing = jnp.zeros((*y.shape[:3], 0), y.dtype)
-        bias = mods.mod(_plus, key=of_y)
-        state = attend_state(x, y, nothing, mods=(bias,), scale=scale, impl=impl)
-        return normalizers.log_sum(state)[..., 0].swapaxes(1, 2)
-
-    def step(a: Float[Array, "B T N"], _: None) -> tuple[Array, Array]:
-        b = share - half(keys, q, a)
-        return -half(q, keys, b), b
+    def step(a: Float[Array, "B T N"], _: None) -> tuple[Array, None]:
+        b = share - _log_sums(keys, q, a, scale, impl)
+        return -_log_sums(q, keys, b, scale, impl), None
 
     start = pvary_like(jnp.zeros(q.shape[:3], wide(q).dtype), (q, k))
     # The last a would be the sum that softmax divides by.
     a, _ = lax.scan(step, start, None, length=rounds - 1)
-    return share - half(keys, q, a)
+    return share - _log_sums(keys, q, a, scale, impl)
+
+
+def _log_sums(
+    x: Q, y: K, of_y: Float[Array, "B S N"], scale: float, impl: Impl
+) -> Float[Array, "B T N"]:
+    """log sum_j exp(scale x_i . y_j + of_y_j)."""
+    nothing = jnp.zeros((*y.shape[:3], 0), y.dtype)
+    bias = mods.mod(_plus, key=of_y)
+    state = attend_state(x, y, nothing, mods=(bias,), scale=scale, impl=impl)
+    return normalizers.log_sum(state)[..., 0].swapaxes(1, 2)
 
 
 def multi_prompt_sinkhorn_attention(
@@ -84,6 +88,26 @@ def multi_prompt_sinkhorn_attention(
     asked, keys = features.cosine(wide(q)), features.cosine(wide(k))
     out = sinkhorn_attention(asked, keys, wide(v), scale=1.0 / eps, rounds=rounds, impl=impl)
     return (out / q.shape[1]).astype(q.dtype)
+
+
+@on_any_mesh
+def multi_prompt_score_map(
+    q: Q, k: K, *, eps: float = 0.05, rounds: int = 100, impl: Impl = None
+) -> Float[Array, "B S N"]:
+    """sum_i S P_ij cos(q_i, k_j) of each pixel j: how much it is of the class of the T prompts."""
+    asked, keys = features.cosine(wide(q)), repeat_heads(features.cosine(wide(k)), q)
+    b = key_potentials(asked, keys, 1.0 / eps, rounds, impl)
+    a = -_log_sums(asked, keys, b, 1.0 / eps, impl)
+    given = mods.mod(_plus_both, query=b, key=a)
+    exp = normalizers.exp
+    read = attend(
+        keys, asked, asked, mods=(given,), normalizer=exp, scale=1.0 / eps, impl=impl
+    )  # sum_i P_ij q_i, of length one
+    return k.shape[1] * jnp.sum(read * keys, axis=-1)
+
+
+def _plus_both(score: Array, of_query: Array, of_key: Array) -> Array:
+    return score + (of_query + of_key)
 
 
 def _plus(score: Array, bias: Array) -> Array:

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax.ops.softmax_core import multi_prompt_sinkhorn_attention, sinkhorn_attention
-from tests.helpers import draw, near, qkv
+from attnjax.ops.softmax_core import (
+    multi_prompt_score_map,
+    multi_prompt_sinkhorn_attention,
+    sinkhorn_attention,
+)
+from tests.helpers import draw, exact, near, qkv
 from tests.ops.plain import blend, kv, unit
 
 B, T, S, N, H = 2, 6, 9, 2, 8
@@ -53,6 +57,15 @@ def test_marginals_gauge_and_roles():
 def _weights(q, k, **options):
     v = jnp.broadcast_to(jnp.eye(k.shape[1])[None, :, None], (*k.shape[:3], k.shape[1]))
     return sinkhorn_attention(q, k, v, **options).transpose(0, 2, 1, 3)
+
+
+def test_the_score_map_weighs_cosines_by_the_plan():
+    q, k, _ = qkv(B, T, N, H, S=S)
+    got = multi_prompt_score_map(q, k, eps=0.2, rounds=9)
+    q, k = unit(exact(q)), unit(exact(k))
+    for b, n in np.ndindex(B, N):
+        cosines = q[b, :, n] @ k[b, :, n].T
+        near(got[b, :, n], S * (plan(cosines / 0.2, 9) * cosines).sum(0), 1e-4)
 
 
 def test_one_prompt_reads_all_pixels_alike():
