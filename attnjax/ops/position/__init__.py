@@ -22,7 +22,7 @@ from attnjax.ops.position.multi_variate import multi_variate_parallel_attention
 from attnjax.ops.position.object_pointer import gaussian_codes, object_pointer
 from attnjax.ops.position.position_aware import position_aware_cross_attention
 from attnjax.ops.position.ripo import music_embedding, ripo_attention
-from attnjax.ops.position.rope_nope import rope_nope_attention
+from attnjax.ops.position.rope_nope import hybrid_position_attention
 from attnjax.ops.position.shaw import shaw_relative_attention
 
 OPS = gather(globals())

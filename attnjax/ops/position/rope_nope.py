@@ -24,7 +24,7 @@ PERIOD = 4
 
 
 @on_any_mesh
-def rope_nope_attention(
+def hybrid_position_attention(
     q: Q,
     k: K,
     v: V,
@@ -47,7 +47,7 @@ def rope_nope_attention(
 
 OPS = (
     Op(
-        rope_nope_attention,
+        hybrid_position_attention,
         papers=(231,),
         reads="past",
         draw={"layer": 0, "window": 4},
