@@ -30,6 +30,8 @@ from attnjax.core.pairwise.triton import Triton
 from attnjax.core.sharding import on_any_mesh, sharding_of
 from attnjax.typing import Array, Bool, Float, Int, K, Out, Q, V, Weights
 
+PAPERS = (252,)
+
 Impl = Annotated[dispatch.Impl, "attend"]
 """What `impl` may be where it goes to this engine; records of ops read the engine off it."""
 

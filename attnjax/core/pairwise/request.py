@@ -322,7 +322,7 @@ def prepare(
     laid, poison = _laid_out(mods, z, dtype, sharding, q_at, k_at)
     given = q.dtype
     (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
-    q = q.astype(dtype) * scale if scale.ndim else q.astype(dtype)
+    q = q.astype(dtype) * scale[None, None] if scale.ndim else q.astype(dtype)
     request = Request(
         q=q.transpose(0, 2, 1, 3),
         k=k.astype(dtype).transpose(0, 2, 1, 3),

@@ -14,10 +14,8 @@ powers of H and S that keep half precision from overflowing cancel, and sums her
 import math
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
 from attnjax.core import features, masks, normalizers
-from attnjax.core.numerics import divide, finite, wide
+from attnjax.core.numerics import divide, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.recurrence import linear
 from attnjax.core.sharding import on_any_mesh
@@ -47,16 +45,13 @@ def taylor_shift_direct(
     impl: Impl = None,
 ) -> Out:
     """The direct form, faster for few tokens; any mask."""
-    unit = features.cosine(wide(q))
-    # a NaN, which the mask may hide, is not to reach the gradient of the temperature
-    scaled = wide(temperature)[None, None, :, None] * finite(unit)
     out = attend(
-        jnp.where(jnp.isnan(unit), unit, scaled),
+        features.cosine(wide(q)),
         features.cosine(wide(k)),
         wide(v),
         mask=mask,
         normalizer=normalizers.taylor(2),
-        scale=1.0,
+        scale=wide(temperature)[:, None],
         impl=impl,
     )
     return out.astype(v.dtype)
