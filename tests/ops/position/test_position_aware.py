@@ -20,8 +20,8 @@ def position_aware_cross_attention_oracle(q, k, v, width, allowed=None):
 
 def test_a_network_that_turns_the_code_reads_the_next_key():
     """A query that finds key 1, turned by one place, reads key 2."""
-    k = 50.0 * jnp.eye(5)[None, :, None]
-    v = jnp.arange(5.0)[None, :, None, None]
+    k = 50.0 * jnp.eye(6)[None, :, None]
+    v = jnp.arange(6.0)[None, :, None, None]
     rate = 10000.0 ** (-2 * jnp.arange(32) / 64)
 
     def step(y):
@@ -29,6 +29,6 @@ def test_a_network_that_turns_the_code_reads_the_next_key():
         turned = s * jnp.cos(rate) + c * jnp.sin(rate), c * jnp.cos(rate) - s * jnp.sin(rate)
         return 40.0 * jnp.stack(turned, -1).reshape(y.shape)
 
-    q = 50.0 * jnp.eye(5)[None, 1:2, None]
+    q = 50.0 * jnp.eye(6)[None, 1:2, None]
     near(run(position_aware_cross_attention, q, k, v, width=64, network=step), [[[[2.0]]]], 1e-2)
     assert np.isfinite(run(position_aware_cross_attention, q, k, v, width=64)).all()
