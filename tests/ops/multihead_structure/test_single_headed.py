@@ -33,7 +33,7 @@ def boom_oracle(x, up):
     return sum(inner[..., c : c + W] for c in range(0, inner.shape[-1] - W + 1, W))
 
 
-def test_a_memory_that_is_cut_is_forgotten():
+def test_the_memory_grows_and_the_first_token_sees_it():
     args = OPS[0].sample(seed=1)
     x, w = args["x"], args["weights"]
     memory = jax.random.normal(jax.random.key(0), (2, 3, 8))
