@@ -17,8 +17,11 @@ f is the op, u and w for tangents of x, c for a cotangent of out:
 So forward mode, reverse mode, and either over either work, under jit, vmap, remat, scan and
 shard_map; whatever is beyond runs in forward mode.  `tangent` is the forward pass in forward mode,
 `hessian` the backward pass in forward mode, recomputed from x: loops whose number of rounds is
-known only when they run have both, and no reverse mode.  Where a pass is a kernel, which has
-neither, a third function `like(x, rest) -> out` that JAX can differentiate stands in for these two.
+known only when they run have both, and no reverse mode.
+
+    again(x, rest, saved) -> out       the forward pass that knows `saved`, for `tangent`: cheaper
+    like(x, rest) -> out               where a pass is a kernel, which has no forward mode either:
+                                       a function that JAX can differentiate stands in for both
 """
 
 import functools
@@ -75,6 +78,7 @@ class Derived:
 
     forward: Callable[[Tree, Tree], tuple[Tree, Tree]]
     backward: Callable[[Tree, Tree, Tree, Tree], Tree]
+    again: Callable[[Tree, Tree, Tree], Tree] | None = None
     like: Callable[[Tree, Tree], Tree] | None = None
 
     def __call__(self, x: Tree, rest: Tree) -> Tree:
@@ -100,7 +104,7 @@ class Derived:
 
 def in_reverse(fn: Callable[[Tree, Tree], Tree], like: Callable[[Tree, Tree], Tree]) -> Derived:
     """fn(x, rest), of which JAX has reverse mode alone; all else is taken of `like`, its equal."""
-    return Derived(_Kept(fn), _pulled, like)
+    return Derived(_Kept(fn), _pulled, like=like)
 
 
 @dataclass(frozen=True)
@@ -180,10 +184,11 @@ def _evaluate(call: _Call, given: _Parts) -> Any:
     op, rest = call.op, _with_known(jax.tree.unflatten(rest_tree, given.rest))
     tree = lambda x: jax.tree.unflatten(x_tree, x)
     cotangent = lambda: jax.tree.unflatten(call.out, given.c)
+    saved = lambda: jax.tree.unflatten(call.saved, given.saved)
     wanted = lambda dx: _chosen(jax.tree.leaves(dx), call.wrt)
 
-    def tangent(x: Flat) -> Flat:
-        along = lambda *moving: op.out(tree(_replaced(x, call.wrt, moving)), rest)
+    def tangent(x: Flat, out: Callable[[Tree, Tree], Tree] = op.out) -> Flat:
+        along = lambda *moving: out(tree(_replaced(x, call.wrt, moving)), rest)
         return tuple(jax.tree.leaves(jax.jvp(along, _chosen(x, call.wrt), given.u)[1]))
 
     def gradient(x: Flat) -> Flat:
@@ -196,11 +201,12 @@ def _evaluate(call: _Call, given: _Parts) -> Any:
     match call.kind:
         case "value":
             return op.forward(tree(given.x), rest)
-        case "tangent":
+        case "tangent" if op.again is None:
             return tangent(given.x)
+        case "tangent":
+            return tangent(given.x, functools.partial(op.again, saved=saved()))
         case "gradient":
-            saved = jax.tree.unflatten(call.saved, given.saved)
-            return wanted(op.backward(tree(given.x), rest, saved, cotangent()))
+            return wanted(op.backward(tree(given.x), rest, saved(), cotangent()))
         case "second":
             return derivative(tangent)
         case _:

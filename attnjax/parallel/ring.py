@@ -427,4 +427,8 @@ def _backward(x: Inputs, rest: _Rest, saved: Saved, cotangents: State) -> Inputs
     return tile_scan.backward(x, request, saved, cotangents, fold, fold_back)
 
 
-_ring = Derived(_forward, _backward)
+def _again(x: Inputs, rest: _Rest, saved: Saved) -> State:
+    return tile_scan.again(x, rest.request, saved, _over_keys(rest.walk, x, rest.request))
+
+
+_ring = Derived(_forward, _backward, _again)

@@ -33,7 +33,7 @@ def _wide(x: Array, how: Static) -> Array:
     return how.value[0](x)
 
 
-_sent = Derived(_narrow, _back, _wide)
+_sent = Derived(_narrow, _back, like=_wide)
 
 
 def with_poison(x: Array, poison: Array) -> Array:

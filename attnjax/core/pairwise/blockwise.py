@@ -134,5 +134,9 @@ def _backward(x: Inputs, rest: _Rest, saved: Saved, cotangents: State) -> Inputs
     return tile_scan.backward(x, rest.request, saved, cotangents, over, over)
 
 
+def _again(x: Inputs, rest: _Rest, saved: Saved) -> State:
+    return tile_scan.again(x, rest.request, saved, _over_all(x, rest))
+
+
 # Called eagerly, too, a pass over the tiles compiles once per shape.
-_run = jax.jit(Derived(_forward, _backward))
+_run = jax.jit(Derived(_forward, _backward, _again))

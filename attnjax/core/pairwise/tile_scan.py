@@ -73,7 +73,7 @@ class Inputs(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs of the forward one: O(T) numbers."""
+    """What later passes need of the forward one: O(T) numbers."""
 
     m: Array  # of the last pass
     stats: Rows
@@ -359,6 +359,23 @@ def forward(x: Inputs, rest: Request, fold: KeyFold) -> tuple[State, Saved]:
     pass_ = Pass(lambda s, m, here: terms(s, m, here, x.params), True, n.peak, n.rescale)
     state = fold(functools.partial(_accumulate, pass_, stats), empty_state(n, x.q, rest.shape.D))
     return state, Saved(state.m, stats, last)
+
+
+def again(x: Inputs, rest: Request, saved: Saved, fold: KeyFold) -> State:
+    """The state once more, of what is known: no reference is searched for, nothing is iterated."""
+    n = replace(rest.normalizer, params=x.params)
+    stats = saved.stats
+    if n.stages:
+        m, sums, before = saved.last_stage
+        stage = n.stages[-1]
+        last = Pass(lambda s, m, here: stage.terms(s, m, here, x.params), False, None, None)
+        start = _state_of_none(x.q, len(sums), 0)._replace(m=m)
+        sums = fold(functools.partial(_accumulate, last, before), start).sums
+        stats = stage.finish(m, sums, before, x.params)
+    terms = _last_terms(n)
+    pass_ = Pass(lambda s, m, here: terms(s, m, here, x.params), True, None, None)
+    start = empty_state(n, x.q, rest.shape.D)._replace(m=saved.m)
+    return fold(functools.partial(_accumulate, pass_, stats), start)
 
 
 # ------------------------------------------------------------------------------------ backward
