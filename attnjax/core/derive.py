@@ -201,10 +201,11 @@ def _evaluate(call: _Call, given: _Parts) -> Any:
     match call.kind:
         case "value":
             return op.forward(tree(given.x), rest)
-        case "tangent" if op.again is None:
-            return tangent(given.x)
         case "tangent":
-            return tangent(given.x, functools.partial(op.again, saved=saved()))
+            again, known = op.again, saved()
+            if again is None:
+                return tangent(given.x)
+            return tangent(given.x, lambda x, rest: again(x, rest, known))
         case "gradient":
             return wanted(op.backward(tree(given.x), rest, saved(), cotangent()))
         case "second":

@@ -120,7 +120,11 @@ class On:
         T, S = _rounded(max(_rounded(z.T, 2 * P), 2 * P), block * P), _rounded(z.S, 2 * P)
         mask, known = request.mask, z.S
         if request.k_positions is not None and S > z.S:  # padding lies beyond all positions
-            at = _padded(request.k_positions, request.k_positions.ndim - 1, S, _FAR)
+            at = jnp.asarray(request.k_positions)
+            # Not jnp.pad: of two pads of one array by different numbers, and the positions of
+            # queries may be the same, XLA partitions but one (jaxlib 0.10.2 and 0.12).
+            far = jnp.full((*at.shape[:-1], S - z.S), _FAR, at.dtype)
+            at = jnp.concatenate([at, far], axis=-1)
             mask, known = mask & masks.prefix(_FAR), S
             request = replace(request, k_positions=at)
         strategy = replace(self.strategy, lengths=(z.T, known))
@@ -224,10 +228,10 @@ def _untaken(x: Array, at: np.ndarray | None, axis: int, length: int) -> Array:
     return lax.slice_in_dim(x, 0, length, axis=axis)
 
 
-def _padded(x: Array, axis: int, length: int, value: int = 0) -> Array:
-    """The same number at the end, up to a length."""
+def _padded(x: Array, axis: int, length: int) -> Array:
+    """Zeros at the end, up to a length."""
     more = [(0, max(0, length - n) if i == axis else 0) for i, n in enumerate(x.shape)]
-    return jnp.pad(x, more, constant_values=value)
+    return jnp.pad(x, more)
 
 
 def shard(op: Callable[..., Any], mesh: Mesh, strategy: Strategy) -> Callable[..., Any]:

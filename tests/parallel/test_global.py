@@ -105,6 +105,14 @@ def test_any_lengths_are_padded_to_whole_shares(sizes):
             close(spread(q, k, v), want)
 
 
+@pytest.mark.parametrize("strategy", [Ring("sp"), AllGather("sp")], ids=str)
+def test_padding_is_beyond_positions_that_queries_and_keys_share(strategy):
+    q, k, v = (draw(1, 10, 2, 4, seed=i) for i in range(3))
+    at = 2 * np.arange(10)
+    op = functools.partial(attend, mask=masks.window(6), q_positions=at, k_positions=at)
+    close(jax.jit(shard(op, LINE, strategy))(q, k, v), op(q, k, v), 1e-6)
+
+
 def test_shard_takes_any_mesh_and_is_told_by_explain():
     given = drawn(dtype=jnp.float32)
     args = given["q"], given["k"], given["v"], given["log_f"]
