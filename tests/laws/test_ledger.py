@@ -31,10 +31,21 @@ def test_every_op_has_met_every_law():
     assert not missing, f"{count} laws of {len(missing)} ops are due: run `make laws`"
 
 
+# Without gradients to queries and keys, which the leak law wants; tests/ops/softmax_core/test_hard.py
+# moves their later tokens.
+HARD = {f"{which}_hard_attention" for which in ("average", "leftmost", "rightmost")}
+# Gradients pass through rounding as if it were not there.
+ROUNDED = {"sage_attention", "sage3_attention"}
+
+
 def test_every_op_is_under_the_formula_and_the_leak_law():
     under = {(op.name, law.split("[")[0]) for op, law, _ in pairs()}
     for op in (op for op in OPS if op.kind in ("attention", "mixer")):
-        assert {(op.name, law) for law in ("formula", "gradients", "the_future")} <= under
+        laws = {"formula", "gradients", "the_future"}
+        laws -= (
+            {"the_future"} if op.name in HARD else {"gradients"} if op.name in ROUNDED else set()
+        )
+        assert {(op.name, law) for law in laws} <= under
 
 
 def test_docstrings_and_comments_do_not_change_a_hash(tmp_path):

@@ -53,13 +53,13 @@ def log_linear_attention(
     out = own[..., None] * repeat_heads(wide(v), q)
     if len(levels):
         halves = at >> (levels[:, None] - 1)  # (levels,T): the half of a block that a token is in
-        late = (halves % 2)[:, None, :, None, None]
+        late = (halves % 2)[:, None, :, None, None].astype(scales.dtype)
         of_levels = jnp.moveaxis(scales[..., 1 : 1 + len(levels)], -1, 0)[..., None]
         each = lambda x: jnp.broadcast_to(x, (len(levels), *x.shape[-4:]))
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         read = linear_attend(
-            flat(late * of_levels * wide(q)),
-            flat((1 - late) * wide(k)),
+            flat(late * of_levels * wide(q)[None]),
+            flat((1 - late) * wide(k)[None]),
             flat(each(wide(v))),
             log_decay=flat(each(log_decay[..., None]))[..., 0],
             documents=jnp.repeat(halves >> 1, B, axis=0),

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.core import features
-from attnjax.core.numerics import repeat_heads, wide
+from attnjax.core.numerics import aligned, repeat_heads, wide
 from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, log_gates, uniform
@@ -57,7 +57,7 @@ def mesa_net(
     before = None if state is None else state._replace(memory=state.memory[..., :H])
 
     def system(x: Array) -> Array:
-        return linear_attend(x, keys, grams, state=before, **options) + wide(ridge) * x
+        return linear_attend(x, keys, grams, state=before, **options) + aligned(ridge, x) * x
 
     solve = lambda system, b: _conjugate_gradients(system, b, iterations)
     x = lax.custom_linear_solve(system, features.cosine(wide(q)), solve, symmetric=True)

@@ -80,7 +80,7 @@ def _head(f: Array, w: CascadedHeads, n: int, box: tuple[int, int], impl: Impl) 
     """What head n reads in each window: (B,cells,P) of windows to the same."""
     of_head = ((w.q, w.q_bias), (w.k, w.k_bias), (w.v, w.v_bias))
     q, k, v = (Affine(weight[n], bias[n])(f) for weight, bias in of_head)
-    image = q.reshape(len(q), *box, -1)
+    image = q.reshape(len(q), *box, q.shape[-1])
     q = depthwise(image, w.kernel[n], w.kernel_bias[n]).reshape(q.shape)
     bias = mods.pair_bias(offset_bias(w.table[n], *box)[None, None])
     out = attend(q[:, :, None], k[:, :, None], v[:, :, None], mods=(bias,), impl=impl)
@@ -95,19 +95,19 @@ def offset_bias(table: Float[Array, "Z Z"], rows: int, columns: int) -> Float[Ar
 
 def _windows(x: Array, shape: Sequence[int], box: tuple[int, int]) -> Array:
     """(B,T,W) -> (B * windows, cells of a window, W)."""
-    (rows, columns), (h, w), B = shape, box, len(x)
-    image = x.reshape(B, rows, columns, -1)
+    (rows, columns), (h, w), (B, _, W) = shape, box, x.shape
+    image = x.reshape(B, rows, columns, W)
     image = jnp.pad(image, ((0, 0), (0, -rows % h), (0, -columns % w), (0, 0)))
-    cut = image.reshape(B, image.shape[1] // h, h, image.shape[2] // w, w, -1)
-    return jnp.swapaxes(cut, 2, 3).reshape(-1, h * w, x.shape[-1])
+    cut = image.reshape(B, image.shape[1] // h, h, image.shape[2] // w, w, W)
+    return jnp.swapaxes(cut, 2, 3).reshape(-1, h * w, W)
 
 
 def _together(x: Array, shape: Sequence[int], box: tuple[int, int], B: int) -> Array:
     """The inverse of `_windows`, without what was filled."""
-    (rows, columns), (h, w) = shape, box
-    cut = x.reshape(B, -(-rows // h), -(-columns // w), h, w, x.shape[-1])
-    image = jnp.swapaxes(cut, 2, 3).reshape(B, -(-rows // h) * h, -(-columns // w) * w, -1)
-    return image[:, :rows, :columns].reshape(B, rows * columns, -1)
+    (rows, columns), (h, w), W = shape, box, x.shape[-1]
+    cut = x.reshape(B, -(-rows // h), -(-columns // w), h, w, W)
+    image = jnp.swapaxes(cut, 2, 3).reshape(B, -(-rows // h) * h, -(-columns // w) * w, W)
+    return image[:, :rows, :columns].reshape(B, rows * columns, W)
 
 
 def _plain(slot: Slot) -> CascadedHeads:

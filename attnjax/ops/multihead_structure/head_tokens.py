@@ -64,11 +64,11 @@ def head_token_attention(x: Tokens, weights: HeadTokens, *, impl: Impl = None) -
 
 def _head_tokens(x: Tokens, w: HeadTokens) -> Float[Array, "B N W"]:
     N, W = w.places.shape
-    means = x.mean(1).reshape(len(x), N, -1)
-    parts = w.summary(means).reshape(len(x), N, N, -1)
+    means = x.mean(1).reshape(len(x), N, W // N)
+    parts = w.summary(means).reshape(len(x), N, N, W // N)
     parts = layer_norm(parts, 1e-5)
     parts = gelu(parts * aligned(w.scale, parts) + aligned(w.shift, parts))
-    return parts.reshape(len(x), N, W) + wide(w.places)
+    return parts.reshape(len(x), N, W) + wide(w.places)[None]
 
 
 class Aggregation(NamedTuple):

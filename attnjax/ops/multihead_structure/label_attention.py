@@ -61,7 +61,7 @@ def label_attention(
     told = matmul(matmul(read, w.out), w.reduce)
     z = matmul(x, w.reduce)[:, :, None] + told  # (B,T,L,R)
     z = _norm(z) * aligned(w.scale, z) + aligned(w.shift, z)
-    return z.reshape(*x.shape[:2], -1).astype(x.dtype)
+    return z.reshape(*x.shape[:2], z.shape[2] * z.shape[3]).astype(x.dtype)
 
 
 def _norm(z: Array) -> Array:

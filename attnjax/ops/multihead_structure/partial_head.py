@@ -45,7 +45,8 @@ def partial_head_attention(
     w = weights
     P = len(w.scale)
     attended, rest = wide(x[..., :P]), wide(x[..., P:])
-    normed = layer_norm(attended.reshape(len(x), -1), 1e-5).reshape(attended.shape)
+    together = attended.reshape(len(x), x.shape[1] * P)
+    normed = layer_norm(together, 1e-5).reshape(attended.shape)
     normed = normed * aligned(w.scale, normed) + aligned(w.shift, normed)
     q, k, v = (f(normed)[:, :, None] for f in (w.q, w.k, w.v))
     read = attend(q, k, v, impl=impl)[:, :, 0]

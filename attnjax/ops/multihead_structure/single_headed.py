@@ -74,8 +74,8 @@ def single_headed_attention(
     if state is not None:
         m = jnp.concatenate([wide(state), m], axis=1)
     z = sigmoid(wide(w.d))
-    u = sigmoid(w.f(z)) * jnp.tanh(w.g(z))
-    q, k = sigmoid(wide(w.a)) * w.q_norm(w.q(h)), sigmoid(wide(w.c)) * m
+    u = aligned(sigmoid(w.f(z)) * jnp.tanh(w.g(z)), m)
+    q, k = (aligned(sigmoid(wide(a)), y) * y for a, y in ((w.a, w.q_norm(w.q(h))), (w.c, m)))
     head = lambda x: x[:, :, None]
     read = attend(head(q), head(k), head(u * m), mask=masks.causal_to_end, impl=impl)
     out = (h + read[:, :, 0]).astype(x.dtype)

@@ -52,7 +52,7 @@ def slices(x: Float[Array, "B T W"], N: int) -> Float[Array, "B T N H"]:
     """The n-th W/N channels of x as head n.  Raises ValueError where N is no divisor of W."""
     if x.shape[-1] % N:
         raise ValueError(f"slices: x has width W = {x.shape[-1]}, expected a multiple of N = {N}")
-    return x.reshape(*x.shape[:2], N, -1)
+    return x.reshape(*x.shape[:2], N, x.shape[-1] // N)
 
 
 def _aligned(q: Q, x: Float[Array, "B T W"], alignment: Alignment) -> Out:
@@ -64,7 +64,7 @@ def _aligned(q: Q, x: Float[Array, "B T W"], alignment: Alignment) -> Out:
 
 
 _none = Draw(lambda slot: np.eye(slot.sizes["X"]))
-_sizes = {"X": 24, "N": 4, "H": 2}
+_sizes = {"X": 64, "N": 4, "H": 2}
 
 OPS = (
     Op(

@@ -50,7 +50,7 @@ def adaptive_grid_positions(
     inner = jax.nn.relu(weights.inner(wide(x).mean(1)))
     r, c = np.divmod(np.arange(T), shape[1])
     terms = (
-        jax.nn.sigmoid(gate(inner))[:, None] * jnp.asarray(axis_code(at, W), inner.dtype)
+        jax.nn.sigmoid(gate(inner))[:, None] * jnp.asarray(axis_code(at, W)[None], inner.dtype)
         for gate, at in ((weights.rows, r), (weights.columns, c))
     )
     return (wide(x) + sum(terms)).astype(x.dtype)

@@ -81,7 +81,7 @@ def fourier_rotary(
         )
     x, bad = clean(wide(x))
     at = jnp.atleast_2d(jnp.asarray(positions, x.dtype))
-    angles = at[..., None] * wide(rates)  # (B|1,T,R)
+    angles = at[..., None] * wide(rates)[None, None]  # (B|1,T,R)
 
     def table(waves: Array, weights: Series) -> Array:
         told = einsum("BTR,KRP->BTKP", waves, weights)

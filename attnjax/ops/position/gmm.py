@@ -64,7 +64,8 @@ def _gaussian(
     score: Array, q_pos: Array, k_pos: Array, height: Array, mean: Array, precision: Array
 ) -> Array:
     """A component's weight of a place, in place of the score."""
-    far = (k_pos.astype(score.dtype) - mean) * precision  # rows that fill a tile hold zeros
+    # rows that fill a tile hold zeros
+    far = (jnp.where(precision > 0, k_pos.astype(score.dtype), 0.0) - mean) * precision
     return height * jnp.exp(-0.5 * far * far)
 
 

@@ -84,13 +84,13 @@ def _blocks(x: Q, pose: QueryPose, angles: Float[Array, "B T R"]) -> Q:
     if (H - 2 * R) % 4 or H < 2 * R:
         raise ValueError(f"angles: R = {R} planes of width {H}; expected H - 2R in fours for poses")
     x, bad = clean(wide(x))
-    fours = x[..., : H - 2 * R].reshape(*x.shape[:-1], -1, 4)
+    fours = x[..., : H - 2 * R].reshape(*x.shape[:-1], (H - 2 * R) // 4, 4)
     moved = einsum("BTij,BTNcj->BTNci", pose, fours)
     pairs = x[..., H - 2 * R :].reshape(*x.shape[:-1], R, 2)
     cos, sin = (wave(wide(angles))[:, :, None] for wave in (jnp.cos, jnp.sin))
     a, b = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
-    flat = (y.reshape(*x.shape[:-1], -1) for y in (moved, turned))
+    flat = (y.reshape(*x.shape[:-1], y.shape[-2] * y.shape[-1]) for y in (moved, turned))
     return jnp.concatenate(list(flat), axis=-1) + bad[..., None]
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnjax.core.numerics import einsum, wide
+from attnjax.core.numerics import aligned, einsum, wide
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, PerHead
@@ -32,9 +32,9 @@ def object_pointer(
     bias: Float[Array, "1"],
 ) -> Float[Array, "B T P"]:
     """Probabilities of S objects and, last, of stopping, P = S + 1, for each decoder step."""
-    heads = wide(q) * wide(weights)[:, None] / math.sqrt(q.shape[-1])
+    heads = wide(q) * aligned(weights[:, None], q) / math.sqrt(q.shape[-1])
     logits = einsum("BTNH,BSNH->BTS", heads, k)
-    logits = jnp.pad(logits, ((0, 0), (0, 0), (0, 1))) + wide(bias)
+    logits = jnp.pad(logits, ((0, 0), (0, 0), (0, 1))) + aligned(bias, logits)
     return jax.nn.softmax(logits, axis=-1).astype(q.dtype)
 
 

@@ -78,13 +78,14 @@ def ripo_attention(
 def _features(q: Q, attributes: Array, relations: Relations) -> tuple[Array, Array]:
     """What queries (B,T,N,2RA) and keys (B,T,2RA) have beside their heads, wide."""
     (x, q_bad), (p, p_bad) = clean(wide(q)), clean(wide(attributes))
-    angles = p[..., None] * wide(relations.rates)  # (B,T,A,R)
+    angles = p[..., None] * wide(relations.rates)[None, None]  # (B,T,A,R)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     met = einsum("BTNH,ARfNH->fBTNAR", x, relations.weights)
     at = lambda wave: wave[:, :, None]
     of_cos = met[0] * at(sin) + met[1] * at(cos)
     of_sin = met[1] * at(sin) - met[0] * at(cos)
-    flat = lambda *parts: jnp.stack(parts, -1).reshape(*parts[0].shape[:-2], -1)
+    width = 2 * relations.rates.size
+    flat = lambda *parts: jnp.stack(parts, -1).reshape(*parts[0].shape[:-2], width)
     more_q = flat(of_cos, of_sin) + (q_bad + p_bad[..., None])[..., None]
     return more_q, flat(cos, sin) + p_bad[..., None]
 

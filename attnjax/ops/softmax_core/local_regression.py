@@ -20,7 +20,7 @@ solve by conjugate gradients in O(T H) memory; moments take O(T H (H + D)).
 import jax.numpy as jnp
 
 from attnjax.core import masks
-from attnjax.core.numerics import einsum, finite, wide
+from attnjax.core.numerics import aligned, einsum, finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op
@@ -53,7 +53,7 @@ def local_regression_attention(
     clean = finite(flat).reshape(*q.shape[:3], H, H + D)
     both = jnp.concatenate([finite(k_mean), finite(v_mean)], axis=-1)
     moments = clean - finite(k_mean)[..., None] * both[..., None, :]
-    system = moments[..., :H] + ridge * jnp.eye(H, dtype=moments.dtype)
+    system = moments[..., :H] + aligned(ridge * jnp.eye(H, dtype=moments.dtype), moments)
     away = finite(q) - finite(k_mean)
     slope = _solve(system, away)
     out = v_mean + einsum("BTNH,BTNHD->BTND", slope, moments[..., H:])

@@ -84,7 +84,7 @@ def _convolved(x: Weights, kernel: Float[Array, "N A C"]) -> Weights:
     padded = jnp.pad(x, ((0, 0), (0, 0), (A - 1, 0), (C // 2, C // 2)))
     out = jnp.zeros_like(x)
     for a, c in itertools.product(range(A), range(C)):
-        out = out + w[:, a, c, None, None] * padded[:, :, a : a + T, c : c + S]
+        out = out + w[None, :, a, c, None, None] * padded[:, :, a : a + T, c : c + S]
     return out
 
 

@@ -64,7 +64,9 @@ def _fp4(x: Array, axis: int, group: int, *, exact: bool) -> Array:
     scale = jnp.max(jnp.abs(parts), axis=-1, keepdims=True) / _E2M1
     stored = _e4m3(scale)
     y = divide(parts, scale if exact else stored)
-    rounded = (_e2m1(y) * stored).reshape(*ordered.shape[:-1], -1)[..., :length]
+    rounded = (_e2m1(y) * stored).reshape(*ordered.shape[:-1], parts.shape[-2] * group)[
+        ..., :length
+    ]
     return _passing(x, jnp.moveaxis(rounded, -1, axis))
 
 

@@ -59,7 +59,9 @@ def test_ties(impl):
         near(op(q, k, v, mask=masks.causal, impl=impl), want)
 
 
-@pytest.mark.parametrize("op", [average_hard_attention, leftmost_hard_attention])
+@pytest.mark.parametrize(
+    "op", [average_hard_attention, leftmost_hard_attention, rightmost_hard_attention]
+)
 def test_later_tokens_change_nothing_under_a_causal_mask(op):
     (q, k, v), (q2, k2, v2), now = qkv(B, T, N, H), qkv(B, T, N, H, seed=1), 5
     late = [jnp.concatenate([x[:, :now], y[:, now:]], 1) for x, y in ((q, q2), (k, k2), (v, v2))]
