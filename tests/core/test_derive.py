@@ -217,7 +217,7 @@ def test_every_implementation_has_every_derivative(name):
         compare(f, functools.partial(like, *terms), jnp.float64, 1e-9)
 
 
-@pytest.mark.interpreter
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pairs", "recurrence"])
 def test_kernels_have_every_derivative(name):
     if name == "pairs":

@@ -4,7 +4,7 @@
     ledger       which op has met which law, by content hashes; `make laws` fills ledger.jsonl
     test_*       the laws: on one device, on eight, by the GPU kernels
 
-A default run checks every formula, all laws of ops that changed, and of the others those that
-passed the longest time ago, within a budget of seconds.  A law is escaped only by a property of the
-op's record, or by a reason written in its `exempt`.
+A default run takes, by turns, the formulas and own tests of some leaves, always those that changed,
+and all laws of the ops that passed them the longest time ago, within a budget of seconds.
+A law is escaped only by a property of the op's record, or by a reason written in its `exempt`.
 """

@@ -10,8 +10,8 @@ import pytest
 from attnjax.op import Op
 from tests.laws import ledger
 
-ALWAYS = ("formula", "annotations")
-MOST_LEAVES = 40  # whose own tests a default run takes: two to five CPU seconds each
+WITH_LEAF = ("formula", "annotations")  # laws that go with the own tests of a leaf
+MOST_LEAVES = 40  # whose formulas and own tests a default run takes: four CPU seconds each
 _WRITE_EVERY = 20.0  # seconds: a killed run loses no more
 
 
@@ -21,10 +21,11 @@ def pytest_addoption(parser):
         "--laws",
         choices=("some", "due", "all"),
         default="some",
-        help="some: every formula, and the ops that met their laws the longest ago, within the "
-        "budget; due: what the ledger does not know of the code as it is; all",
+        help="some: by turns, the formulas and own tests of some leaves, and all laws of the ops "
+        "that met theirs the longest ago, within the budget; due: what the ledger does not know of "
+        "the code as it is; all",
     )
-    group.addoption("--laws-budget", type=float, default=45.0, help="CPU seconds, for --laws=some")
+    group.addoption("--laws-budget", type=float, default=30.0, help="CPU seconds, for --laws=some")
     group.addoption("--write-ledger", action="store_true", help="write down what has passed")
 
 
@@ -69,11 +70,14 @@ def pytest_collection_modifyitems(config, items):
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     rest = [item for item in items if item not in set(laws)]
-    rest = own_tests(config, rest, which)
-    items[:] = sorted((x for x in laws if x in chosen), key=lambda x: pair_of(x)[0]) + rest
+    laws = sorted((x for x in laws if x in chosen), key=lambda x: pair_of(x)[0])
+    in_full = {pair_of(x)[0] for x in laws if not law_of(x).startswith(WITH_LEAF)}
+    turns = [x for x in laws if pair_of(x)[0] not in in_full] if which == "some" else []
+    here = set(by_turns(config, turns + rest, which))
+    items[:] = [x for x in laws + rest if x in here or x not in {*turns, *rest}]
 
 
-def own_tests(config, items, which):
+def by_turns(config, items, which):
     """Without those tests of leaves that rest: with many leaves, a default run takes them by turns.
 
     The leaves with laws that are due are always tested, by `make laws`, too.
@@ -92,7 +96,9 @@ def own_tests(config, items, which):
 
 
 def leaf_of(item) -> str | None:
-    """attnjax.ops.softmax_core.cog of a test in tests/ops/softmax_core/test_cog.py."""
+    """attnjax.ops.softmax_core.cog of its laws and of tests/ops/softmax_core/test_cog.py."""
+    if (op := tested(item)) is not None:
+        return op.module
     parts = item.nodeid.split("::")[0].split("/")
     if parts[:2] != ["tests", "ops"] or parts[-1] == "test_family.py":
         return None
@@ -106,7 +112,7 @@ def select(laws, rows, which, budget):
         return laws
     if which == "due":
         return [x for x in laws if not ledger.holds(rows, *pair_of(x))]
-    always = [x for x in laws if law_of(x).startswith(ALWAYS)]
+    always = [x for x in laws if law_of(x).startswith(WITH_LEAF)]
     oldest = sorted({pair_of(x)[0] for x in laws} & set(rows), key=lambda n: (rows[n]["day"], n))
     some = set()
     for name in oldest:

@@ -31,8 +31,7 @@ def test_every_op_has_met_every_law():
     assert not missing, f"{count} laws of {len(missing)} ops are due: run `make laws`"
 
 
-# Without gradients to queries and keys, which the leak law wants; tests/ops/softmax_core/test_hard.py
-# moves their later tokens.
+# No gradients to queries and keys, which the leak law wants; their own test moves later tokens.
 HARD = {f"{which}_hard_attention" for which in ("average", "leftmost", "rightmost")}
 # Gradients pass through rounding as if it were not there.
 ROUNDED = {"sage_attention", "sage3_attention"}
@@ -121,7 +120,7 @@ class Config:
         ("due", 3, "ax"),
     ],
 )
-def test_own_tests_of_leaves_take_turns(which, most, left, monkeypatch):
+def test_tests_of_leaves_take_turns(which, most, left, monkeypatch):
     make = lambda path: type("Item", (), {"nodeid": f"{path}::test"})()
     items = {x: make(f"tests/ops/f/test_{x}.py") for x in "abc"} | {
         "x": make("tests/core/test_x.py")
@@ -131,7 +130,7 @@ def test_own_tests_of_leaves_take_turns(which, most, left, monkeypatch):
     monkeypatch.setattr(ledger, "state_of_leaves", lambda: ({name("a")}, days))
     monkeypatch.setattr(plugin, "MOST_LEAVES", most)
     config = Config()
-    kept = plugin.own_tests(config, list(items.values()), which)
+    kept = plugin.by_turns(config, list(items.values()), which)
     assert kept == [items[x] for x in left]
     assert len(kept) + len(config.dropped) == 4
 

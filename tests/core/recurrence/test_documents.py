@@ -70,7 +70,7 @@ def loss(impl, ids, args, gate, weights):
     return jnp.sum(jnp.sin(out) * weights) + jnp.sum(jnp.cos(last.memory))
 
 
-@pytest.mark.parametrize("decay", ["token", "channel"])
+@pytest.mark.parametrize("decay", [pytest.param("token", marks=pytest.mark.slow), "channel"])
 @pytest.mark.parametrize("delta", [False, True], ids=["sums", "delta"])
 def test_gradients_are_those_of_the_documents_one_by_one(decay, delta):
     with jax.enable_x64():

@@ -93,6 +93,7 @@ def test_split_over_devices_the_gradient_is_that_of_the_definition(name, text):
         np.testing.assert_allclose(g, w, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_run_in_one_process_is_that_of_one_device(whole):
     config, result = whole
     names = {row: set(x) for row, x in STUDY.run.names(config).items()}
