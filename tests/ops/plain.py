@@ -218,6 +218,11 @@ def silu(x):
     return x * sigmoid(x)
 
 
+def gelu(x):
+    """With the distribution function itself, not an approximation."""
+    return x * np.vectorize(lambda y: (1 + math.erf(y / math.sqrt(2))) / 2, otypes=[float])(x)
+
+
 def kv(q, k, n):
     """The key/value head that serves query head n."""
     return n // (q.shape[2] // k.shape[2])

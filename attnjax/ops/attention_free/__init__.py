@@ -1,0 +1,14 @@
+"""Mixers of tokens without attention: pooling, convolutions, filters, products with gates."""
+
+from attnjax.op import gather
+from attnjax.ops.attention_free.activator import activator_block
+from attnjax.ops.attention_free.causal_pair import causal_pair
+from attnjax.ops.attention_free.fftnet import fftnet, fftnet_modrelu
+from attnjax.ops.attention_free.gated_cnn import gated_cnn_block
+from attnjax.ops.attention_free.metaformer import metaformer_block, pool_mixer
+from attnjax.ops.attention_free.ninformer import ninformer_gate
+from attnjax.ops.attention_free.parcnet_v2 import oversized_gate, stretched
+from attnjax.ops.attention_free.star import series_core, star_mixer
+from attnjax.ops.attention_free.swift_additive import swift_additive_attention
+
+OPS = gather(globals())
