@@ -1,8 +1,10 @@
 """Attention to what is chosen by content: blocks of keys, clusters, buckets."""
 
 from attnjax.op import gather
+from attnjax.ops.sparse_select.all_to_key import distributed_attention, progressive_attention
 from attnjax.ops.sparse_select.biformer import bi_level_routing_attention
 from attnjax.ops.sparse_select.block_attention import assemble, block_attention, reindex
+from attnjax.ops.sparse_select.combiner import combiner_dyadic, combiner_fixed
 from attnjax.ops.sparse_select.delta import delta_attention
 from attnjax.ops.sparse_select.dynamic_mask import dynamic_mask_attention
 from attnjax.ops.sparse_select.flexprefill import (
@@ -21,10 +23,18 @@ from attnjax.ops.sparse_select.landmark import (
     remove_landmarks,
 )
 from attnjax.ops.sparse_select.landmark_retrieval import landmark_retrieval
+from attnjax.ops.sparse_select.longheads import longheads, longheads_chunks
+from attnjax.ops.sparse_select.lsg import (
+    largest_keys,
+    lsg_attention,
+    strided_keys,
+    strided_parts,
+)
 from attnjax.ops.sparse_select.moba import moba, moba_blocks
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention, nsa_blocks
 from attnjax.ops.sparse_select.routing import routing_attention, update_centroids
 from attnjax.ops.sparse_select.routing_causal import routing_causal
+from attnjax.ops.sparse_select.s2 import s2_attention, s2_blocks
 from attnjax.ops.sparse_select.seer import (
     seer_attention,
     seer_blocks,
@@ -32,6 +42,7 @@ from attnjax.ops.sparse_select.seer import (
     seer_loss,
     seer_r_attention,
 )
+from attnjax.ops.sparse_select.sparsifiner import Predictor, predicted_map, sparsifiner
 from attnjax.ops.sparse_select.vmoba import (
     vmoba,
     vmoba_block,
