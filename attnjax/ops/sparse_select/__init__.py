@@ -14,6 +14,7 @@ from attnjax.ops.sparse_select.flexprefill import (
     lines_of_tokens,
 )
 from attnjax.ops.sparse_select.flexprefill_by_query import flexprefill_by_query
+from attnjax.ops.sparse_select.hip import hip_attention, hip_blocks
 from attnjax.ops.sparse_select.hyper import hyper_attention
 from attnjax.ops.sparse_select.hyper_causal import hyper_attention_causal
 from attnjax.ops.sparse_select.landmark import (
@@ -30,6 +31,7 @@ from attnjax.ops.sparse_select.lsg import (
     strided_keys,
     strided_parts,
 )
+from attnjax.ops.sparse_select.magnifier import looks_at, magnifier_attention
 from attnjax.ops.sparse_select.moba import moba, moba_blocks
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention, nsa_blocks
 from attnjax.ops.sparse_select.routing import routing_attention, update_centroids
@@ -50,5 +52,6 @@ from attnjax.ops.sparse_select.vmoba import (
     vmoba_by_query,
     vmoba_top_k,
 )
+from attnjax.ops.sparse_select.yoso import yoso, yoso_sampled
 
 OPS = gather(globals())
