@@ -8,6 +8,11 @@ from attnjax.ops.attention_free.gated_cnn import gated_cnn_block
 from attnjax.ops.attention_free.metaformer import metaformer_block, pool_mixer
 from attnjax.ops.attention_free.ninformer import ninformer_gate
 from attnjax.ops.attention_free.parcnet_v2 import oversized_gate, stretched
+from attnjax.ops.attention_free.pervasive import (
+    pervasive_alignment,
+    pervasive_attention,
+    pervasive_dense_layer,
+)
 from attnjax.ops.attention_free.star import series_core, star_mixer
 from attnjax.ops.attention_free.swift_additive import swift_additive_attention
 

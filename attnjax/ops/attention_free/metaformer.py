@@ -48,17 +48,18 @@ class Norm(NamedTuple):
 
     def of_tokens(self, x: Array, eps: float = 1e-5) -> Array:
         """Layer norm: each token of x (...,W) by itself, wide."""
-        return self._learned(layer_norm(wide(x), eps))
+        return self.rescaled(layer_norm(wide(x), eps))
 
     def of_examples(self, x: Array, eps: float = 1e-5) -> Array:
         """Group norm with one group: all cells and channels of an example of x (B,...,W), wide."""
         each = tuple(range(1, x.ndim))
         centered = wide(x) - wide(x).mean(each, keepdims=True)
-        return self._learned(
+        return self.rescaled(
             centered * lax.rsqrt(jnp.square(centered).mean(each, keepdims=True) + eps)
         )
 
-    def _learned(self, x: Array) -> Array:
+    def rescaled(self, x: Array) -> Array:
+        """Scale and shift alone: what a batch norm is after training."""
         return x * aligned(self.scale, x) + aligned(self.shift, x)
 
 
