@@ -1,6 +1,18 @@
-"""Which keys a decoder keeps: sinks, windows and other policies, as masks."""
+"""Which keys a decoder keeps, or reads: sinks, windows, votes, and the top of scores."""
 
 from attnjax.op import gather
+from attnjax.ops.kv_decode.adaptive_heads import (
+    KeyMoments,
+    adaptive_head_attention,
+    key_moments,
+    near_share,
+)
+from attnjax.ops.kv_decode.kinetics import block_top_k_attention
+from attnjax.ops.kv_decode.loki import key_basis, loki_attention
+from attnjax.ops.kv_decode.slim import slim_attention, slim_decoding_attention, value_map
+from attnjax.ops.kv_decode.snapkv import mean_of_neighbors, peak_of_neighbors, snapkv
+from attnjax.ops.kv_decode.streaming_cache import StreamingCache, streaming_attention
 from attnjax.ops.kv_decode.streaming_llm import sink_window_attention
+from attnjax.ops.kv_decode.tidal import tidal_attention
 
 OPS = gather(globals())

@@ -5,7 +5,7 @@
 Paper: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023,
 arXiv:2309.17453.
 Limits: T <= sinks + window is causal attention; sinks = 0 is sliding-window attention.
-Differs: a mask over all keys; the cache that drops keys and renumbers positions is not here.
+Differs: a mask over all keys; `streaming_attention` has the cache, which renumbers positions.
 """
 
 from attnjax.core import masks
