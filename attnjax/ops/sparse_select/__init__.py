@@ -14,6 +14,12 @@ from attnjax.ops.sparse_select.flexprefill import (
     lines_of_tokens,
 )
 from attnjax.ops.sparse_select.flexprefill_by_query import flexprefill_by_query
+from attnjax.ops.sparse_select.fusion import (
+    fuse_tokens,
+    fusion_groups,
+    size_bias,
+    token_mass,
+)
 from attnjax.ops.sparse_select.hip import hip_attention, hip_blocks
 from attnjax.ops.sparse_select.hyper import hyper_attention
 from attnjax.ops.sparse_select.hyper_causal import hyper_attention_causal
