@@ -40,6 +40,7 @@ from attnjax.ops.sparse_select.lsg import (
 from attnjax.ops.sparse_select.magnifier import looks_at, magnifier_attention
 from attnjax.ops.sparse_select.moba import moba, moba_blocks
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention, nsa_blocks
+from attnjax.ops.sparse_select.rettention import measure_rest, rettention
 from attnjax.ops.sparse_select.routing import routing_attention, update_centroids
 from attnjax.ops.sparse_select.routing_causal import routing_causal
 from attnjax.ops.sparse_select.s2 import s2_attention, s2_blocks
