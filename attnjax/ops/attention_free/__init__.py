@@ -13,6 +13,7 @@ from attnjax.ops.attention_free.pervasive import (
     pervasive_attention,
     pervasive_dense_layer,
 )
+from attnjax.ops.attention_free.spartan import spartan_channel_mixer, spartan_spatial_mixer
 from attnjax.ops.attention_free.star import series_core, star_mixer
 from attnjax.ops.attention_free.swift_additive import swift_additive_attention
 
