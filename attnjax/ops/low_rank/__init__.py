@@ -5,6 +5,7 @@ from attnjax.ops.low_rank.agent import agent_attention, place_bias
 from attnjax.ops.low_rank.group import group_attention, key_groups
 from attnjax.ops.low_rank.latte import latte_attention
 from attnjax.ops.low_rank.linformer import linformer, mean_pool_projection
+from attnjax.ops.low_rank.mfa import Factorized, mfa, mfa_key_reuse
 from attnjax.ops.low_rank.perceiver import fourier_features, perceiver_attention
 
 OPS = gather(globals())
