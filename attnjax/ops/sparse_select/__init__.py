@@ -23,6 +23,7 @@ from attnjax.ops.sparse_select.fusion import (
 from attnjax.ops.sparse_select.hip import hip_attention, hip_blocks
 from attnjax.ops.sparse_select.hyper import hyper_attention
 from attnjax.ops.sparse_select.hyper_causal import hyper_attention_causal
+from attnjax.ops.sparse_select.ia_red import kept_tokens, reduced_attention, token_importance
 from attnjax.ops.sparse_select.landmark import (
     gated_by_landmarks,
     insert_landmarks,
