@@ -7,7 +7,13 @@ from attnjax.ops.kv_decode.adaptive_heads import (
     key_moments,
     near_share,
 )
-from attnjax.ops.kv_decode.kinetics import block_top_k_attention
+from attnjax.ops.kv_decode.kinetics import (
+    Costs,
+    Generation,
+    block_costs,
+    block_top_k_attention,
+    dense_costs,
+)
 from attnjax.ops.kv_decode.loki import key_basis, loki_attention
 from attnjax.ops.kv_decode.paged import cascade_attention, paged_attention
 from attnjax.ops.kv_decode.slim import slim_attention, slim_decoding_attention, value_map

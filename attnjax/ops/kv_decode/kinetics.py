@@ -6,12 +6,16 @@
            all keys from the end of block c_i - 1 up to i
 
 Blocks begin behind the sinks, so that the window has between `window` and window + block - 1 keys.
+What a long generation costs, with memory counted in FLOPs, `dense_costs` and `block_costs` tell.
 
 Paper: Sadhukhan et al., "Kinetics: Rethinking Test-Time Scaling Laws", 2025, arXiv:2506.05333;
 code: Infini-AI-Lab/Kinetics.
 Limits: sinks + window + top_k * block of all keys is causal attention.
 Differs: the released code leaves the first layer dense.
 """
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +29,56 @@ from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
+
+
+@dataclass(frozen=True)
+class Generation:
+    """n samples of `output` tokens behind a prompt; heads are those of all layers together.
+
+    `intensity` is how many FLOPs a device does in the time that it takes to read a byte.
+    """
+
+    prompt: int
+    output: int
+    parameters: float
+    heads: int
+    kv_heads: int
+    width: int
+    samples: int = 1
+    intensity: float = 562.5
+
+
+class Costs(NamedTuple):
+    """FLOPs, and the bytes of keys and values read, in FLOPs of the same time."""
+
+    compute: float
+    memory: float
+
+
+def dense_costs(g: Generation) -> Costs:
+    """Of full attention; the samples share the prompt's keys.  Weights read are left out.
+
+    compute = n (2 P o + 2 (2 p + o) o N H),    memory = 2 (2 p + n o) o K H intensity
+    """
+    p, o, n = g.prompt, g.output, g.samples
+    compute = n * (2 * g.parameters * o + 2 * (2 * p + o) * o * g.heads * g.width)
+    memory = 2 * (2 * p + n * o) * o * g.kv_heads * g.width * g.intensity
+    return Costs(compute, memory)
+
+
+def block_costs(g: Generation, budget: int, block: int) -> Costs:
+    """Of `budget` keys a token, window and blocks, chosen by one key for each block.
+
+    s       = budget o - max(0, budget - p)^2 / 2
+    compute = n (2 P o + 4 s N H + (2 p + o) // block o N H)
+    memory  = (4 n s + (2 p + n o) // block o) K H intensity
+    """
+    p, o, n = g.prompt, g.output, g.samples
+    read = budget * o - max(0, budget - p) ** 2 / 2
+    search = (2 * p + o) // block * o
+    compute = n * (2 * g.parameters * o + (4 * read + search) * g.heads * g.width)
+    memory = (4 * n * read + (2 * p + n * o) // block * o) * g.kv_heads * g.width
+    return Costs(compute, memory * g.intensity)
 
 
 @on_any_mesh

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax.ops.attention_free import causal_pair
+from attnjax.ops.attention_free import causal_pair, causal_pair_in_context
 from tests.helpers import draw, near
 
 
@@ -14,6 +14,13 @@ def causal_pair_oracle(x, combine=np.minimum):
     for b, t in np.ndindex(x.shape[:2]):
         if t:
             out[b, t] = combine(x[b, t], x[b, t - 1])
+    return out
+
+
+def causal_pair_in_context_oracle(x, combine=np.minimum):
+    out = causal_pair_oracle(x, combine)
+    for b, t in np.ndindex(x.shape[:2]):
+        out[b, t] = (out[b, t] + sum(x[b, : t + 1]) / (t + 1)) / 2
     return out
 
 
@@ -36,3 +43,10 @@ def test_equal_tokens_stay_and_a_token_reaches_the_next_alone():
     near(pair(same), same)
     changed = np.abs(pair(x.at[0, 2].add(-9.0)) - pair(x)).max(-1)
     assert np.nonzero(changed[0])[0].tolist() == [2, 3]
+
+
+def test_a_token_reaches_all_that_come_later_through_the_average():
+    x = draw(1, 6, 3)
+    paired = jax.jit(causal_pair_in_context)
+    changed = np.abs(paired(x.at[0, 2].add(-9.0)) - paired(x)).max(-1)
+    assert np.nonzero(changed[0])[0].tolist() == [2, 3, 4, 5]

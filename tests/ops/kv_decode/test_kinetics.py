@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attnjax.ops.kv_decode import block_top_k_attention
+from attnjax.ops.kv_decode import Generation, block_costs, block_top_k_attention, dense_costs
 from tests.helpers import near, qkv, weights_of
 from tests.ops.plain import blend, weights
 
@@ -49,3 +49,23 @@ def test_a_step_of_decoding_is_the_last_row():
 def test_a_window_without_the_query_itself_is_refused():
     with pytest.raises(ValueError, match="window, sinks, block: 0, 4, 16; expected at least 1"):
         block_top_k_attention(*qkv(1, 3, 1, 2), window=0)
+
+
+def test_costs_are_sums_over_the_steps():
+    """Of reading and multiplying all keys, or a budget of them, at each token."""
+    g = Generation(prompt=40, output=100, parameters=7, heads=4, kv_heads=2, width=8, samples=3)
+    keys = sum(40 + t + 0.5 for t in range(100))  # a token's own counts half
+    assert dense_costs(g).compute == 3 * (2 * 7 * 100 + 4 * keys * 4 * 8)
+    shared = 40 * 100 + 3 * sum(t + 0.5 for t in range(100))
+    assert dense_costs(g).memory == 4 * shared * 2 * 8 * 562.5
+    few = sum(min(64, 40 + t + 0.5) for t in range(100))
+    search = (2 * 40 + 100) // 16 * 100
+    assert block_costs(g, 64, 16).compute == 3 * (1400 + (4 * few + search) * 4 * 8)
+
+
+def test_memory_of_blocks_stops_to_grow_with_the_square_of_the_length():
+    of = lambda output: Generation(4096, output, 8e9, 1024, 256, 128, samples=4)
+    dense = dense_costs(of(32000)).memory / dense_costs(of(16000)).memory
+    sparse = block_costs(of(32000), 1024, 16).memory / block_costs(of(16000), 1024, 16).memory
+    assert sparse < 2.5 < dense
+    assert dense_costs(of(32000)).memory > 10 * dense_costs(of(32000)).compute
