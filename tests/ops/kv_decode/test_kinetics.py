@@ -1,11 +1,15 @@
 """Block top-k of groups: the oracle; which keys are seen, steps of decoding."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from attnjax.ops.kv_decode import Generation, block_costs, block_top_k_attention, dense_costs
-from tests.helpers import near, qkv, weights_of
+from tests.helpers import near, qkv, run, weights_of
 from tests.ops.plain import blend, weights
+
+attention = functools.partial(run, block_top_k_attention)
 
 
 def seen_keys(q, k, top_k, block, sinks, window):
@@ -32,7 +36,7 @@ def block_top_k_attention_oracle(q, k, v, top_k, block, sinks, window):
 def test_what_is_seen(block, sinks, window):
     q, k, _ = qkv(2, 25, 4, 8, K=2)
     options = {"top_k": 2, "block": block, "sinks": sinks, "window": window}
-    got = weights_of(block_top_k_attention, q, k, **options) > 0
+    got = weights_of(attention, q, k, **options) > 0
     assert (got == seen_keys(np.asarray(q), np.asarray(k), *options.values())).all()
     assert got.sum(-1).max() <= sinks + 2 * block + window + block - 1
     assert (got[:, ::2] == got[:, 1::2]).all()  # of a group
@@ -41,9 +45,9 @@ def test_what_is_seen(block, sinks, window):
 def test_a_step_of_decoding_is_the_last_row():
     q, k, v = qkv(2, 25, 4, 8, K=2)
     options = {"top_k": 2, "block": 3, "sinks": 4, "window": 2}
-    whole = block_top_k_attention(q, k, v, **options)
-    near(block_top_k_attention(q[:, -1:], k, v, **options), whole[:, -1:])
-    near(block_top_k_attention(q[:, 10:11], k[:, :11], v[:, :11], **options), whole[:, 10:11])
+    whole = attention(q, k, v, **options)
+    near(attention(q[:, -1:], k, v, **options), whole[:, -1:])
+    near(attention(q[:, 10:11], k[:, :11], v[:, :11], **options), whole[:, 10:11])
 
 
 def test_a_window_without_the_query_itself_is_refused():
