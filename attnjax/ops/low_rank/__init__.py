@@ -7,5 +7,6 @@ from attnjax.ops.low_rank.latte import latte_attention
 from attnjax.ops.low_rank.linformer import linformer, mean_pool_projection
 from attnjax.ops.low_rank.mfa import Factorized, mfa, mfa_key_reuse
 from attnjax.ops.low_rank.perceiver import fourier_features, perceiver_attention
+from attnjax.ops.low_rank.ran import Recurrent, Review, memory_review, recurrent_attention
 
 OPS = gather(globals())
