@@ -20,6 +20,7 @@ from attnjax.ops.kv_decode.slim import slim_attention, slim_decoding_attention, 
 from attnjax.ops.kv_decode.snapkv import mean_of_neighbors, peak_of_neighbors, snapkv
 from attnjax.ops.kv_decode.streaming_cache import StreamingCache, streaming_attention
 from attnjax.ops.kv_decode.streaming_llm import sink_window_attention
+from attnjax.ops.kv_decode.streaming_vlm import streaming_vlm
 from attnjax.ops.kv_decode.tidal import tidal_attention
 
 OPS = gather(globals())
