@@ -2,6 +2,7 @@
 
 from attnjax.op import gather
 from attnjax.ops.low_rank.agent import agent_attention, place_bias
+from attnjax.ops.low_rank.dynamic_perceiver import CrossLayer, cross_layer, pooled_map
 from attnjax.ops.low_rank.group import group_attention, key_groups
 from attnjax.ops.low_rank.latte import latte_attention
 from attnjax.ops.low_rank.linformer import linformer, mean_pool_projection
