@@ -22,5 +22,6 @@ from attnjax.ops.kv_decode.streaming_cache import StreamingCache, streaming_atte
 from attnjax.ops.kv_decode.streaming_llm import sink_window_attention
 from attnjax.ops.kv_decode.streaming_vlm import streaming_vlm
 from attnjax.ops.kv_decode.tidal import tidal_attention
+from attnjax.ops.kv_decode.visual_exit import ExitRouter, exit_logits, may_exit
 
 OPS = gather(globals())
