@@ -242,8 +242,10 @@ def _traced(call: _Call, types: _Parts) -> Any:
 
 
 def _bind(call: _Call, given: _Parts) -> list[Any]:
-    lengths = tuple(map(len, given))
-    return _PRIMITIVE.bind(*given.flat(), call=call, lengths=lengths)
+    """`jaxpr` is for JAX, which asks before it compiles what a program is made of: on which devices
+    something in it runs, say."""
+    lengths, program = tuple(map(len, given)), _traced(call, _types(given)).jaxpr
+    return _PRIMITIVE.bind(*given.flat(), call=call, lengths=lengths, jaxpr=program)
 
 
 def _parts(arrays: Sequence[Any], lengths: tuple[int, ...]) -> _Parts:
@@ -276,7 +278,9 @@ def _moving(tangents: Sequence[Any]) -> tuple[int, ...]:
     )
 
 
-def _jvp(arrays: Sequence[Any], tangents: Sequence[Any], *, call: _Call, lengths: Any) -> Any:
+def _jvp(
+    arrays: Sequence[Any], tangents: Sequence[Any], *, call: _Call, lengths: Any, **_: Any
+) -> Any:
     given, d = _parts(arrays, lengths), _parts(tangents, lengths)
     out = _bind(call, given)
     rule = {"value": _value_jvp, "tangent": _tangent_jvp, "gradient": _gradient_jvp}
@@ -361,7 +365,9 @@ def _last_jvp(call: _Call, given: _Parts, d: _Parts, results: list[Any]) -> list
 # ------------------------------------------------------------------------------ its transposes
 
 
-def _transpose(cotangents: Sequence[Any], *arrays: Any, call: _Call, lengths: Any) -> list[Any]:
+def _transpose(
+    cotangents: Sequence[Any], *arrays: Any, call: _Call, lengths: Any, **_: Any
+) -> list[Any]:
     given = _parts(arrays, lengths)
     unknown = _parts([ad.is_undefined_primal(x) for x in arrays], lengths)
     (name,) = [n for n in ("u", "w", "c") if any(getattr(unknown, n))]
@@ -427,7 +433,9 @@ def _unmapped(x: Any, mapped: list[bool]) -> Any:
 # ------------------------------------------------------------------------------- the primitive
 
 
-def _batch(arrays: Sequence[Any], dims: Sequence[Any], *, call: _Call, lengths: Any) -> Any:
+def _batch(
+    arrays: Sequence[Any], dims: Sequence[Any], *, call: _Call, lengths: Any, **_: Any
+) -> Any:
     first = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(arrays, dims, strict=True)]
     layer = _parts([d is not None for d in dims], lengths)
     mapped = call.turned(call.kind, (*call.layers, layer))
@@ -435,12 +443,12 @@ def _batch(arrays: Sequence[Any], dims: Sequence[Any], *, call: _Call, lengths: 
     return out, [0] * len(out)
 
 
-def _run(*arrays: Any, call: _Call, lengths: Any) -> list[Any]:
+def _run(*arrays: Any, call: _Call, lengths: Any, **_: Any) -> list[Any]:
     return jax.tree.leaves(_compiled(call, _parts(arrays, lengths))(*arrays))
 
 
-def _out_types(*types: Any, call: _Call, lengths: Any) -> list[Any]:
-    return _traced(call, _parts(types, lengths)).jaxpr.out_avals
+def _out_types(*types: Any, jaxpr: Any, **_: Any) -> list[Any]:
+    return jaxpr.out_avals
 
 
 _PRIMITIVE = Primitive("derived")

@@ -163,10 +163,12 @@ def in_context_of(mesh: Mesh, fn: Callable[[Tree], Any], tree: Tree) -> Any:
 
 
 def no_kernel() -> str | None:
-    """Why a kernel may not run in this context: XLA would gather its operands on every device."""
+    """Why a kernel may not run in this context: it is split by `jax.shard_map`, or by XLA."""
     mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.manual_axes:
+        return None
     left = {axis: n for axis, n in mesh.shape.items() if axis not in mesh.manual_axes and n > 1}
-    return f"a mesh {left}: kernels are not partitioned outside jax.shard_map" if left else None
+    return f"a mesh {left} besides that of jax.shard_map: kernels know none" if left else None
 
 
 def _is_array(x: Any) -> bool:

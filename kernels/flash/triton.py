@@ -20,6 +20,7 @@ import numpy as np
 from attnjax.kernels.flash import pieces
 from attnjax.kernels.flash.pieces import Function
 from attnjax.kernels.launch import launch
+from attnjax.kernels.partition import NO_HEADS, over_devices
 
 Array = Any
 Rows = tuple[Array, ...]
@@ -54,6 +55,11 @@ class Arrays(NamedTuple):
     k_positions: Array | None
     of_rows: Lists  # keys for each block of queries
     of_columns: Lists  # queries for each block of keys
+
+
+_HEADS = Arrays(
+    2, 2, 2, NO_HEADS, 1, 1, 1, 1, 1, Lists(1, NO_HEADS), Lists(1, NO_HEADS)  # type: ignore[arg-type]
+)
 
 
 @dataclass(frozen=True)
@@ -99,15 +105,21 @@ def padded(width: int) -> int:
 # ----------------------------------------------------------------------- mapped over examples
 
 
-def over_examples(fn: Callable[..., Any]) -> Callable[..., Any]:
+def over_examples(heads: Any, out_heads: Any) -> Callable[..., Any]:
     """fn(plan, *trees of arrays (B|1,...)) -> a tree of arrays (B,...), under vmap more examples.
 
     A mapped axis of V becomes V * B examples: neither jax-triton's call nor a callback has a rule.
+    Under jit each device runs its own examples and heads, whose axes are those of `over_devices`.
     """
+    return functools.partial(_over_examples, heads=heads, out_heads=out_heads)
 
+
+def _over_examples(fn: Callable[..., Any], heads: Any, out_heads: Any) -> Callable[..., Any]:
     @functools.wraps(fn)
     def called(plan: Any, *trees: Any) -> Any:
-        call = jax.custom_batching.custom_vmap(functools.partial(fn, plan))
+        one = (plan if isinstance(plan, Plan) else plan[0]).interpret
+        run = over_devices(functools.partial(fn, plan), heads, out_heads, one=one)
+        call = jax.custom_batching.custom_vmap(run)
 
         @call.def_vmap
         def rule(V: int, mapped: Any, *given: Any) -> Any:
@@ -219,7 +231,7 @@ def weigh_terms(n: Any) -> Callable[..., tuple[Any, ...]]:
     return terms
 
 
-@over_examples
+@over_examples((_HEADS, 1), {"out": 2, "m_out": 1, "sums_out": 1})
 def forward(plan: Plan, x: Arrays, stats: Rows) -> dict[str, Any]:
     """values (B,T,N,D), in q's dtype if finished, else float32; m and each of sums (B,N,T)."""
     n, (B, T, N, _) = plan.normalizer, x.q.shape
@@ -233,7 +245,7 @@ def stage_sums(plan: Plan, number: int, x: Arrays, stats: Rows) -> dict[str, Any
     return _stage_sums((plan, number), x, stats)
 
 
-@over_examples
+@over_examples((_HEADS, 1), 1)
 def _stage_sums(key: tuple[Plan, int], x: Arrays, stats: Rows) -> dict[str, Any]:
     plan, number = key
     stage = plan.normalizer.stages[number]
@@ -341,6 +353,9 @@ class Cotangents(NamedTuple):
     more: tuple[Rows, Rows, Rows]
 
 
+_COTANGENT_HEADS = Cotangents(2, 1, 1, 1, 1, 1)  # type: ignore[arg-type]
+
+
 def _pull(plan: Plan, before: int) -> Callable[..., Any]:
     """(weight, cotangent of s, those of params) of one pair, from its terms and the last stage's.
 
@@ -395,7 +410,7 @@ def _operand_sums(plan: Plan, kind: str) -> int:
     return sum(o.sums == kind for mod in plan.mods for o in mod.operands)
 
 
-@over_examples
+@over_examples((_HEADS, _COTANGENT_HEADS), 1)
 def statistics_back(plan: Plan, x: Arrays, c: Cotangents) -> Rows:
     """The cotangents (B,N,T) of the statistics."""
     text = _letters(plan, x, plan.rows, x.of_rows, WEIGHS=False)
@@ -404,7 +419,7 @@ def statistics_back(plan: Plan, x: Arrays, c: Cotangents) -> Rows:
     return _rows_pass(plan, x, c, text, len(c.stats), None)["by_row"]
 
 
-@over_examples
+@over_examples((_HEADS, _COTANGENT_HEADS), (2, 1))
 def rows_back(plan: Plan, x: Arrays, c: Cotangents) -> tuple[Array, Rows]:
     """dq over scale (B,T,N,H), and sums over keys (B,N,T): of params, then of operands of rows."""
     sums = len(x.params) + _operand_sums(plan, "row")
@@ -431,7 +446,7 @@ def _rows_pass(plan, x, c, text, sums, dq) -> dict[str, Any]:
     return _launch(plan, tile, "rows", text, arguments, out, (tiles, N, B))
 
 
-@over_examples
+@over_examples((_HEADS, _COTANGENT_HEADS), (2, 2, 1))
 def columns_back(plan: Plan, x: Arrays, c: Cotangents) -> tuple[Array, Array, Rows]:
     """dk (B,S,K,H), dv (B,S,K,D), and sums over queries (B,N,S) of operands of columns."""
     (B, _, N, H), (S, K, D), tile = x.q.shape, x.v.shape[1:], plan.columns
@@ -478,20 +493,22 @@ def table_back(plan: Plan, number: int, lead: tuple[int, int], x: Arrays, c: Cot
     return _pair_back((square, Of(number, *lead, x.q.shape[0]), "diagonals"), x, c)
 
 
-@over_examples
+@over_examples((_HEADS, _COTANGENT_HEADS), 1)
 def _pair_back(key: tuple[Plan, Of, str], x: Arrays, c: Cotangents) -> Array:
     plan, of, function = key
-    (B, T, _, _), S, tile = x.q.shape, x.k.shape[1], plan.rows
-    lead = B if of.lead > 1 else B // of.examples  # vmap has made more examples
+    (B, T, N, _), S, tile = x.q.shape, x.k.shape[1], plan.rows
+    # vmap has made more examples, or other devices have the rest of them
+    lead = B if of.lead > 1 else max(1, B // of.examples)
+    heads = N if of.heads > 1 else 1
     text = _letters(plan, x, tile, None)
     text += _back_holes(plan, x, c, _pull(plan, len(c.more[1])))
     text += _source("pairs_body.py") + pieces.pair(of.number)
-    arguments = {**_back_arguments(plan, x, c), "OUT_B": lead, "OUT_N": of.heads}
+    arguments = {**_back_arguments(plan, x, c), "OUT_B": lead, "OUT_N": heads}
     rows, columns = -(-T // tile.block_q), -(-S // tile.block_k)
     if function == "pairs":
-        shape, grid = (T, S), (rows, columns, lead * of.heads)
+        shape, grid = (T, S), (rows, columns, lead * heads)
     else:
         shape = (rows + columns - 1, tile.block_q, tile.block_k)
-        grid = (shape[0], lead * of.heads)
-    out = {"out": jax.ShapeDtypeStruct((lead, of.heads, *shape), jnp.float32)}
+        grid = (shape[0], lead * heads)
+    out = {"out": jax.ShapeDtypeStruct((lead, heads, *shape), jnp.float32)}
     return _launch(plan, tile, function, text, arguments, out, grid)["out"]

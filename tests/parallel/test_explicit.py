@@ -78,9 +78,9 @@ def test_the_kernel_of_a_convolution_gets_the_gradient_of_the_whole_batch_once()
             close(jax.jit(slope)(jax.device_put(kernel, NamedSharding(MESH, P())), there), want)
 
 
-def test_a_kernel_refuses_a_mesh_that_it_is_not_partitioned_over():
+def test_a_kernel_in_the_interpreter_refuses_a_mesh():
     x = draw(4, 32, 4, 16, dtype=jnp.float32)
     for spec in (P("data"), P(None, None, "sp")):
         there = jax.device_put(x, NamedSharding(MESH, spec))
-        with pytest.raises(ValueError, match="kernels are not partitioned"):
+        with pytest.raises(ValueError, match="the interpreter of kernels runs on one device"):
             attend(there, there, there, impl=Triton(interpret=True))

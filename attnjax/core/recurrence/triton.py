@@ -144,6 +144,9 @@ class _Inputs(NamedTuple):
     bad: Array  # (B,T,N,1), added to the result
 
 
+_HEADS = _Inputs(2, 2, 2, 2, 2, 1, 2)  # type: ignore[arg-type]  # the axes of heads
+
+
 def _sizes(config: _Config, q: Array, N: int, D: int) -> "Sizes":
     from attnjax.kernels.linear.triton import Sizes  # late: only GPUs need it
 
@@ -224,9 +227,14 @@ def _delta(config: _Config, k: Array, v: Array, decays: Decays, beta: Array) -> 
 # ------------------------------------------------------------------------- around the kernels
 
 
-def _folding(f: Callable[..., Any], *args: Any) -> Any:
-    """f(*args); under `jax.vmap` once, with the mapped axis folded into the first one of all."""
-    run = custom_vmap(f)
+def _folding(config: _Config, f: Callable[..., Any], heads: Any, out_heads: Any, *args: Any) -> Any:
+    """f(*args); under `jax.vmap` once, with the mapped axis folded into the first one of all.
+
+    heads and out_heads are the axes of heads, as `over_devices` wants them.
+    """
+    from attnjax.kernels.partition import over_devices
+
+    run = custom_vmap(over_devices(f, heads, out_heads, one=config.interpret))
 
     @run.def_vmap
     def _(size: int, mapped: Any, *args: Any) -> Any:
@@ -234,7 +242,8 @@ def _folding(f: Callable[..., Any], *args: Any) -> Any:
             x = x if mapped else jnp.broadcast_to(x, (size, *x.shape))
             return x.reshape(-1, *x.shape[2:])
 
-        out = _folding(f, *jax.tree.map(folded, args, tuple(mapped)))
+        flat = jax.tree.map(folded, args, tuple(mapped))
+        out = _folding(config, f, heads, out_heads, *flat)
         out = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
@@ -264,7 +273,7 @@ def _walked(config: _Config, x: _Inputs) -> tuple[Array, Array]:
         before, last, u = kernels.states(z, x.k, x.u, x.w, x.decays, x.start)
         return kernels.outputs(z, x.q, x.k, u, x.decays, before, x.bad, config.out_dtype), last
 
-    return _folding(run, x)
+    return _folding(config, run, (_HEADS,), (2, 1), x)
 
 
 def _walked_forward(config: _Config, x: _Inputs) -> tuple[tuple[Array, Array], _Inputs]:
@@ -284,7 +293,8 @@ def _walked_backward(
         return _Inputs(d.q, dk, du, d.w, _of_decays(x.decays, d.decays), d.start, still)
 
     # Kept apart, or XLA would find these states in the forward pass, and keep them.
-    return (_folding(run, lax.optimization_barrier(x), *cotangents),)
+    kept = lax.optimization_barrier(x)
+    return (_folding(config, run, (_HEADS, 2, 1), _HEADS, kept, *cotangents),)
 
 
 _walked.defvjp(_walked_forward, _walked_backward)
@@ -301,7 +311,7 @@ def _erased(config: _Config, x: _Keys) -> Array:
 
         return kernels.scores(_sizes(config, k, beta.shape[2], 1), k, k, decays, 1, jnp.float32)
 
-    return _folding(run, *x)
+    return _folding(config, run, (2, 2, 2), 1, *x)
 
 
 def _erased_forward(config: _Config, x: _Keys) -> tuple[Array, _Keys]:
@@ -317,7 +327,7 @@ def _erased_backward(config: _Config, x: _Keys, dp: Array) -> tuple[_Keys]:
         late, early = late.astype(jnp.float32), early.astype(jnp.float32)
         return _grouped(late + early, k), _of_decays(decays, dc), jnp.zeros_like(beta)
 
-    return (_folding(run, *x, dp),)
+    return (_folding(config, run, (2, 2, 2, 1), (2, 2, 2), *x, dp),)
 
 
 _erased.defvjp(_erased_forward, _erased_backward)
@@ -333,7 +343,7 @@ def _inverse(config: _Config, lower: Array) -> Array:
         B, N, NC, C, _ = lower.shape
         return kernels.inverse(kernels.Sizes(B, NC * C, N, 1, 1, C, config.interpret), lower)
 
-    return _folding(run, lower)
+    return _folding(config, run, (1,), 1, lower)
 
 
 def _inverse_forward(config: _Config, lower: Array) -> tuple[Array, Array]:
