@@ -35,6 +35,7 @@ QPOS_B = QPOS_N = KPOS_B = KPOS_N = constant(1)  # examples and heads with posit
 PRECISION = constant("ieee")
 PEAKED = constant(True)  # there is a reference to follow
 WEIGHS = constant(True)  # the first term weighs v
+HIDES = constant(False)  # scores may be -inf, the terms of which are not zero: they are masked
 LOWEST = constant(-8.507059173023462e37)  # the least float32 over four: differences are finite
 
 
@@ -260,19 +261,21 @@ def forward_tile(column, qt, k, v, sc, xs, ms, p, stats, k_pos, b, n, kh, t, tq,
     if MASKED:
         end = tl.minimum(column // COLS * COLS + COLS, S)
         ok = allowed(at, ms) & (seen[None, :] < end)
+    if HIDES:
+        ok = ok & (s != -float("inf"))
     new = m
     rescaled = tl.full((BM, 1), 1.0, tl.float32)
     if PEAKED:
         top = peak(s)
-        if MASKED:
+        if MASKED or HIDES:
             top = tl.where(ok, top, LOWEST)
         new = tl.maximum(m, tl.max(top, 1)[:, None])
         rescaled = rescale(m, new)
     here = tl.where(new <= LOWEST, 0.0, new)
-    if MASKED:
+    if MASKED or HIDES:
         s = tl.where(ok, s, here)
     ts = terms(s, here, stats, p)
-    if MASKED:
+    if MASKED or HIDES:
         ts = zero_masked(ok, ts)
     sums = add_terms(sums, ts, rescaled)
     if WEIGHS:
@@ -318,17 +321,19 @@ def forward(q, k, v, scale, xs, ms, ps, stats, q_pos, k_pos, bounds, entries, ou
 
 @triton.jit
 def back(raw, df, dL, m, stats, more, p, ok, at, xs, MASKED: tl.constexpr):
-    """The weights of a tile, the cotangent of its raw scores, and tiles of other cotangents."""
+    """What is allowed of a tile, its weights, the cotangent of its raw scores, and others."""
     s = tl.broadcast_to(score(raw, at, xs), raw.shape)
-    if MASKED:
+    if HIDES:
+        ok = ok & (s != -float("inf"))
+    if MASKED or HIDES:
         s = tl.where(ok, s, m)
     w, ds, by_terms = terms_back(s, m, stats, p, more, df, dL)
-    if MASKED:
+    if MASKED or HIDES:
         w = tl.where(ok, w, 0.0)
         ds = tl.where(ok, ds, 0.0)
     d, by_row, by_column, by_pair = score_back(raw, ds, at, xs)
     d = tl.broadcast_to(d, raw.shape)  # zero where a mod forgets the product
-    return w, d, by_terms, by_row, by_column, by_pair
+    return ok, w, d, by_terms, by_row, by_column, by_pair
 
 
 @triton.jit
@@ -346,8 +351,8 @@ def rows_tile(column, qt, gt, k, v, sc, r, dL, m, stats, more, xs, ms, p, k_pos,
     ok = seen[None, :] < S
     if MASKED:
         ok = allowed(at, ms) & (seen[None, :] < tl.minimum(column // COLS * COLS + COLS, S))
-    w, d, by_terms, by_row, by_column, by_pair = back(raw, df, dL, m, stats, more, p, ok, at, xs,
-                                                      MASKED)  # fmt: skip
+    ok, w, d, by_terms, by_row, by_column, by_pair = back(raw, df, dL, m, stats, more, p, ok, at,
+                                                          xs, MASKED)  # fmt: skip
     sums = add_gradients(sums, by_terms, by_row, ok)
     if WEIGHS:
         dq = tl.dot(d.to(kt.dtype), kt, dq, input_precision=PRECISION)
@@ -405,8 +410,8 @@ def columns_tile(row, q, g, kt, vt, sc, r, dL, m, stats, more, xs, ms, ps, q_pos
     if MASKED:
         end = tl.minimum(row // ROWS * ROWS + ROWS, T)
         ok = allowed(at, ms) & (seen[None, :] < end) & j_ok
-    w, d, by_terms, by_row, by_column, by_pair = back(raw, df, ll, mm, here, also, p, ok, at, xs,
-                                                      MASKED)  # fmt: skip
+    ok, w, d, by_terms, by_row, by_column, by_pair = back(raw, df, ll, mm, here, also, p, ok, at,
+                                                          xs, MASKED)  # fmt: skip
     sums = add_gradients(sums, (), by_column, ok)
     dv = tl.dot((w * rr).to(kt.dtype), gt.to(kt.dtype), dv, input_precision=PRECISION)
     dk = tl.dot(d.to(kt.dtype), qt, dk, input_precision=PRECISION)

@@ -25,7 +25,7 @@ def pair_tile(q, k, v, g, scale, r, dL, m, stats, more, xs, ms, ps, q_pos, k_pos
     tq = position(q_pos, b, n, t, QPOS_B, QPOS_N, T)
     at = (b, n, t, j, tq, position(k_pos, b, n, j, KPOS_B, KPOS_N, S))
     here, also = load_rows(stats, at_rows), load_more(more, at_rows)
-    w, d, by_terms, by_row, by_column, by_pair = back(
+    ok, w, d, by_terms, by_row, by_column, by_pair = back(
         raw, df, ll, mm, here, also, params(b, n, ps), allowed(at, ms) & inside, at, xs, True
     )  # fmt: skip
     return tl.broadcast_to(pair_gradient(by_pair), raw.shape)

@@ -166,7 +166,7 @@ def _letters(plan: Plan, x: Arrays, tile: Tiling, lists: Lists | None, **more: A
         "Q_EACH": each(x.q), "K_EACH": each(x.k), "V_EACH": each(x.v), "SCALE_EACH": each(x.scale),
         "LISTS_B": listed[0], "LISTS_N": listed[1], "ENTRIES": listed[2],
         "QPOS_B": QPOS_B, "QPOS_N": QPOS_N, "KPOS_B": KPOS_B, "KPOS_N": KPOS_N,
-        "PRECISION": plan.precision,
+        "PRECISION": plan.precision, "HIDES": bool(plan.mods) and not plan.normalizer.vanishes,
     }  # fmt: skip
     return pieces.letters(**{**values, **more})
 

@@ -117,6 +117,24 @@ def test_equals_dense_in_value_and_gradient(name):
     same(run, *qkv(), *operands, tolerance=tolerance)
 
 
+HIDDEN = {
+    "taylor": normalizers.taylor(2),
+    "signed": normalizers.signed,
+    "softpick": normalizers.softpick(),
+    "softplus": normalizers.softplus(2),
+    "entmax": normalizers.entmax(1.5),
+}
+
+
+@pytest.mark.parametrize("name", sample(["taylor", "softplus"], HIDDEN))
+def test_scores_of_minus_infinity_are_masked_under_every_normalizer(name):
+    def run(impl, q, k, v, bias):
+        hidden = mods.pair_bias(jnp.where(ALLOWED, bias, -jnp.inf))
+        return attend(q, k, v, mods=(hidden,), normalizer=HIDDEN[name], impl=impl)
+
+    same(run, *qkv(), normal(B, 1, T, T), tolerance=2e-4 if name == "softpick" else 2e-5)
+
+
 def _reaches(q_position, k_position, reach):
     return q_position - k_position <= reach
 
