@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from attnjax.core.sharding import on_any_mesh
 from attnjax.typing import Array, Float
 
 FeatureMap = Callable[[Array], Array]
@@ -73,6 +74,7 @@ def taylor(order: int = 2) -> FeatureMap:
     if not isinstance(order, int) or order < 0:
         raise ValueError(f"taylor: order is {order!r}, expected an integer of at least 0")
 
+    @on_any_mesh
     def phi(x: Array) -> Array:
         powers = [jnp.ones((*x.shape[:-1], 1), x.dtype)]
         for _ in range(order):
@@ -148,6 +150,7 @@ def log_hedgehog(w: Float[Array, "N H R"]) -> FeatureMap:
     return log_phi
 
 
+@on_any_mesh
 def running_max(
     log_write: Float[Array, "B S N"],
     log_decay: Float[Array, "B S N"] | None = None,

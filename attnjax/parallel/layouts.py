@@ -21,6 +21,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import register_dataclass
 
+from attnjax.core.sharding import on_any_mesh
+
 Layout = Literal["contiguous", "zigzag", "striped", "given"]
 """The names; "given" is any order at all, which the caller tells by positions."""
 
@@ -199,6 +201,7 @@ def _is_laid_out(x: Any) -> bool:
     return isinstance(x, LaidOut)
 
 
+@on_any_mesh
 def _take(x: Any, index: Any, axis: int) -> Any:
     if not isinstance(x, jax.Array) and not isinstance(index, jax.Array):
         return np.take(x, index, axis)

@@ -79,6 +79,7 @@ class On:
 
     def run(self, request: Any) -> Any:
         if isinstance(request, steps.RecurrenceRequest):
+            self._check_context()
             return in_context_of(self._auto, self._run_linear, request)
         return self._in_context(request, "run")
 
@@ -86,7 +87,20 @@ class On:
         """What all keys leave behind for each query."""
         return self._in_context(request, "state")
 
+    def _check_context(self) -> None:
+        """Inside another mesh JAX (0.10 to 0.12) tells no device its number along some axes."""
+        outer = jax.sharding.get_abstract_mesh()
+        others = set(self.mesh.axis_names) - set(self.strategy.sharding.axes)
+        if outer.empty or not others or set(self.mesh.axis_names) <= set(outer.axis_names):
+            return
+        told = lambda names: ", ".join(map(repr, names))
+        raise ValueError(
+            f"On: jax.set_mesh has set a mesh of {told(outer.axis_names)}, expected that of On, of "
+            f"{told(self.mesh.axis_names)}, or On over {told(self.strategy.sharding.axes)} alone"
+        )
+
     def _in_context(self, request: Request, method: str) -> Any:
+        self._check_context()
         return in_context_of(self._auto, functools.partial(self._run, method=method), request)
 
     @property

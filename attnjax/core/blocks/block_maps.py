@@ -20,9 +20,11 @@ from attnjax.core.masks import EMPTY, Mask, everything
 from attnjax.core.mods import Mod
 from attnjax.core.pairwise.operands import Shape, Tile, chosen_rows, span, take_at
 from attnjax.core.pairwise.request import allowed, cut_operands, modify, prepare, product
+from attnjax.core.sharding import on_any_mesh
 from attnjax.typing import Array, Float, K, Q
 
 
+@on_any_mesh
 def block_mass(
     q: Q,
     k: K,
@@ -37,6 +39,7 @@ def block_mass(
     return _pooled(q, k, block_q, block_k, jnp.sum, mods, mask, scale)
 
 
+@on_any_mesh
 def block_peak(
     q: Q,
     k: K,
@@ -77,6 +80,7 @@ _ROWS = 256  # queries whose weights exist at a time, at most
 _SCORES = 1 << 24  # of all heads
 
 
+@on_any_mesh
 def reduce_rows(
     q: Q,
     k: K,

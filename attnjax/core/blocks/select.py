@@ -20,6 +20,7 @@ from attnjax.core.blocks.order import clusters as clusters
 from attnjax.core.blocks.order import take_tokens as take_tokens
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import working_dtype
+from attnjax.core.sharding import on_any_mesh
 from attnjax.typing import Array, Bool, Float
 
 BlockScores = Float[Array, "B U X n"]
@@ -28,6 +29,7 @@ BlockScores = Float[Array, "B U X n"]
 # ------------------------------------------------------------------------ scores of blocks
 
 
+@on_any_mesh
 def blocks_of(x: Float[Array, "B S K H"], block: int) -> tuple[Array, np.ndarray]:
     """((B,n,block,K,H), (n,block)): tokens in blocks, zeros at the end, and which of them are real.
 
@@ -41,6 +43,7 @@ def blocks_of(x: Float[Array, "B S K H"], block: int) -> tuple[Array, np.ndarray
     return x.reshape(B, n, block, *rest), np.arange(n * block).reshape(n, block) < S
 
 
+@on_any_mesh
 def mean_pool(x: Float[Array, "B S K H"], block: int) -> Float[Array, "B n K H"]:
     """The mean of each block of tokens, the last over the tokens it has."""
     inside, real = blocks_of(x, block)
@@ -48,6 +51,7 @@ def mean_pool(x: Float[Array, "B S K H"], block: int) -> Float[Array, "B n K H"]
     return inside.sum(2) / count[None, :, None, None]
 
 
+@on_any_mesh
 def dot_scores(q: Float[Array, "B U N H"], k: Float[Array, "B n K H"]) -> BlockScores:
     """q . k of each query head and the key head it reads, (B,U,N,n): of blocks, or of anything."""
     (B, U, N, H), heads = q.shape, k.shape[2]
@@ -57,6 +61,7 @@ def dot_scores(q: Float[Array, "B U N H"], k: Float[Array, "B n K H"]) -> BlockS
     return out.reshape(B, U, N, k.shape[1])
 
 
+@on_any_mesh
 def over_group(scores: Float[Array, "B U N n"], heads: int) -> BlockScores:
     """The sum over the query heads of each group: (B,U,N,n) -> (B,U,heads,n)."""
     B, U, N, n = scores.shape
@@ -65,6 +70,7 @@ def over_group(scores: Float[Array, "B U N n"], heads: int) -> BlockScores:
     return scores.reshape(B, U, heads, N // heads, n).sum(3)
 
 
+@on_any_mesh
 def causal_scores(scores: BlockScores, block_q: int, block_k: int) -> BlockScores:
     """Scores of blocks before the query block; +inf (always) for its own, -inf (never) after it.
 
@@ -95,6 +101,7 @@ def every_block(B: int, T: int, S: int, *, block_q: int = 1, block_k: int) -> Se
     return Selection(indices, jnp.ones(shape, bool), block_q, block_k)
 
 
+@on_any_mesh
 def top_k(scores: BlockScores, k: int, *, block_q: int = 1, block_k: int) -> Selection:
     """The k blocks of largest score in each row, or all; -inf is never chosen, +inf first."""
     k = _at_most("top_k: k", k, scores.shape[-1])
@@ -102,6 +109,7 @@ def top_k(scores: BlockScores, k: int, *, block_q: int = 1, block_k: int) -> Sel
     return Selection(indices.astype(jnp.int32), values > -jnp.inf, block_q, block_k)
 
 
+@on_any_mesh
 def top_p(
     mass: BlockScores, p: float | Array, *, most: int | None = None, block_q: int = 1, block_k: int
 ) -> Selection:
@@ -115,6 +123,7 @@ def top_p(
     return Selection(indices, wanted | (values == jnp.inf), block_q, block_k)
 
 
+@on_any_mesh
 def top_p_of_head(
     mass: BlockScores, p: float | Array, *, most: int | None = None, block_q: int = 1, block_k: int
 ) -> Selection:
@@ -132,6 +141,7 @@ def top_p_of_head(
     return Selection(indices, wanted, block_q, block_k)
 
 
+@on_any_mesh
 def threshold(
     scores: BlockScores,
     least: float | Array,

@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from attnjax.core.numerics import aligned, wide
+from attnjax.core.sharding import on_any_mesh
 from attnjax.typing import Array
 
 # -------------------------------------------------------------------------------- convolutions
@@ -43,6 +44,7 @@ def depthwise_of_heads(x: Array, kernel: Array, shape: Sequence[int]) -> Array:
     return depthwise(image, kernel.reshape(*kernel.shape[:-2], N * D)).reshape(x.shape)
 
 
+@on_any_mesh
 def causal_conv(
     x: Array, kernel: Array, before: Array | None = None, documents: Array | None = None
 ) -> tuple[Array, Array]:
@@ -64,6 +66,7 @@ def causal_conv(
     return functools.reduce(jnp.add, map(tap, range(k))), x[:, T:]
 
 
+@on_any_mesh
 def long_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[Array, Array]:
     """`causal_conv` for long kernels, by FFT in O(T log^2 T).
 

@@ -7,9 +7,11 @@ import jax
 from jax import lax
 
 from attnjax.core.chunks import scan_chunks
+from attnjax.core.sharding import on_any_mesh
 from attnjax.typing import Array
 
 
+@on_any_mesh
 def linear_scan(decay: Array, add: Array, start: Array, axis: int = 0) -> Array:
     """h_t = decay_t h_{t-1} + add_t along an axis, from h_0 = start: all of them, in parallel.
 
