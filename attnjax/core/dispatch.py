@@ -3,11 +3,14 @@
 import contextlib
 import contextvars
 import difflib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
+
+Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
 @runtime_checkable
@@ -114,6 +117,25 @@ def _choices(
     if not any(c.runs for c in choices):
         choices.append(Choice(repr(chosen), True, f"runs: {why}"))
     return tuple(choices)
+
+
+def compiled(*static: str) -> Callable[[Fn], Fn]:
+    """Makes one program of a function, which calls outside jit compile once; `static` by value.
+
+    For functions that loop over what they close over, which JAX would compile in every call.
+    """
+
+    def of(fn: Fn) -> Fn:
+        program = jax.jit(fn, static_argnames=static)
+
+        @functools.wraps(fn)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            told = _recorder.get() is not None  # the calls within are to be seen
+            return (fn if told else program)(*args, **kwargs)
+
+        return called  # type: ignore[return-value]
+
+    return of
 
 
 @contextlib.contextmanager

@@ -127,9 +127,7 @@ class Mod(Value):
     ) -> Array:
         """The modified score of one tile, given the operands already cut to it."""
         if self.contract:
-            # One feature at a time: (t, s) memory, not (t, s, R), in the backward pass as well.
-            term = jax.checkpoint(lambda total, xs: (total + self.fn(*xs), None))
-            return lax.scan(term, jnp.zeros_like(score), operands)[0]
+            return _contracted(self.fn, score, operands)
         cut = [
             look_up(kind, x, tile) if kind.endswith("table") else x
             for kind, x in zip(self.kinds, operands, strict=True)
@@ -139,6 +137,13 @@ class Mod(Value):
         if self.group != 1:
             return self.fn(score, allowed, *cut)
         return jnp.broadcast_to(self.fn(score, *cut), score.shape)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _contracted(fn: Fn, score: Array, operands: tuple[Array, ...]) -> Array:
+    """One feature at a time: (t, s) memory, not (t, s, R), in the backward pass as well."""
+    term = jax.checkpoint(lambda total, xs: (total + fn(*xs), None))
+    return lax.scan(term, jnp.zeros_like(score), operands)[0]
 
 
 def _refuse_traced_closure(fn: Fn) -> None:
@@ -228,8 +233,10 @@ def _add(score: Array, *terms: Array) -> Array:
     return functools.reduce(jnp.add, terms, score)
 
 
-def _multiply(score: Array, factor: Array) -> Array:
-    return score * factor
+def _scaled(score: Array, factor: Array) -> Array:
+    """A score of -inf, which another mod hid, stays so, and gives the factor no gradient of NaN."""
+    hidden = score == -jnp.inf
+    return jnp.where(hidden, score, jnp.where(hidden, 0.0, score) * factor)
 
 
 def _add_difference(score: Array, c: Array, b: Array) -> Array:
@@ -357,7 +364,7 @@ def is_pair_bias(m: Mod) -> bool:
 
 def per_head_scale(scale: PerHead) -> Mod:
     """score * scale_n."""
-    return mod(_multiply, head=_array("per_head_scale: scale", scale))
+    return mod(_scaled, head=_array("per_head_scale: scale", scale))
 
 
 def forget(log_f: PerQuery) -> Mod:

@@ -9,6 +9,7 @@ import pytest
 
 from attnjax import attend, features, linear_attend, masks, mods, normalizers, select
 from attnjax.catalogue import OPS
+from attnjax.ops.softmax_core.sinkhorn import sinkhorn_attention
 from tests.helpers import draws, sample
 
 B, T, N, K, H = 2, 9, 4, 2, 8
@@ -34,6 +35,12 @@ CALLS = {
     "recurrent": functools.partial(linear, impl="recurrent"),
     "chunked": functools.partial(linear, chunk=4, impl="chunked"),
     "delta": lambda q, k, v: linear(q, k, v, beta=jax.nn.sigmoid(q[..., 1]), impl="chunked"),
+}
+LOOPS = CALLS | {
+    "additive scores": lambda q, k, v: attend(
+        q, k, v, mods=(mods.additive(q, k.repeat(N // K, 2), q[0, 0]),)
+    ),
+    "rounds": functools.partial(sinkhorn_attention, rounds=2),
 }
 
 
@@ -158,7 +165,7 @@ def test_eager_calls_compile_once():
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event)
     )
-    for name, call in CALLS.items():
+    for name, call in LOOPS.items():
         q, k, v = inputs()
         for _ in range(2):
             call(q, k, v)

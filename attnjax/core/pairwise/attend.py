@@ -47,7 +47,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 def attend(
     q: Q,
     k: K,
-    v: V | RelativeValues,
+    v: Float[Array, "B S F D"] | RelativeValues,
     *,
     mods: tuple[Mod, ...] = (),
     mask: Mask = masks.everything,
@@ -115,7 +115,12 @@ def attend(
 
 @on_any_mesh
 def attend_state(
-    q: Q, k: K, v: V | RelativeValues, *, impl: Impl = None, **terms: Unpack[Terms]
+    q: Q,
+    k: K,
+    v: Float[Array, "B S F D"] | RelativeValues,
+    *,
+    impl: Impl = None,
+    **terms: Unpack[Terms],
 ) -> State:
     """What these keys leave behind for each query, to be merged with what other keys leave.
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from attnjax.core import features, masks
 from attnjax.core.chunks import cut, scan_chunks
+from attnjax.core.dispatch import compiled
 from attnjax.core.numerics import divide, einsum, repeat_heads, wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import State
@@ -54,6 +55,7 @@ def _values(state: State, keys: Array, values: Array) -> Array:
     return values
 
 
+@compiled("update", "segment", "code")
 def by_segments(
     update: Update, q: Q, k: K, v: V, beta: PerHead, segment: int, code: Code, state: State | None
 ) -> tuple[Out, State]:

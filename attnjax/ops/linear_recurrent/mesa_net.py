@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.core import features
+from attnjax.core.dispatch import compiled
 from attnjax.core.numerics import aligned, repeat_heads, wide
 from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
 from attnjax.core.sharding import on_any_mesh
@@ -30,6 +31,7 @@ from attnjax.typing import Array, Float, Out, PerQuery, Q, TokenK, TokenV
 
 
 @on_any_mesh
+@compiled("iterations", "return_state", "impl")
 def mesa_net(
     q: Q,
     k: TokenK,
@@ -72,7 +74,7 @@ def _conjugate_gradients(system: Callable[[Array], Array], b: Array, iterations:
     dot = lambda x, y: jnp.sum(x * y, axis=-1, keepdims=True)
     enough = jnp.finfo(b.dtype).eps ** 2 * dot(b, b)
 
-    def step(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def step(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, rest, way = carry
         ahead, left = system(way), dot(rest, rest)
         going = left > enough

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from attnjax.core.dispatch import compiled
 from attnjax.core.numerics import einsum, wide
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import scan_diagonal
@@ -28,6 +29,7 @@ Steering = Float[Array, "B T M"]
 
 
 @on_any_mesh
+@compiled("return_state")
 def selective_ssm(
     x: Tokens,
     dt: Tokens,

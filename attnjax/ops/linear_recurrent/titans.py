@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.core.chunks import scan_chunks
+from attnjax.core.dispatch import compiled
 from attnjax.core.numerics import matmul, repeat_heads, wide
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import linear_scan
@@ -50,6 +51,7 @@ class Tokens(NamedTuple):
 
 
 @on_any_mesh
+@compiled("chunk", "return_state")
 def titans_memory(
     q: Q,
     k: TokenK,

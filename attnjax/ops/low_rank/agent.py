@@ -69,6 +69,10 @@ def _pooled(q: Q, shape: Sequence[int], agents: Sequence[int]) -> Float[Array, "
     """The means of the queries in windows of the grid, as many on each axis as `agents` says."""
     if len(agents) != len(shape):
         raise ValueError(f"agents: {tuple(agents)}; expected one number for each of {shape}")
+    if any(n > cells for n, cells in zip(agents, shape, strict=True)):
+        raise ValueError(
+            f"agents: {tuple(agents)}; expected no more along an axis than the {tuple(shape)} cells"
+        )
     pool = functools.reduce(jnp.kron, map(mean_pool_projection, shape, agents))
     return project_tokens("agents", pool, q, q.shape[2])
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.core import features, mods, normalizers
+from attnjax.core.dispatch import compiled
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state
 from attnjax.core.sharding import on_any_mesh, pvary_like
@@ -52,8 +53,9 @@ def sinkhorn_attention(
     return attend(q, k, v, mods=(mods.mod(_plus, key=b),), scale=scale, impl=impl)
 
 
+@compiled("rounds", "impl")
 def key_potentials(
-    q: Q, k: K, scale: float, rounds: int, impl: Impl = None
+    q: Q, k: K, scale: float | Array, rounds: int, impl: Impl = None
 ) -> Float[Array, "B S N"]:
     """b, the bias of each key, which sets its share."""
     if rounds < 1:
@@ -72,7 +74,7 @@ def key_potentials(
 
 
 def _log_sums(
-    x: Q, y: K, of_y: Float[Array, "B S N"], scale: float, impl: Impl
+    x: Q, y: K, of_y: Float[Array, "B S N"], scale: float | Array, impl: Impl
 ) -> Float[Array, "B T N"]:
     """log sum_j exp(scale x_i . y_j + of_y_j)."""
     nothing = jnp.zeros((*y.shape[:3], 0), y.dtype)

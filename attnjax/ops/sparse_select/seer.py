@@ -70,9 +70,9 @@ def seer_attention(
 
 @on_any_mesh
 def seer_blocks(
-    q: Q,
+    q: Float[Array, "B T N G"],  # of a group together: wider than keys
     k: K,
-    w_q: Float[Array, "N H R"],
+    w_q: Float[Array, "N G R"],
     w_k: Float[Array, "K P R"],
     blocks: BlockSizes,
     choose: Choose,

@@ -92,6 +92,7 @@ def test_place_bias_is_bilinear_in_blocks_and_adds_rows_and_columns():
     [
         ({"shape": (3, 5)}, r"shape: \(3, 5\); expected T = 12 and S = 12 cells"),
         ({"agents": (3,)}, r"agents: \(3,\); expected one number for each of \(3, 4\)"),
+        ({"agents": (7, 7)}, r"agents: \(7, 7\); expected no more along an axis than the \(3, 4\)"),
     ],
 )
 def test_grids_that_do_not_fit(given, message):
