@@ -29,12 +29,13 @@ from attnjax.core.masks import EMPTY, Mask
 from attnjax.core.masks.derived import HeadSlice, Inside
 from attnjax.core.mods import group_of
 from attnjax.core.normalizers import State
-from attnjax.core.pairwise import tile_scan
+from attnjax.core.pairwise import tile_gradients, tile_scan
 from attnjax.core.pairwise.blockwise import Blockwise, stretch
 from attnjax.core.pairwise.operands import token_axes
 from attnjax.core.pairwise.request import Request, along_tokens
+from attnjax.core.pairwise.tile_gradients import Grads
 from attnjax.core.pairwise.tile_list import choose_blocks, tile_list, whole_groups
-from attnjax.core.pairwise.tile_scan import Grads, Inputs, KeyShard, Saved
+from attnjax.core.pairwise.tile_scan import Inputs, KeyShard, Saved
 from attnjax.core.sharding import pvary_like
 from attnjax.parallel.layouts import Layout, check_layout, run_starts, runs
 from attnjax.parallel.tokens import LayoutSharding, Lengths, without_padding
@@ -424,7 +425,7 @@ def _forward(x: Inputs, rest: _Rest) -> tuple[State, Saved]:
 def _backward(x: Inputs, rest: _Rest, saved: Saved, cotangents: State) -> Inputs:
     static, request = rest
     fold, fold_back = _over_keys(static, x, request), _over_keys_and_gradients(static, x, request)
-    return tile_scan.backward(x, request, saved, cotangents, fold, fold_back)
+    return tile_gradients.backward(x, request, saved, cotangents, fold, fold_back)
 
 
 def _again(x: Inputs, rest: _Rest, saved: Saved) -> State:

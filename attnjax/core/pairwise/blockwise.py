@@ -17,7 +17,7 @@ from attnjax.core.derive import Derived
 from attnjax.core.mods import group_of
 from attnjax.core.normalizers import State
 from attnjax.core.numerics import known
-from attnjax.core.pairwise import tile_scan
+from attnjax.core.pairwise import tile_gradients, tile_scan
 from attnjax.core.pairwise.request import Request, along_tokens
 from attnjax.core.pairwise.tile_list import choose_blocks, tile_list, whole_groups
 from attnjax.core.pairwise.tile_scan import Inputs, KeyShard, Saved, Schedules
@@ -131,7 +131,7 @@ def _forward(x: Inputs, rest: _Rest) -> tuple[State, Saved]:
 
 def _backward(x: Inputs, rest: _Rest, saved: Saved, cotangents: State) -> Inputs:
     over = _over_all(x, rest)
-    return tile_scan.backward(x, rest.request, saved, cotangents, over, over)
+    return tile_gradients.backward(x, rest.request, saved, cotangents, over, over)
 
 
 def _again(x: Inputs, rest: _Rest, saved: Saved) -> State:

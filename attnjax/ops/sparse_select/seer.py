@@ -70,15 +70,28 @@ def seer_attention(
 
 @on_any_mesh
 def seer_blocks(
-    q: Float[Array, "B T N G"],  # of a group together: wider than keys
+    q: Q,
     k: K,
-    w_q: Float[Array, "N G R"],
+    w_q: Float[Array, "N H R"],
     w_k: Float[Array, "K P R"],
     blocks: BlockSizes,
     choose: Choose,
     base: float | None,
 ) -> Selection:
     """The blocks that `choose` takes by the gate."""
+    return _by_gate(q, k, w_q, w_k, blocks, choose, base)
+
+
+def _by_gate(
+    q: Array,
+    k: Array,
+    w_q: Array,
+    w_k: Array,
+    blocks: BlockSizes,
+    choose: Choose,
+    base: float | None,
+) -> Selection:
+    """The same for queries of any width, such as those of a group together."""
     scores = seer_gate(q, k, w_q, w_k, blocks, base)
     begun = _begun(scores, *blocks)
     return choose(jnp.where(begun, scores, -jnp.inf), block_q=blocks[0], block_k=blocks[1])
@@ -116,7 +129,7 @@ def seer_r_attention(
     B, T, N, H = q.shape
     together = q.reshape(B, T, k.shape[2], N // k.shape[2] * H)
     blocks = (1, block)
-    chosen = seer_blocks(together, k, w_q, w_k, blocks, keeping_own(choose), base)
+    chosen = _by_gate(together, k, w_q, w_k, blocks, keeping_own(choose), base)
     q, k = (turned(x, base).astype(x.dtype) for x in (q, k))
     return attend(q, k, v, blocks=chosen, mask=masks.causal & mask, impl=impl)
 
@@ -127,7 +140,14 @@ def _begun(scores: Array, block_q: int, block_k: int) -> np.ndarray:
     return np.arange(n) * block_k < (np.arange(U)[:, None, None] + 1) * block_q
 
 
-def seer_gate(q: Q, k: K, w_q: Array, w_k: Array, blocks: BlockSizes, base: float | None) -> Array:
+def seer_gate(
+    q: Array,
+    k: Array,
+    w_q: Array,
+    w_k: Array,
+    blocks: BlockSizes,
+    base: float | None,
+) -> Array:
     """log p_ub, (B,U,N,n), about -1e30 for blocks that begin later; heads of k may share a w_k."""
     block_q, block_k = blocks
     if block_k % block_q:
