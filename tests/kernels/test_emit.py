@@ -435,7 +435,7 @@ def test_normalizers(tmp_path, name):
 def test_mods(tmp_path):
     functions = []
     for fn, floats in (
-        (mods._add, 3), (mods._multiply, 2), (mods._add_difference, 3), (mods._soft_cap, 2),
+        (mods._add, 3), (mods._scaled, 2), (mods._add_difference, 3), (mods._soft_cap, 2),
         (mods._additive_term, 3),
     ):  # fmt: skip
         functions += [(fn, (F,) * floats), (pullback(fn, floats), (F,) * (floats + 1))]
