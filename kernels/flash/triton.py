@@ -57,9 +57,8 @@ class Arrays(NamedTuple):
     of_columns: Lists  # queries for each block of keys
 
 
-_HEADS = Arrays(
-    2, 2, 2, NO_HEADS, 1, 1, 1, 1, 1, Lists(1, NO_HEADS), Lists(1, NO_HEADS)  # type: ignore[arg-type]
-)
+_LISTS: Any = Lists(1, NO_HEADS)
+_HEADS: Any = Arrays(2, 2, 2, NO_HEADS, 1, 1, 1, 1, 1, _LISTS, _LISTS)  # the axes of heads
 
 
 @dataclass(frozen=True)
@@ -353,7 +352,7 @@ class Cotangents(NamedTuple):
     more: tuple[Rows, Rows, Rows]
 
 
-_COTANGENT_HEADS = Cotangents(2, 1, 1, 1, 1, 1)  # type: ignore[arg-type]
+_COTANGENT_HEADS: Any = Cotangents(2, 1, 1, 1, 1, 1)
 
 
 def _pull(plan: Plan, before: int) -> Callable[..., Any]:
