@@ -63,6 +63,10 @@ def same(fn, *args, tolerance=2e-5, impl=IMPL):
 CASES = {
     "full": (lambda: {}, ()),
     "causal": (lambda: {"mask": masks.causal}, ()),
+    "entmax of heads": (
+        lambda a: {"normalizer": normalizers.entmax(1.5 + 0.3 * jnp.tanh(a))},
+        (normal(N),),
+    ),
     "scale": (lambda s: {"scale": s}, (normal() * 0.3,)),
     "alibi": (lambda s: {"mods": (mods.alibi(s),), "mask": masks.causal}, (normal(N),)),
     "soft cap": (lambda s: {"mods": (mods.soft_cap(s),)}, (np.array(2.0),)),

@@ -295,18 +295,27 @@ _NEWTON = 15
 
 @dataclass(frozen=True)
 class _OfAlpha:
-    alpha: float
+    alpha: float | None  # None: the parameter, which is learned
 
-    def x(self, s: Array, tau: Array) -> Array:
-        return (self.alpha - 1.0) * s - tau
+    def power(self, params: Params) -> tuple[Any, Any]:
+        """alpha - 1, and one over it."""
+        less = (params[0] if self.alpha is None else self.alpha) - 1.0
+        return less, 1.0 / less
 
-    def weight(self, s: Array, tau: Array) -> Array:
-        x, power = self.x(s, tau), 1.0 / (self.alpha - 1.0)
-        return jnp.where(x > 0, jnp.where(x > 0, x, 1.0) ** power, 0.0 * x)  # NaN stays NaN
+    def weight(self, s: Array, tau: Array, params: Params) -> Array:
+        less, power = self.power(params)
+        x = less * s - tau
+        return jnp.where(x > 0, self.raised(x, power), 0.0 * x)  # NaN stays NaN
 
-    def slope(self, s: Array, tau: Array) -> Array:
-        x, power = self.x(s, tau), 1.0 / (self.alpha - 1.0)
-        return jnp.where(x > 0, power * jnp.where(x > 0, x, 1.0) ** (power - 1.0), 0.0)
+    def slope(self, s: Array, tau: Array, params: Params) -> Array:
+        less, power = self.power(params)
+        x = less * s - tau
+        return jnp.where(x > 0, power * self.raised(x, power - 1.0), 0.0)
+
+    def raised(self, x: Array, power: Any) -> Array:
+        """x > 0 to the power."""
+        x = jnp.where(x > 0, x, 1.0)
+        return x**power if self.alpha is not None else jnp.exp(power * jnp.log(x))
 
 
 # Statistics are tau less (alpha-1) m, and m, the largest score: s - m is exact near it, which
@@ -315,13 +324,13 @@ class _OfAlpha:
 
 class _EntmaxWeight(_OfAlpha):
     def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Array:
-        return self.weight(s - stats[1], stats[0])
+        return self.weight(s - stats[1], stats[0], params)
 
 
 class _EntmaxTerms(_OfAlpha):
     def __call__(self, s: Array, m: Array, stats: Rows, params: Params) -> Rows:
         s = s - stats[1]
-        return self.weight(s, stats[0]), self.slope(s, stats[0])
+        return self.weight(s, stats[0], params), self.slope(s, stats[0], params)
 
 
 def _entmax_start(m: Array, sums: Rows, stats: Rows, params: Params) -> Rows:
@@ -340,17 +349,24 @@ def _nothing(s: Array, m: Array, stats: Rows, params: Params) -> Rows:
     return ()
 
 
-def entmax(alpha: float = 1.5) -> Normalizer:
+def entmax(alpha: float | PerHead | np.ndarray = 1.5) -> Normalizer:
     """relu((alpha-1) s_j - tau)^(1/(alpha-1)), tau such that a row sums to one; 1 < alpha <= 2.
 
     Exact zeros; alpha -> 1 is softmax, alpha = 2 sparsemax.  tau by a fixed number of Newton steps,
-    each one pass over the scores.  Peters et al. 2019, arXiv:1905.05702.
+    each one pass over the scores.  Peters et al. 2019, arXiv:1905.05702.  An array alpha (N,) is
+    that of each head, with a gradient: Correia et al. 2019, arXiv:1909.00015, who learn a_n in
+    alpha = clip(1 + sigmoid(a_n), 1.01, 2).
     """
-    if not isinstance(alpha, (int, float)) or not 1 < alpha <= 2:
+    fixed = isinstance(alpha, (int, float))
+    if fixed and not 1 < alpha <= 2:
         raise ValueError(f"entmax: alpha is {alpha!r}, expected a number with 1 < alpha <= 2")
     first = Stage(_nothing, _entmax_start, peak=_identity)
-    steps = Stage(_EntmaxTerms(alpha), _newton_step, repeat=_NEWTON)
-    return Normalizer(f"entmax({alpha})", _EntmaxWeight(alpha), stages=(first, steps))
+    of_alpha = float(alpha) if fixed else None
+    steps = Stage(_EntmaxTerms(of_alpha), _newton_step, repeat=_NEWTON)
+    name = f"entmax({alpha})" if fixed else "entmax(of heads)"
+    params = () if fixed else (alpha,)
+    weight = _EntmaxWeight(of_alpha)
+    return Normalizer(name, weight, stages=(first, steps), params=params)
 
 
 sparsemax = replace(entmax(2.0), name="sparsemax")

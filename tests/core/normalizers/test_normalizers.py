@@ -93,6 +93,7 @@ CASES = {
     ),
     "entmax 1.5": (n.entmax(1.5), lambda s: np_entmax(s, 1.5), "17-pass"),
     "entmax 1.2": (n.entmax(1.2), lambda s: np_entmax(s, 1.2), "17-pass"),
+    "entmax of heads": (n.entmax(np.full(1, 1.7)), lambda s: np_entmax(s, 1.7), "17-pass"),
     "sparsemax": (n.sparsemax, lambda s: np_entmax(s, 2.0), "17-pass"),
     "hard": (n.hard, np_hard, "one-pass"),
 }
@@ -261,3 +262,24 @@ def test_second_derivatives_are_those_of_the_formula(name):
         loss = lambda s: dense_weights(normalizer, s[None, None, None], None)[0, 0, 0] @ weigh
         found = jax.jit(lambda s: jax.jvp(jax.grad(loss), (s,), (step,))[1] @ step)(s)
     np.testing.assert_allclose(found, (ahead - 2 * here + behind) / e**2, atol=1e-4)
+
+
+@pytest.mark.parametrize("impl", ["dense", Blockwise(3, 4)], ids=["dense", "blockwise"])
+def test_a_learned_alpha_of_each_head_has_its_gradient(impl):
+    with jax.enable_x64():
+        rng = np.random.default_rng(0)
+        q, k, v, weigh = rng.normal(size=(4, 1, 6, 3, 4))
+        alpha = np.array([1.1, 1.5, 1.9])
+
+        def loss(alpha, q):
+            return jnp.sum(weigh * attend(q, k, v, normalizer=n.entmax(alpha), impl=impl))
+
+        got = jax.grad(loss)(jnp.asarray(alpha), jnp.asarray(q))
+        for i in range(3):
+            step = 1e-5 * np.eye(3)[i]
+            slope = (loss(alpha + step, q) - loss(alpha - step, q)) / 2e-5
+            np.testing.assert_allclose(got[i], slope, rtol=1e-5)
+        mixed = lambda a: jax.grad(loss, argnums=1)(a, jnp.asarray(q))
+        got = jax.jvp(mixed, (jnp.asarray(alpha),), (jnp.ones(3),))[1]
+        want = (mixed(alpha + 1e-5) - mixed(alpha - 1e-5)) / 2e-5
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-7)
