@@ -316,7 +316,7 @@ def test_rows_with_nothing_allowed_give_zeros_and_no_gradient(op, form):
         out, grads = c.pull(given, jnp.ones_like(c.value(given)), ok)
         row = out[:, 3] if out.shape[1] == T else out[:, :, 3]
         assert not np.any(row)
-        assert not np.any(grads["q"][:, 3])
+        assert "q" not in grads or not np.any(grads["q"][:, 3])
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
