@@ -17,5 +17,6 @@ from attnjax.core.pairwise.attend import join_states as join_states
 from attnjax.core.pairwise.blockwise import Blockwise as Blockwise
 from attnjax.core.recurrence.chunked import Chunked as Chunked
 from attnjax.core.recurrence.linear import linear_attend as linear_attend
+from attnjax.probes.measure import measure as measure
 
 __version__ = "0.1.0"
