@@ -1,4 +1,4 @@
-"""Attention mechanisms in JAX: what there is, what runs it, many devices, two runs compared."""
+"""Attention mechanisms in JAX: what there is, what runs it, many devices, runs and maps."""
 
 import difflib
 import functools
@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from attnjax.parallel.model.planning import plan
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 Words = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="WORDS")]
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+Maps = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -126,6 +128,25 @@ def compare(first: Folder, second: Folder) -> None:
     compare(first, second)
 
 
+def view(file: Maps, out: Path | None = None) -> None:
+    """Writes attention maps as a page: all heads, one head token by token, the neurons of a score.
+
+    Args:
+        file: An .npz with weights (layers,N,T,S), and if there are tokens, key_tokens (texts), q,
+            k, scale, title; `np.savez(path, weights=..., tokens=...)` makes one.
+        out: The page; beside the file if not given.
+    """
+    from attnjax.probes.view import view_file
+
+    if not file.is_file():
+        raise UsageError(f"FILE: {file} is no file")
+    try:
+        page = view_file(file)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise UsageError(str(error)) from None
+    print(page.save(file.with_suffix(".html") if out is None else out))
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command, or prints the version; returns the exit code, 2 for a wrong argument."""
     args = list(sys.argv[1:] if args is None else args) or ["--help"]
@@ -140,6 +161,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "balance": _checked(balance),
         "plan": _checked(plan),
         "compare": _checked(compare),
+        "view": view,
     }
     try:
         tyro.extras.subcommand_cli_from_dict(

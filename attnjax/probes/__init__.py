@@ -6,8 +6,10 @@ from attnjax.probes.measure import measure
 from attnjax.probes.rank import cumulative_spectrum, effective_rank, numerical_rank
 from attnjax.probes.selection import best_selection, selection_recall
 from attnjax.probes.sinks import Sink, secondary_sinks, sink_rate, sink_scores
+from attnjax.probes.view import Page, view, view_file
 
 __all__ = [
+    "Page",
     "Sink",
     "attention_map",
     "best_selection",
@@ -26,4 +28,6 @@ __all__ = [
     "sink_scores",
     "sparsity",
     "spectral_gap",
+    "view",
+    "view_file",
 ]
