@@ -15,8 +15,8 @@ from attnjax.core.pairwise.attend import attention_weights as attention_weights
 from attnjax.core.pairwise.attend import dot_product_attention as dot_product_attention
 from attnjax.core.pairwise.attend import join_states as join_states
 from attnjax.core.pairwise.blockwise import Blockwise as Blockwise
+from attnjax.core.pairwise.measure import measure as measure
 from attnjax.core.recurrence.chunked import Chunked as Chunked
 from attnjax.core.recurrence.linear import linear_attend as linear_attend
-from attnjax.probes.measure import measure as measure
 
 __version__ = "0.1.0"

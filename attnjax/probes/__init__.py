@@ -1,8 +1,8 @@
 """Statistics of attention, of its maps and of activations: pure functions of arrays."""
 
+from attnjax.core.pairwise.measure import measure
 from attnjax.probes.activations import int8_round, kurtosis, largest_activation
 from attnjax.probes.maps import attention_map, entropy, log_variance, sparsity, spectral_gap
-from attnjax.probes.measure import measure
 from attnjax.probes.rank import cumulative_spectrum, effective_rank, numerical_rank
 from attnjax.probes.selection import best_selection, selection_recall
 from attnjax.probes.sinks import Sink, secondary_sinks, sink_rate, sink_scores

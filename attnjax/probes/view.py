@@ -94,13 +94,13 @@ def view_file(path: str | Path) -> Page:
     if "weights" not in given or set(given) - set(known):
         names = ", ".join(sorted(given)) or "none"
         raise ValueError(f"{path}: arrays {names}; expected weights, and any of {known[1:]}")
-    plain: dict[str, Any] = {}
+    plain: dict[str, Any] = {"title": Path(path).stem}
     for name, x in given.items():
         if name in ("tokens", "key_tokens"):
             plain[name] = [str(each) for each in x.tolist()]
         else:
             plain[name] = x.item() if name in ("scale", "title") else x
-    return view(**{"title": Path(path).stem} | plain)
+    return view(**plain)
 
 
 def _maps(weights: Any) -> np.ndarray:

@@ -5,11 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnjax import Blockwise, attention_scores, attention_weights, masks, mods, normalizers
+from attnjax import (
+    Blockwise,
+    attention_scores,
+    attention_weights,
+    masks,
+    measure,
+    mods,
+    normalizers,
+)
+from attnjax.core.pairwise.measure import STATISTICS
 from attnjax.core.pairwise.triton import Triton
 from attnjax.parallel import On, Ring
-from attnjax.probes import measure
-from attnjax.probes.measure import STATISTICS
 from tests.helpers import draws, sample
 
 n = normalizers
