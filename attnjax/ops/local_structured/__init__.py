@@ -3,5 +3,6 @@
 from attnjax.op import gather
 from attnjax.ops.local_structured.localized_filter import localized_filter
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
+from attnjax.ops.local_structured.sphere import spherical_attention
 
 OPS = gather(globals())
