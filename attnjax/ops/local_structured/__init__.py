@@ -1,6 +1,7 @@
 """Attention to the neighbors on a line or a grid."""
 
 from attnjax.op import gather
+from attnjax.ops.local_structured.interactive import interactive_attention
 from attnjax.ops.local_structured.localized_filter import localized_filter
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
 from attnjax.ops.local_structured.sphere import spherical_attention
