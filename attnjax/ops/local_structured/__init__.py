@@ -2,6 +2,7 @@
 
 from attnjax.op import gather
 from attnjax.ops.local_structured.interactive import interactive_attention
+from attnjax.ops.local_structured.local_additive import local_additive_attention
 from attnjax.ops.local_structured.localized_filter import localized_filter
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
 from attnjax.ops.local_structured.sphere import spherical_attention
