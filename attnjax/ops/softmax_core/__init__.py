@@ -1,6 +1,7 @@
 """Softmax attention, its scores, and what may stand in the place of its softmax."""
 
 from attnjax.op import gather
+from attnjax.ops.softmax_core.adaptive_entmax import alpha_of, entmax_attention
 from attnjax.ops.softmax_core.clipped_softmax import clipped_softmax_attention, gated_attention
 from attnjax.ops.softmax_core.cog import cog_attention
 from attnjax.ops.softmax_core.compositional import compositional_attention
