@@ -16,6 +16,11 @@ from attnjax.ops.softmax_core.hard import (
 from attnjax.ops.softmax_core.local_regression import local_regression_attention
 from attnjax.ops.softmax_core.luong import luong_concat, luong_dot, luong_general, luong_location
 from attnjax.ops.softmax_core.luong_local import luong_local_monotonic, luong_local_predictive
+from attnjax.ops.softmax_core.monotonic import (
+    monotonic_alignment,
+    monotonic_attention,
+    monotonic_chunkwise_attention,
+)
 from attnjax.ops.softmax_core.multi_head import multi_head_attention, sinusoidal_positions
 from attnjax.ops.softmax_core.multi_token import (
     multi_token_attention,
