@@ -38,6 +38,7 @@ from attnjax.ops.softmax_core.sage import (
     sage_attention,
 )
 from attnjax.ops.softmax_core.selective import selection, selective_attention
+from attnjax.ops.softmax_core.selective_cache import selective_kept, selective_memory_loss
 from attnjax.ops.softmax_core.selective_self import position_temperature, selective_self_attention
 from attnjax.ops.softmax_core.sinkhorn import (
     multi_prompt_score_map,

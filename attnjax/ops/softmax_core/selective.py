@@ -6,7 +6,8 @@
 Paper: Leviathan, Kalman and Matias, "Selective Attention Improves Transformer", 2024,
 arXiv:2410.02703, section 3.
 Limits: head 0 with no positive score is causal softmax attention.
-Differs: dropping keys of large F from a cache, and the loss that asks for it, are not here.
+Differs: nothing; `selective_kept` drops keys of large F from a cache, `selective_memory_loss` asks
+for it.
 """
 
 import jax.numpy as jnp
