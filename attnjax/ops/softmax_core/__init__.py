@@ -2,6 +2,7 @@
 
 from attnjax.op import gather
 from attnjax.ops.softmax_core.adaptive_entmax import alpha_of, entmax_attention
+from attnjax.ops.softmax_core.anchors import column_attention
 from attnjax.ops.softmax_core.clipped_softmax import clipped_softmax_attention, gated_attention
 from attnjax.ops.softmax_core.cog import cog_attention
 from attnjax.ops.softmax_core.compositional import compositional_attention
