@@ -45,6 +45,7 @@ from attnjax.ops.sparse_select.rettention import measure_rest, rettention
 from attnjax.ops.sparse_select.routing import routing_attention, update_centroids
 from attnjax.ops.sparse_select.routing_causal import routing_causal
 from attnjax.ops.sparse_select.s2 import s2_attention, s2_blocks
+from attnjax.ops.sparse_select.s2_cache import s2_kept
 from attnjax.ops.sparse_select.seer import (
     seer_attention,
     seer_blocks,

@@ -37,7 +37,7 @@ def s2_attention(
     """Causal attention to `local` blocks and to one of `stride` earlier ones, shifted by the head.
 
     Together the heads see all blocks if N >= stride. The work is that of the blocks seen. A cache
-    may drop a block that no later query of a head sees, see `s2_blocks`. `mask` forbids more.
+    may drop a block that no later query of a head sees, see `s2_kept`. `mask` forbids more.
     """
     B, T, N, _ = q.shape
     chosen = s2_blocks(B, T, N, block=block, local=local, stride=stride)
