@@ -20,6 +20,7 @@ from attnjax.ops.sparse_select.fusion import (
     size_bias,
     token_mass,
 )
+from attnjax.ops.sparse_select.fusion_loss import fusion_consistency_loss
 from attnjax.ops.sparse_select.hip import hip_attention, hip_blocks
 from attnjax.ops.sparse_select.hyper import hyper_attention
 from attnjax.ops.sparse_select.hyper_causal import hyper_attention_causal
