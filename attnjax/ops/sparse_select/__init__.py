@@ -5,6 +5,11 @@ from attnjax.ops.sparse_select.all_to_key import distributed_attention, progress
 from attnjax.ops.sparse_select.biformer import bi_level_routing_attention
 from attnjax.ops.sparse_select.block_attention import assemble, block_attention, reindex
 from attnjax.ops.sparse_select.combiner import combiner_dyadic, combiner_fixed
+from attnjax.ops.sparse_select.combiner_axial import (
+    axial_summaries,
+    combiner_axial,
+    combiner_both,
+)
 from attnjax.ops.sparse_select.delta import delta_attention
 from attnjax.ops.sparse_select.dynamic_mask import dynamic_mask_attention
 from attnjax.ops.sparse_select.flexprefill import (

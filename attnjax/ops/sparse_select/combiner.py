@@ -12,7 +12,7 @@ Paper: Ren et al., "Combiner: Full Attention Transformer with Sparse Computation
 arXiv:2107.05768, sections 3 and 4; code: google-research/combiner, the JAX layers.
 Limits: blocks of one token are causal attention, and so is one block of all (fixed).
 Differs: the paper calls the dyadic pattern logsparse; regions are as in the code, the paper's may
-overlap. Its axial pattern has a learned map inside, and is left out.
+overlap. Its axial pattern and that of both directions: `combiner_axial`, `combiner_both`.
 """
 
 import jax.numpy as jnp
