@@ -9,9 +9,8 @@ Paper: Wei et al., "Sparsifiner: Learning Sparse Instance-Dependent Attention fo
 Transformers", 2023, arXiv:2303.13755, section 3.
 Limits: keep = 1 is softmax attention.
 Differs: as in the released code the predictor's scale is 1 / sqrt(N), that of the number of heads.
-Its thresholds for small entries of C and U, zero by default, are left out. The predictor learns
-from a loss of its own alone, the mean square of C U^T - A for `predicted_map` and the
-`attention_weights` A of the same q and k.
+The predictor learns from a loss of its own alone, `reconstruction_loss`. Tokens are pruned by
+`most_looked_at`.
 """
 
 import math
@@ -47,12 +46,14 @@ def sparsifiner(
     *,
     keep: float = 0.25,
     full: int = 1,
+    least: tuple[float, float] = (0.0, 0.0),
     impl: Impl = None,
 ) -> Out:
     """Attention to the ceil(keep S) keys that the predictor likes best, in both directions.
 
     The first `full` queries see all. Each head of each query chooses for itself; no gradient of the
-    result reaches the predictor. The predicted map has T S entries for each head.
+    result reaches the predictor. The predicted map has T S entries for each head. Entries of C and
+    of |U| that are not above `least`, one number for each, are zero.
     """
     T, S = q.shape[1], k.shape[1]
     if not 0 < keep <= 1:
@@ -62,22 +63,29 @@ def sparsifiner(
     parts = [attend(q[:, :full], k, v, impl=impl)] if full else []
     if T > full:
         rest = q[:, full:]
-        liked = predicted_map(rest, k, predictor._replace(up=jnp.abs(predictor.up)))
+        basis = _above(jnp.abs(predictor.up), least[1])
+        liked = predicted_map(rest, k, predictor._replace(up=basis), least[0])
         chosen = select.top_k(liked, math.ceil(keep * S), block_k=1)
         parts.append(attend(rest, k, v, blocks=chosen, impl=impl))
     return jnp.concatenate(parts, axis=1)
 
 
 @on_any_mesh
-def predicted_map(q: Q, k: K, predictor: Predictor) -> Float[Array, "B T N S"]:
-    """C U^T, wide: what shall be the weights of softmax attention, of rank R."""
+def predicted_map(q: Q, k: K, predictor: Predictor, least: float = 0.0) -> Float[Array, "B T N S"]:
+    """C U^T, wide: what shall be the weights of softmax attention, of rank R; C above `least`."""
     S = k.shape[1]
     if len(predictor.down) != S or len(predictor.up) != S:
         told = f"down and up of {len(predictor.down)} and {len(predictor.up)} tokens"
         raise ValueError(f"predictor: {told}; expected S = {S}")
     few = einsum("SR,BSKC->BRKC", predictor.down, predictor.k(finite(k)))
     scores = select.dot_scores(predictor.q(finite(q)), few) * q.shape[2] ** -0.5
-    return einsum("BTNR,SR->BTNS", jax.nn.softmax(scores, axis=-1), predictor.up)
+    shares = _above(jax.nn.softmax(scores, axis=-1), least)
+    return einsum("BTNR,SR->BTNS", shares, predictor.up)
+
+
+def _above(x: Array, least: float) -> Array:
+    """x where it is above `least`, else zero."""
+    return jnp.where(x > least, x, 0.0)
 
 
 OPS = (

@@ -11,13 +11,13 @@ from attnjax import attention_weights
 from attnjax.core.numerics import Affine
 from attnjax.ops.sparse_select import Predictor, predicted_map, sparsifiner
 from attnjax.probes import numerical_rank
-from tests.helpers import draws, near, qkv, run, weights_of
+from tests.helpers import draws, exact, near, qkv, run, weights_of
 from tests.ops.plain import blend, softmax, weights
 
 B, T, N, K, H, C, R = 2, 12, 4, 2, 6, 3, 2
 
 
-def sparsifiner_oracle(q, k, v, predictor, keep, full=1):
+def sparsifiner_oracle(q, k, v, predictor, keep, full=1, least=(0.0, 0.0)):
     (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
     budget = int(np.ceil(keep * S))
     seen = np.zeros((B, N, T, S), bool)
@@ -26,8 +26,9 @@ def sparsifiner_oracle(q, k, v, predictor, keep, full=1):
         keys = predictor.down.T @ (k[b, :, n * K // N] @ predictor.k.w + predictor.k.b)
         for t in range(full, T):
             query = q[b, t, n] @ predictor.q.w + predictor.q.b
-            row = np.abs(predictor.up) @ softmax(keys @ query / np.sqrt(N))
-            seen[b, n, t, np.argsort(-row)[:budget]] = True
+            shares, basis = softmax(keys @ query / np.sqrt(N)), np.abs(predictor.up)
+            row = (basis * (basis > least[1])) @ (shares * (shares > least[0]))
+            seen[b, n, t, np.argsort(-row, kind="stable")[:budget]] = True
     return blend(weights(q, k, seen), v)
 
 
@@ -43,6 +44,14 @@ def test_each_row_has_its_budget_the_first_all():
     q, k, _ = qkv(B, T, N, H, K=K)
     seen = weigh(q, k, predictor(), full=2) > 0
     assert (seen[:, :, :2].sum(-1) == T).all() and (seen[:, :, 2:].sum(-1) == 3).all()
+
+
+def test_small_entries_of_both_factors_do_not_count():
+    q, k, v = qkv(B, T, N, H, K=K)
+    settings = {"keep": 0.5, "least": (0.45, 0.6)}
+    got = run(sparsifiner, q, k, v, predictor(), **settings)
+    near(got, sparsifiner_oracle(*exact((q, k, v, predictor())), **settings), 1e-4)
+    assert np.abs(got - run(sparsifiner, q, k, v, predictor(), keep=0.5)).max() > 1e-3
 
 
 def test_the_predictor_learns_only_from_its_own_loss():
