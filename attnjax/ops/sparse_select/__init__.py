@@ -60,6 +60,11 @@ from attnjax.ops.sparse_select.seer import (
     seer_r_attention,
 )
 from attnjax.ops.sparse_select.sparsifiner import Predictor, predicted_map, sparsifiner
+from attnjax.ops.sparse_select.sparsifiner_training import (
+    most_looked_at,
+    phase_at,
+    reconstruction_loss,
+)
 from attnjax.ops.sparse_select.vmoba import (
     vmoba,
     vmoba_block,
