@@ -37,7 +37,13 @@ from attnjax.ops.sparse_select.landmark import (
     remove_landmarks,
 )
 from attnjax.ops.sparse_select.landmark_retrieval import landmark_retrieval
-from attnjax.ops.sparse_select.longheads import longheads, longheads_chunks
+from attnjax.ops.sparse_select.longheads import (
+    LongHeadsCache,
+    empty_cache,
+    longheads,
+    longheads_chunks,
+    longheads_step,
+)
 from attnjax.ops.sparse_select.lsg import (
     largest_keys,
     lsg_attention,

@@ -1,11 +1,19 @@
 """LongHeads: its oracle, which chunks are always there, distances, heads that differ."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attnjax.core.positions import rotary
-from attnjax.ops.sparse_select import longheads, longheads_chunks
+from attnjax.ops.sparse_select import (
+    empty_cache,
+    longheads,
+    longheads_chunks,
+    longheads_step,
+)
 from tests.helpers import draw, near, pairs_of, qkv, run
 from tests.ops.plain import kv, softmax
 
@@ -61,6 +69,20 @@ def test_no_distance_is_beyond_what_top_k_chunks_have():
     query = rotary(q[:, -1:], jnp.array([2 * 2 + (T - 1) % 2]))[0, 0, 0]
     e = jnp.exp(query @ k[0, 0, 0] / jnp.sqrt(H))
     near(got, e / (e + 4.0))  # keys 1, 20, 21, 22 have score 0
+
+
+@pytest.mark.parametrize(("chunk", "top_k"), [(3, 3), (4, 4)])
+def test_decoding_token_by_token_is_the_whole_run(chunk, top_k):
+    q, k, v = qkv(B, T, N, H, K=K)
+    step = jax.jit(functools.partial(longheads_step, top_k=top_k))
+    cache, outs = empty_cache(q, k, room=24, chunk=chunk), []
+    for t in range(T):
+        out, cache = step(*(x[:, t : t + 1] for x in (q, k, v)), cache)
+        outs.append(out)
+    near(jnp.concatenate(outs, axis=1), run(longheads, q, k, v, chunk=chunk, top_k=top_k))
+    assert step._cache_size() == 1 and cache.count == T
+    with pytest.raises(ValueError, match="room: 23; expected a multiple of chunk"):
+        empty_cache(q, k, room=23, chunk=chunk)
 
 
 @pytest.mark.parametrize("given", [{"top_k": 2}, {"chunk": 0}, {"v": jnp.zeros((B, T, K, 3))}])
