@@ -3,6 +3,12 @@
 from attnjax.op import gather
 from attnjax.ops.low_rank.agent import agent_attention, place_bias
 from attnjax.ops.low_rank.dynamic_perceiver import CrossLayer, cross_layer, pooled_map
+from attnjax.ops.low_rank.dynamic_perceiver_stage import (
+    Transition,
+    exit_at,
+    exit_thresholds,
+    latent_transition,
+)
 from attnjax.ops.low_rank.group import group_attention, key_groups
 from attnjax.ops.low_rank.group_schedule import mergeable_groups, next_groups
 from attnjax.ops.low_rank.latte import latte_attention
