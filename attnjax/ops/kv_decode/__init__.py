@@ -7,6 +7,7 @@ from attnjax.ops.kv_decode.adaptive_heads import (
     key_moments,
     near_share,
 )
+from attnjax.ops.kv_decode.frame_positions import frame_positions, turned_frames
 from attnjax.ops.kv_decode.kinetics import (
     Costs,
     Generation,

@@ -18,8 +18,8 @@ Paper: Xu et al., "StreamingVLM: Real-Time Understanding for Infinite Video Stre
 arXiv:2510.09608; code: mit-han-lab/streaming-vlm, `process_past_kv`.
 Limits: rounds that reach back to the first keep all.
 Differs: the tokens that frame a message go with it when the caller gives them its kind; the
-released code deletes them as it moves an answer.  Positions of frames in three dimensions are the
-caller's, and what a trained model needs: full attention in short clips that overlap.
+released code deletes them as it moves an answer.  `frame_positions` numbers what is kept in three
+dimensions.  What a trained model needs is the caller's: full attention in short clips that overlap.
 """
 
 import jax.numpy as jnp
