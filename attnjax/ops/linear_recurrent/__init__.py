@@ -66,6 +66,7 @@ from attnjax.ops.linear_recurrent.selective_ssm import selective_ssm
 from attnjax.ops.linear_recurrent.simple_gla import simple_gla
 from attnjax.ops.linear_recurrent.taylor import taylor_crossover, taylor_shift, taylor_shift_direct
 from attnjax.ops.linear_recurrent.titans import titans_memory
+from attnjax.ops.linear_recurrent.titans_context import memory_as_context
 from attnjax.ops.linear_recurrent.titans_gate import memory_as_gate
 
 OPS = gather(globals())
