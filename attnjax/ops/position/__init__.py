@@ -4,6 +4,10 @@ from attnjax.op import gather
 from attnjax.ops.position.adaptive_grid import adaptive_grid_positions, locality_feed_forward
 from attnjax.ops.position.disentangled import disentangled_as_printed, disentangled_attention
 from attnjax.ops.position.dual_triangle import dual_triangle_attention
+from attnjax.ops.position.dynamic_convolution import (
+    beta_binomial,
+    dynamic_convolution_attention,
+)
 from attnjax.ops.position.fourier import (
     fourier_coefficients,
     fourier_position_attention,
