@@ -3,6 +3,9 @@
     s_ij = q_i . k_j,    m_i and d_i the mean and the deviation of s_ij over the allowed keys
     A_ij = gain (s_ij - m_i) / (d_i + 1e-3) + bias,    out_i = sum_j A_ij v_j
 
+What the paper compares it with besides softmax: gain = 0, bias = 1 is sum pooling, and max pooling
+is jnp.broadcast_to(v.max(1, keepdims=True), v.shape), each the same for every query.
+
 Paper: Richter and Wattenhofer, "Normalized Attention Without Probability Cage", 2020,
 arXiv:2005.09561.
 Limits: gain = 0 is bias times the sum of the values; a constant added to the scores of a query
