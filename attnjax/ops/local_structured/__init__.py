@@ -1,6 +1,7 @@
 """Attention to the neighbors on a line or a grid."""
 
 from attnjax.op import gather
+from attnjax.ops.local_structured.area import area_attention
 from attnjax.ops.local_structured.grids import window_attention
 from attnjax.ops.local_structured.halo import halo_attention
 from attnjax.ops.local_structured.hilo import hilo_attention
