@@ -10,6 +10,7 @@ from attnjax.ops.local_structured.local_additive import local_additive_attention
 from attnjax.ops.local_structured.localized_filter import localized_filter
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
 from attnjax.ops.local_structured.sphere import spherical_attention
+from attnjax.ops.local_structured.subsampled import subsampled_attention
 from attnjax.ops.local_structured.window_cosine import window_cosine_attention
 
 OPS = gather(globals())
