@@ -6,6 +6,7 @@ from attnjax.ops.local_structured.grids import window_attention
 from attnjax.ops.local_structured.halo import halo_attention
 from attnjax.ops.local_structured.hilo import hilo_attention
 from attnjax.ops.local_structured.interactive import interactive_attention
+from attnjax.ops.local_structured.inward import inward_window_attention
 from attnjax.ops.local_structured.local_additive import local_additive_attention
 from attnjax.ops.local_structured.localized_filter import localized_filter
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
