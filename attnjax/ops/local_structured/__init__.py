@@ -10,6 +10,7 @@ from attnjax.ops.local_structured.interactive import interactive_attention
 from attnjax.ops.local_structured.inward import inward_window_attention
 from attnjax.ops.local_structured.local_additive import local_additive_attention
 from attnjax.ops.local_structured.localized_filter import localized_filter
+from attnjax.ops.local_structured.multi_scale_window import multi_scale_window_attention
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
 from attnjax.ops.local_structured.sphere import spherical_attention
 from attnjax.ops.local_structured.subsampled import subsampled_attention
