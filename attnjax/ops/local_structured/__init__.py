@@ -3,6 +3,7 @@
 from attnjax.op import gather
 from attnjax.ops.local_structured.area import area_attention
 from attnjax.ops.local_structured.axial import axial_attention
+from attnjax.ops.local_structured.contmix import contmix
 from attnjax.ops.local_structured.grids import window_attention
 from attnjax.ops.local_structured.halo import halo_attention
 from attnjax.ops.local_structured.hilo import hilo_attention
