@@ -15,6 +15,7 @@ from attnjax.ops.local_structured.multi_scale_window import multi_scale_window_a
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
 from attnjax.ops.local_structured.sphere import spherical_attention
 from attnjax.ops.local_structured.subsampled import subsampled_attention
+from attnjax.ops.local_structured.warmup import warmup_attention
 from attnjax.ops.local_structured.window_cosine import window_cosine_attention
 
 OPS = gather(globals())
