@@ -8,7 +8,8 @@
 Paper: Hassani et al., "Neighborhood Attention Transformer", 2022, arXiv:2204.07143; Hassani and
 Shi, "Dilated Neighborhood Attention Transformer", 2022, arXiv:2209.15001; Hassani, Hwu and Shi,
 "Faster Neighborhood Attention", 2024, arXiv:2403.04690; Hassani et al., "Generalized Neighborhood
-Attention", 2025, arXiv:2504.16922.
+Attention", 2025, arXiv:2504.16922; Liu et al., "Regional Attention for Shadow Removal", 2024,
+arXiv:2411.14201 (window 11, dilation 2, a table, in a network that gets the mask as a channel).
 Limits: a window as large as the grid is softmax attention; dilation g is undilated attention on
 each interleaved sub-grid; stride = window is attention inside separate blocks.
 """
@@ -78,7 +79,7 @@ def _blocks(q: Q, k: K, v: V, shape: tuple[int, int], window: tuple[int, int]) -
 OPS = (
     Op(
         neighborhood_attention,
-        papers=(240, 212, 1, 56),
+        papers=(240, 212, 1, 56, 122),
         reads="all",
         draw={"shape": square_grid, "window": by_sizes(_window)},
         sizes={"T": 24, "S": 24},
