@@ -1,6 +1,7 @@
 """Attention to the neighbors on a line or a grid."""
 
 from attnjax.op import gather
+from attnjax.ops.local_structured.aggregated import aggregated_attention
 from attnjax.ops.local_structured.area import area_attention
 from attnjax.ops.local_structured.axial import axial_attention
 from attnjax.ops.local_structured.contmix import contmix
