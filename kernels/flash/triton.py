@@ -58,7 +58,7 @@ class Arrays(NamedTuple):
 
 
 _LISTS: Any = Lists(1, NO_HEADS)
-_HEADS: Any = Arrays(2, 2, 2, NO_HEADS, 1, 1, 1, 1, 1, _LISTS, _LISTS)  # the axes of heads
+_HEADS: Any = Arrays(2, 2, 2, NO_HEADS, 1, 1, 1, 1, 1, _LISTS, _LISTS)  # type: ignore[arg-type]  # axes
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,7 @@ class Cotangents(NamedTuple):
     more: tuple[Rows, Rows, Rows]
 
 
-_COTANGENT_HEADS: Any = Cotangents(2, 1, 1, 1, 1, 1)
+_COTANGENT_HEADS: Any = Cotangents(2, 1, 1, 1, 1, 1)  # type: ignore[arg-type]
 
 
 def _pull(plan: Plan, before: int) -> Callable[..., Any]:

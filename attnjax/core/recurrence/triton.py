@@ -144,7 +144,7 @@ class _Inputs(NamedTuple):
     bad: Array  # (B,T,N,1), added to the result
 
 
-_HEADS: Any = _Inputs(2, 2, 2, 2, 2, 1, 2)  # the axes of heads
+_HEADS: Any = _Inputs(2, 2, 2, 2, 2, 1, 2)  # type: ignore[arg-type]  # the axes of heads
 
 
 def _sizes(config: _Config, q: Array, N: int, D: int) -> "Sizes":
