@@ -1,0 +1,22 @@
+"""Decoding: caches as values, attention over them, and which tokens they keep."""
+
+from attnjax.decode.attend import Fork, attend_cache, fork, masses, renumbered
+from attnjax.decode.caches import Cache, Dense, Window
+from attnjax.decode.codecs import Integers, Plain, int4, int8
+from attnjax.decode.paged import Paged
+
+__all__ = [
+    "Cache",
+    "Dense",
+    "Fork",
+    "Integers",
+    "Paged",
+    "Plain",
+    "Window",
+    "attend_cache",
+    "fork",
+    "int4",
+    "int8",
+    "masses",
+    "renumbered",
+]
