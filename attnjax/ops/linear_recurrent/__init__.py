@@ -21,6 +21,7 @@ from attnjax.ops.linear_recurrent.flow_causal import flow_attention_causal
 from attnjax.ops.linear_recurrent.gated_delta_net import gated_delta_net
 from attnjax.ops.linear_recurrent.gated_delta_net2 import gated_delta_net2
 from attnjax.ops.linear_recurrent.gated_delta_product import gated_delta_product
+from attnjax.ops.linear_recurrent.gated_kalmanet import gated_kalmanet
 from attnjax.ops.linear_recurrent.gla import gla
 from attnjax.ops.linear_recurrent.hedgehog import hedgehog_attention
 from attnjax.ops.linear_recurrent.hgrn2 import hgrn2
@@ -50,6 +51,7 @@ from attnjax.ops.linear_recurrent.log_normal import (
 )
 from attnjax.ops.linear_recurrent.log_normal_diagonal import log_normal_diagonal_attention
 from attnjax.ops.linear_recurrent.mamba2 import mamba2
+from attnjax.ops.linear_recurrent.mamba3 import mamba3, mamba3_mimo
 from attnjax.ops.linear_recurrent.mamba_mixer import mamba_mixer
 from attnjax.ops.linear_recurrent.mambattention import mambattention
 from attnjax.ops.linear_recurrent.mega import mega
@@ -68,5 +70,6 @@ from attnjax.ops.linear_recurrent.taylor import taylor_crossover, taylor_shift, 
 from attnjax.ops.linear_recurrent.titans import titans_memory
 from attnjax.ops.linear_recurrent.titans_context import memory_as_context
 from attnjax.ops.linear_recurrent.titans_gate import memory_as_gate
+from attnjax.ops.linear_recurrent.ttt import ttt_memory
 
 OPS = gather(globals())

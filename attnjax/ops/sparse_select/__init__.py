@@ -11,6 +11,11 @@ from attnjax.ops.sparse_select.combiner_axial import (
     combiner_both,
 )
 from attnjax.ops.sparse_select.delta import delta_attention
+from attnjax.ops.sparse_select.dsa import (
+    deepseek_sparse_attention,
+    index_scores,
+    indexer_loss,
+)
 from attnjax.ops.sparse_select.dynamic_mask import dynamic_mask_attention
 from attnjax.ops.sparse_select.flexprefill import (
     flexprefill,
