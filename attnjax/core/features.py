@@ -8,12 +8,14 @@ ahead.
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.recurrence.documents import Packed
+from attnjax.core.sharding import on_any_mesh, sharding_of
 from attnjax.typing import Array, Float
 
 FeatureMap = Callable[[Array], Array]
@@ -150,32 +152,62 @@ def log_hedgehog(w: Float[Array, "N H R"]) -> FeatureMap:
     return log_phi
 
 
+class RunningMax(NamedTuple):
+    """What `running_max` gives."""
+
+    m: Float[Array, "B S N"]
+    decay: Float[Array, "B S N"]
+    last: Float[Array, "B N"]  # m after all tokens, wherever they are: `before` of the next run
+
+
 @on_any_mesh
 def running_max(
     log_write: Float[Array, "B S N"],
     log_decay: Float[Array, "B S N"] | None = None,
     before: Float[Array, "B N"] | None = None,
-) -> tuple[Float[Array, "B S N"], Float[Array, "B S N"]]:
+    *,
+    documents: Packed | None = None,
+    impl: Any = None,
+) -> RunningMax:
     """The reference m_t = max(m_{t-1} + log_decay_t, log_write_t), and the decay that it asks for.
 
     A state that adds exp(log_write_t) can be kept as exp(-m_t) S_t: write exp(log_write_t - m_t),
-    which is at most 1, and decay by the second result, log_decay_t + m_{t-1} - m_t <= 0.  `before`
-    is m_0, which a split run hands on: the last m of the segment before.  Give
-    log_write through `lax.stop_gradient` where results do not depend on m; with a log_decay that
-    is trained, differentiate through it instead, or the decay loses its gradient.  m is finite also
-    where nothing has been written, log_write = -inf.
+    which is at most 1, and decay by `decay`, log_decay_t + m_{t-1} - m_t <= 0.  `before` is m_0,
+    which a split run hands on: the `last` of the segment before.  Give log_write through
+    `lax.stop_gradient` where results do not depend on m; with a log_decay that is trained,
+    differentiate through it instead, or the decay loses its gradient.  m is finite also where
+    nothing has been written, log_write = -inf.
+
+    With `documents` m begins anew with each: its first token's is log_write_t, and the decay, which
+    a state that begins anew does not feel, is zero.  Padding leaves m as it is.
+    With the `impl` of an op m is that of the whole text, on whatever devices it is.
     """
-    log_write = jnp.maximum(log_write, jnp.finfo(log_write.dtype).min / 4)
+    sharding = sharding_of(impl)
+    least = jnp.finfo(log_write.dtype).min / 4
+    log_write = jnp.maximum(log_write, least)
     decay = jnp.zeros_like(log_write) if log_decay is None else log_decay
+    carry = decay
+    if documents is not None:
+        log_write = jnp.where(documents.real[..., None], log_write, least)
+        carry = jnp.where(documents.starts[..., None], _FORGET, documents.without_padding(decay))
+        decay = documents.without_first(documents.without_padding(decay))
 
     def join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
         return a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])
 
-    total, m = lax.associative_scan(join, (decay, log_write), axis=1)
+    whole = lambda x: sharding.gathered(x, 1)
+    total, m = lax.associative_scan(join, (whole(carry), whole(log_write)), axis=1)
     if before is None:
         first = m[:, :1]  # there is no state yet, so the first decay does not matter
     else:
         first = before[:, None]
         m = jnp.maximum(m, first + total)
     earlier = jnp.concatenate([first, m[:, :-1]], axis=1)
-    return m, jnp.minimum(decay + earlier - m, 0.0)  # rounding may leave it above zero
+    last = m[:, -1]
+    m, earlier = sharding.own(m, 1), sharding.own(earlier, 1)
+    # rounding may leave it above zero
+    asked = jnp.minimum(decay + earlier - m, 0.0)
+    return RunningMax(m, asked if documents is None else documents.without_first(asked), last)
+
+
+_FORGET = -1e30  # a log decay beside which every number counts as nothing

@@ -1,14 +1,19 @@
 """Feature maps: what each promises, and the running maximum against a loop."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
-from attnjax import features
+from attnjax import features, parallel
 from attnjax.core import numerics
+from attnjax.core.recurrence.documents import packed
+from attnjax.core.sharding import LOCAL
 from tests.helpers import draw
 from tests.helpers import near as close
 
@@ -206,7 +211,7 @@ def test_the_running_maximum_is_that_of_the_loop(decays, known):
     write = draw(B, S, N, scale=3.0)
     decay = -jnp.abs(draw(B, S, N, seed=1)) if decays else None
     before = draw(B, N, seed=2) if known else None
-    m, asked = features.running_max(write, decay, before)
+    m, asked, _ = features.running_max(write, decay, before)
     assert (np.asarray(asked) <= 0).all()
     for b, n in np.ndindex(B, N):
         steps = np.zeros(S) if decay is None else np.asarray(decay[b, :, n])
@@ -219,7 +224,7 @@ def test_the_running_maximum_is_that_of_the_loop(decays, known):
 
 def test_the_running_maximum_keeps_sums_of_huge_exponentials():
     write = jnp.asarray([[[-400.0], [300.0], [299.0], [-5.0]]])
-    m, decay = features.running_max(write)
+    m, decay, _ = features.running_max(write)
     total, sums = 0.0, []
     for t in range(4):
         total = total * math.exp(decay[0, t, 0]) + math.exp(write[0, t, 0] - m[0, t, 0])
@@ -229,7 +234,7 @@ def test_the_running_maximum_keeps_sums_of_huge_exponentials():
 
 def test_the_running_maximum_is_finite_where_nothing_is_written():
     write = jnp.asarray([[[-jnp.inf], [-jnp.inf], [2.0], [-jnp.inf]]])
-    m, decay = features.running_max(write)
+    m, decay, _ = features.running_max(write)
     assert np.isfinite(m).all() and not np.isnan(decay).any()
     close(jnp.exp(write - m)[0, :, 0], [0, 0, 1, 0])
     close(decay[0, 3, 0], 0.0)
@@ -237,11 +242,42 @@ def test_the_running_maximum_is_finite_where_nothing_is_written():
 
 def test_the_running_maximum_does_not_look_ahead_and_can_be_split():
     write, decay = draw(2, 8, 3, scale=2.0), -jnp.abs(draw(2, 8, 3, seed=1))
-    m, asked = features.running_max(write, decay)
-    m_1, asked_1 = features.running_max(write[:, :5], decay[:, :5])
-    m_2, asked_2 = features.running_max(write[:, 5:], decay[:, 5:], m_1[:, -1])
+    m, asked, _ = features.running_max(write, decay)
+    m_1, asked_1, last = features.running_max(write[:, :5], decay[:, :5])
+    m_2, asked_2, _ = features.running_max(write[:, 5:], decay[:, 5:], last)
     close(jnp.concatenate([m_1, m_2], 1), m)
     close(jnp.concatenate([asked_1, asked_2], 1), asked)
+
+
+def test_the_running_maximum_begins_anew_with_each_document():
+    write, decay = draw(1, 9, 3, scale=2.0), -jnp.abs(draw(1, 9, 3, seed=1))
+    ids = np.asarray([[5, 5, 5, -1, 2, 2, 2, 2, 9]])
+    m, asked, last = features.running_max(write, decay, documents=packed(ids, (1, 9)))
+    for start, stop in ((0, 3), (4, 8), (8, 9)):
+        alone, fades, _ = features.running_max(write[:, start:stop], decay[:, start:stop])
+        close(m[:, start:stop], alone)
+        close(asked[:, start + 1 : stop], fades[:, 1:])
+        assert start == 0 or not np.asarray(asked[:, start]).any()
+    close(m[:, 3], m[:, 2])  # padding leaves it
+    close(last, m[:, -1])
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_the_running_maximum_is_that_of_the_whole_text_on_any_device(documents):
+    write, decay = draw(1, 8, 3, scale=2.0), -jnp.abs(draw(1, 8, 3, seed=1))
+    ids = np.asarray([[5, 5, 5, 5, 5, 2, 2, 2]])
+    axis = parallel.LASP2("sp")
+
+    def run(write, decay, ids, impl=None):
+        where = axis.sharding if impl else LOCAL
+        of = packed(ids, write.shape[:2], None, where) if documents else None
+        return tuple(features.running_max(write, decay, documents=of, impl=impl))
+
+    mesh = jax.make_mesh((2,), ("sp",), (AxisType.Auto,), devices=jax.devices()[:2])
+    over = functools.partial(jax.shard_map, mesh=mesh, in_specs=P(None, "sp"), check_vma=False)
+    spread = over(functools.partial(run, impl=axis), out_specs=(P(None, "sp"),) * 2 + (P(),))
+    for got, want in zip(jax.jit(spread)(write, decay, ids), run(write, decay, ids), strict=True):
+        close(got, want)
 
 
 # ---------------------------------------------------------------------------------- the division

@@ -249,6 +249,34 @@ def test_a_packed_row_is_its_documents_one_by_one(op):
         close_trees(pull_packed(wave(want))[0], pull(wave(want))[0], 1e-9)
 
 
+@ops("documents")
+def test_padding_and_a_cut_change_no_document(op):
+    """Padding before, between and behind documents reads nothing; a state goes on in one."""
+    with jax.enable_x64():
+        c = case(op, forms_of(op)[-1])
+        given, other = c.given(18, jnp.float64), c.given(19, jnp.float64)
+        T = lengths(op, given)[0]
+        ids = np.repeat([7, 0, 3], [4, 1, T - 5])
+        slots, row = np.delete(np.arange(T + 3), (0, 5, T + 2)), np.full(T + 3, -1)
+        row[slots] = ids
+        longer = dict(given)
+        for name in tokens_of(op, given):
+            noise = jnp.concatenate([other[name]] * 2, axis=1)[:, : T + 3]
+            longer[name] = noise.at[:, slots].set(given[name])
+        want = op.fn(**given, **c.rest, documents=ids)
+        got = op.fn(**longer, **c.rest, documents=row)
+        close(got[:, slots], want, 1e-10)
+        assert not np.delete(np.asarray(got), slots, axis=1).any()
+        state, outs = None, []
+        for start, stop in ((0, 4), (4, T + 3)) if applies(op, "split") else ():
+            part = segment(op, longer, start, stop)
+            out, state = op.fn(
+                **part, **c.rest, documents=row[start:stop], state=state, return_state=True
+            )
+            outs.append(out)
+        assert not outs or np.allclose(np.concatenate(outs, axis=1), got, atol=1e-10)
+
+
 # ------------------------------------------------------------------------- what must not leak
 
 

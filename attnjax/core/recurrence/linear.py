@@ -4,14 +4,12 @@ The recurrence stands in `steps`; its fast form in `chunked`.  Feature maps for 
 `features`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from attnjax.core import dispatch
 from attnjax.core.dispatch import Implementation, pick
@@ -19,14 +17,15 @@ from attnjax.core.numerics import working_dtype
 from attnjax.core.pairwise.operands import Shape
 from attnjax.core.pairwise.request import check_qkv
 from attnjax.core.recurrence.chunked import Chunked, Fastest, Parallel
+from attnjax.core.recurrence.documents import Documents as Documents
+from attnjax.core.recurrence.documents import Packed, packed
 from attnjax.core.recurrence.steps import RecurrenceRequest, Recurrent, Tokens
 from attnjax.core.recurrence.triton import Triton
-from attnjax.core.sharding import SequenceSharding, on_any_mesh, pvary_like, sharding_of
+from attnjax.core.sharding import on_any_mesh, pvary_like, sharding_of
 from attnjax.typing import Array, Float, Int, K, Q, V
 
 # (values (B,T,N,D), denominator (B,T,N,1)) -> (B,T,N,D)
 Normalize = Callable[[Array, Array], Array]
-Documents = Int[Array, "*B T"]
 LogDecay = Float[Array, " N"] | Float[Array, "B S N"] | Float[Array, "B S N H"]
 Strength = Float[Array, "B S N"]
 Vectors = Float[Array, "B S _ H"]  # of the N heads, or of the K
@@ -121,15 +120,13 @@ def linear_attend(
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     z = check_qkv("linear_attend", q, k, v)
     _check_lengths(z, block, writes)
-    packed, before = None, _document(state)
-    if documents is None and before is not None:
-        raise ValueError("linear_attend: state is one of a call with documents, expected them here")
-    if documents is not None:
-        packed = _packed(documents, before, q, block, sharding_of(impl))
-        real = packed.real if writes == 1 else jnp.repeat(packed.real, writes, axis=1)
-        hide = functools.partial(_without_padding, real)
+    of = packed_documents(documents, q, state, impl)
+    if of is not None:
+        if block != 1:
+            raise ValueError(f"linear_attend: block is {block} with documents, expected 1, causal")
+        hide = of.of_writes(writes).without_padding
         k, v, log_decay, beta, erase = jax.tree.map(hide, (k, v, log_decay, beta, erase))
-    starts = None if packed is None else _of_writes(packed.starts, writes)
+    starts = None if of is None else of.of_writes(writes).starts
     tokens = Tokens(k, v, log_decay, beta, erase, starts)
     request, dtype = _prepare(q, tokens, z, normalize, block, writes, state)
     if not isinstance(chunk, int) or chunk < 1:
@@ -142,10 +139,25 @@ def linear_attend(
         last = State(memory[..., :-1], memory[..., -1])
         out = normalize(out[..., :-1], out[..., -1:])
     out = out.astype(dtype)
-    if packed is not None:
-        last = last._replace(document=packed.last)
-        out = jnp.where(packed.real[..., None, None], out, jnp.zeros((), dtype))
+    if of is not None:
+        last = last._replace(document=of.last)
+        out = of.without_padding(out)
     return (out, last) if return_state else out
+
+
+def packed_documents(
+    documents: Documents | None, q: Array, state: State | None, impl: Impl
+) -> Packed | None:
+    """What `documents` say of the tokens of q (B,T,...), after `state`; None without them.
+
+    For leaves that carry more than the engine does from token to token.
+
+    Raises what `packed` does, and TypeError for a state of another kind.
+    """
+    if not isinstance(state, State | None):
+        raise TypeError(f"linear_attend: state is {type(state).__name__}, expected linear.State")
+    before = None if state is None else state.document
+    return packed(documents, q.shape[:2], before, sharding_of(impl))
 
 
 # ------------------------------------------------------------------------------------- the choice
@@ -229,14 +241,6 @@ def _check_lengths(z: Shape, block: int | None, writes: int) -> None:
         )
 
 
-def _of_writes(starts: Array, writes: int) -> Array:
-    """(B,T) of tokens as (B,S) of writes: the first of a token's starts what it starts."""
-    if writes == 1:
-        return starts
-    first = jnp.arange(writes) == 0
-    return (starts[..., None] & first).reshape(starts.shape[0], -1)
-
-
 def _erasing(erase: Any, z: Shape) -> Erase:
     """The vectors as arrays."""
     if not isinstance(erase, tuple) or len(erase) != 2 or erase[0] is None:
@@ -257,54 +261,6 @@ def _erasing(erase: Any, z: Shape) -> Erase:
             told = f"erase has {name} of dtype {jnp.result_type(x)}"
             raise TypeError(f"linear_attend: {told}, expected a floating-point dtype")
     return jax.tree.map(jnp.asarray, erase)
-
-
-def _document(state: Any) -> Array | None:
-    """The document that the state is of, where it is one of several."""
-    if not isinstance(state, State | None):
-        raise TypeError(f"linear_attend: state is {type(state).__name__}, expected linear.State")
-    return None if state is None else state.document
-
-
-class _Packed(NamedTuple):
-    """Documents as the engine takes them."""
-
-    real: Array  # (B,T), no padding
-    starts: Array  # (B,T), the first of a document
-    last: Array  # (B,), the id of the last real token, or of the state before; -1: there was none
-
-
-def _packed(
-    documents: Array,
-    before: Array | None,
-    q: Q,
-    block: int | None,
-    sharding: SequenceSharding,
-) -> _Packed:
-    ids, shape = jnp.asarray(documents), jnp.shape(q)[:2]
-    if ids.shape not in (shape, shape[1:]):
-        told = f"documents has shape {ids.shape}, expected (T,) or (B,T) = {shape}"
-        raise ValueError(f"linear_attend: {told}")
-    ids = jnp.broadcast_to(ids, shape)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"linear_attend: documents has dtype {ids.dtype}, expected integers")
-    if block != 1:
-        raise ValueError(f"linear_attend: block is {block} with documents, expected 1, causal")
-    # -1: no document has been there; the first real token then starts none, and keeps the state
-    first = jnp.full(shape[:1], -1, ids.dtype) if before is None else before.astype(ids.dtype)
-    every = jnp.concatenate([first[:, None], sharding.gathered(ids, 1)], axis=1)
-    place = jnp.where(every >= 0, jnp.arange(every.shape[1])[None], 0)
-    current = jnp.take_along_axis(every, lax.cummax(place, axis=1), axis=1)  # of the last real one
-    starts = (current[:, 1:] != current[:, :-1]) & (current[:, :-1] >= 0)
-    return _Packed(ids >= 0, sharding.own(starts, 1), current[:, -1])
-
-
-def _without_padding(real: Array, x: Array) -> Array:
-    """x (B,S,...) with zeros for padding; a decay of each head is given to its tokens."""
-    x = jnp.asarray(x)
-    if x.ndim == 1:
-        x = jnp.broadcast_to(x, (*real.shape, x.shape[0]))
-    return jnp.where(real.reshape(*real.shape, *(1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
 
 
 def _gate(

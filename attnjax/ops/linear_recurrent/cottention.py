@@ -17,25 +17,26 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.core import features
-from attnjax.core.numerics import repeat_heads, wide
+from attnjax.core.numerics import aligned, repeat_heads, wide
 from attnjax.core.recurrence import linear
+from attnjax.core.recurrence.documents import sums_so_far
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, Int, K, Out, PerHead, Q, TokenK, TokenV, V
 
 
 class State(NamedTuple):
-    """The sum of k v^T of each query head, k of length 1, and how many tokens it holds."""
+    """The sum of k v^T of each query head, k of length 1, and how many tokens of its document."""
 
     linear: linear.State
-    count: Int[Array, ""]
+    count: Int[Array, " B"]
 
 
-def _share(counts: Int[Array, " T"], m: PerHead) -> Float[Array, "1 T N 1"]:
-    """1 / counts^sigmoid(m)."""
+def _share(counts: Int[Array, "*B T"], m: PerHead) -> Float[Array, "*B T N 1"]:
+    """1 / counts^sigmoid(m); no more than 1 where there are none."""
     power = jax.nn.sigmoid(wide(m))
-    log_counts = jnp.log(counts.astype(power.dtype))
-    return jnp.exp(-power[None] * log_counts[:, None])[None, ..., None]
+    log_counts = jnp.log(jnp.maximum(counts, 1).astype(power.dtype))[..., None]
+    return jnp.exp(-aligned(power, log_counts) * log_counts)[..., None]
 
 
 @on_any_mesh
@@ -45,19 +46,24 @@ def cottention(
     v: TokenV,
     m: PerHead,
     *,
+    documents: linear.Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: linear.Impl = None,
 ) -> Any:
     """Causal cosine attention; m is learned, 0.5 at first in the paper."""
-    before = 0 if state is None else state.count
-    counts = before + jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
+    past = None if state is None else state.linear
+    of = linear.packed_documents(documents, q, past, impl)
+    one = jnp.ones(q.shape[:2], jnp.int32)
+    before = jnp.zeros_like(one, shape=len(q)) if state is None else state.count
+    counts, count = sums_so_far(one, before, of, impl)
     shared = repeat_heads(wide(v), q) * _share(counts, m)  # m is of a query head, and so is this
     q, k = features.cosine(wide(q)), repeat_heads(features.cosine(wide(k)), q)
-    past = None if state is None else state.linear
-    out, last = linear.linear_attend(q, k, shared, state=past, return_state=True, impl=impl)
+    out, last = linear.linear_attend(
+        q, k, shared, documents=documents, state=past, return_state=True, impl=impl
+    )
     out = out.astype(v.dtype)
-    return (out, State(last, counts[-1])) if return_state else out
+    return (out, State(last, count)) if return_state else out
 
 
 def cottention_full(q: Q, k: K, v: V, m: PerHead, *, impl: linear.Impl = None) -> Out:

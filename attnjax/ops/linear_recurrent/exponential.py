@@ -16,7 +16,13 @@ from jax import lax
 
 from attnjax.core import features
 from attnjax.core.numerics import divide_stably, repeat_heads, wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import (
+    Documents,
+    Impl,
+    State,
+    linear_attend,
+    packed_documents,
+)
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_of_all, mean_so_far
@@ -36,6 +42,7 @@ def exponential_attention(
     k: TokenK,
     v: TokenV,
     *,
+    documents: Documents | None = None,
     state: ExponentialState | None = None,
     return_state: bool = False,
     impl: Impl = None,
@@ -45,20 +52,24 @@ def exponential_attention(
     A key e^-87 times smaller than the largest before it counts as zero (in float32).
     """
     before, sums = (None, None) if state is None else (state.reference, state.sums)
+    of = packed_documents(documents, q, sums, impl)
     k = wide(k)
     largest = lax.stop_gradient(k.max(axis=-1))
-    reference, decay = features.running_max(largest, before=before)
+    reference, decay, last_reference = features.running_max(
+        largest, before=before, documents=of, impl=impl
+    )
     out, last = linear_attend(
         _exp_of_query(wide(q)),
         jnp.exp(k - reference[..., None]),
         v,
         log_decay=repeat_heads(decay, q),
         normalize=divide_stably,
+        documents=documents,
         state=sums,
         return_state=True,
         impl=impl,
     )
-    return (out, ExponentialState(last, reference[:, -1])) if return_state else out
+    return (out, ExponentialState(last, last_reference)) if return_state else out
 
 
 @on_any_mesh

@@ -12,13 +12,21 @@ Paper: Wu, Wu, Xu, Wang and Long, "Flowformer: Linearizing Transformers with Con
 Limits: q = k = 0 gives the mean of the values so far times sigmoid(1).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
 from attnjax.core.numerics import divide_stably, repeat_heads, wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.documents import sums_so_far
+from attnjax.core.recurrence.linear import (
+    Documents,
+    Impl,
+    State,
+    linear_attend,
+    packed_documents,
+)
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_so_far
@@ -26,10 +34,10 @@ from attnjax.typing import Array, Float, Int, Out, Q, TokenK, TokenV
 
 
 class FlowState(NamedTuple):
-    """Sums over the tokens so far: of phi(k), phi(q), of both per flow, and of exp(source)."""
+    """Sums over a document's tokens so far: phi(k), phi(q), both per flow, and exp(source)."""
 
     sums: State | None  # None before the first token
-    tokens: Int[Array, ""]
+    tokens: Int[Array, " B"]
     keys: Float[Array, "B N H"]
     queries: Float[Array, "B N H"]
     keys_out: Float[Array, "B N H"]
@@ -43,45 +51,46 @@ def flow_attention_causal(
     k: TokenK,
     v: TokenV,
     *,
+    documents: Documents | None = None,
     state: FlowState | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
-    """Linear time; the state also counts the tokens."""
+    """Linear time; the state also counts the tokens of the document."""
     sinks = sigmoid(wide(q))
     sources = repeat_heads(sigmoid(wide(k)), q)
     values = repeat_heads(wide(v), q)
     before = _nothing(sinks) if state is None else state
-    tokens = before.tokens + jnp.arange(1, q.shape[1] + 1, dtype=jnp.int32)
-    i = tokens[None, :, None, None].astype(sinks.dtype)
+    of = packed_documents(documents, q, before.sums, impl)
+    so_far = functools.partial(sums_so_far, documents=of, impl=impl)
+    counts, tokens = so_far(jnp.ones(q.shape[:2], jnp.int32), before.tokens)
+    i = jnp.maximum(counts, 1)[..., None, None].astype(sinks.dtype)  # padding may come first
 
-    keys = _so_far(sources, before.keys)
-    queries = _so_far(sinks, before.queries)
+    keys, last_keys = so_far(sources, before.keys)
+    queries, last_queries = so_far(sinks, before.queries)
     sinks_in = divide_stably(sinks, _dot(sinks, keys))
     sources_out = divide_stably(sources, _dot(sources, queries))
-    keys_out = _so_far(i * sources_out, before.keys_out)
-    queries_in = _so_far(i * sinks_in, before.queries_in)
+    keys_out, last_keys_out = so_far(i * sources_out, before.keys_out)
+    queries_in, last_queries_in = so_far(i * sinks_in, before.queries_in)
     sink = _dot(sinks, keys_out) / i
     source = _dot(sources, queries_in) / i
 
     e = jnp.exp(jnp.minimum(source, 1.0))
-    competition = _so_far(e, before.competition)
-    u = i * e / competition * values
-    out, sums = linear_attend(sinks_in, sources, u, state=before.sums, return_state=True, impl=impl)
+    competition, last_competition = so_far(e, before.competition)
+    u = divide_stably(i * e, competition) * values
+    out, sums = linear_attend(
+        sinks_in, sources, u, documents=documents, state=before.sums, return_state=True, impl=impl
+    )
     out = (sigmoid(sink) * out).astype(v.dtype)
-    last = (x[:, -1] for x in (keys, queries, keys_out, queries_in, competition))
-    return (out, FlowState(sums, tokens[-1], *last)) if return_state else out
+    last = last_keys, last_queries, last_keys_out, last_queries_in, last_competition
+    return (out, FlowState(sums, tokens, *last)) if return_state else out
 
 
 def _nothing(sinks: Float[Array, "B T N H"]) -> FlowState:
     """The state before the first token."""
     flow = jnp.zeros_like(sinks[:, 0])
-    return FlowState(None, jnp.int32(0), flow, flow, flow, flow, flow[..., :1])
-
-
-def _so_far(x: Float[Array, "B T N H"], before: Float[Array, "B N H"]) -> Float[Array, "B T N H"]:
-    """The sum of x over the tokens up to each, those of the state included."""
-    return jnp.cumsum(x, axis=1) + before[:, None]
+    tokens = jnp.zeros_like(flow, jnp.int32, shape=len(flow))
+    return FlowState(None, tokens, flow, flow, flow, flow, flow[..., :1])
 
 
 def _dot(x: Float[Array, "B T N H"], y: Float[Array, "B T N H"]) -> Float[Array, "B T N 1"]:

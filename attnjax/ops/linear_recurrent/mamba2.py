@@ -13,7 +13,13 @@ Differs: the softplus of dt, the convolution, the gate and the norm belong to a 
 from typing import Any
 
 from attnjax.core.numerics import repeat_heads, wide
-from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend
+from attnjax.core.recurrence.linear import (
+    Documents,
+    Impl,
+    State,
+    linear_attend,
+    packed_documents,
+)
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, normal, uniform
 from attnjax.typing import Array, Float, PerHead, PerQuery
@@ -50,7 +56,8 @@ def mamba2(
     )
     if D is not None:
         y += wide(D)[None, None, :, None] * u
-    y = y.astype(x.dtype)
+    of = packed_documents(documents, x, state, impl)
+    y = (y if of is None else of.without_padding(y)).astype(x.dtype)
     return (y, last) if return_state else y
 
 

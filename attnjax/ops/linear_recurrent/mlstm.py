@@ -39,6 +39,7 @@ def mlstm(
     log_i: PerQuery,
     log_f: PerQuery,
     *,
+    documents: linear.Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: linear.Impl = None,
@@ -51,7 +52,8 @@ def mlstm(
     else:
         before, sums = state.m, state.linear
     # Gradients through m cancel, as nothing depends on m; log_decay carries that of log_f.
-    m, log_decay = features.running_max(log_i, wide(log_f), before)
+    of = linear.packed_documents(documents, q, sums, impl)
+    m, log_decay, last_m = features.running_max(log_i, wide(log_f), before, documents=of, impl=impl)
     one = jnp.exp(-jnp.maximum(m, -80.0))[..., None]  # finite; what it divides is as good as zero
 
     def normalize(values: Array, denominator: Array) -> Array:
@@ -63,11 +65,12 @@ def mlstm(
         values,
         log_decay=log_decay,
         normalize=normalize,
+        documents=documents,
         state=sums,
         return_state=True,
         impl=impl,
     )
-    return (out, State(last, m[:, -1])) if return_state else out
+    return (out, State(last, last_m)) if return_state else out
 
 
 def _linear(q: Q, k: TokenK, v: TokenV) -> Out:

@@ -26,7 +26,7 @@ from jax.nn import log_sigmoid
 
 from attnjax.core import features
 from attnjax.core.numerics import repeat_heads, wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend, packed_documents
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.linear_recurrent.gla import gla
@@ -68,6 +68,7 @@ def regla(
     gate: PerChannel,
     refine: PerChannel,
     *,
+    documents: Documents | None = None,
     state: ReglaState | None = None,
     return_state: bool = False,
     impl: Impl = None,
@@ -76,31 +77,30 @@ def regla(
     before, memory = (None, None) if state is None else (state.reference, state.linear)
     keys = repeat_heads(wide(k), q)
     log_gate = log_refined_gate(wide(gate), wide(refine))
-    reference, fade = _running_max(keys, log_gate, before)
+    joined = lambda x: x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+    flat = lambda x: joined(lax.stop_gradient(x))
+    of = packed_documents(documents, q, memory, impl)
+    m, fade, last_m = features.running_max(
+        flat(keys),
+        flat(log_gate),
+        None if before is None else flat(before),
+        documents=of,
+        impl=impl,
+    )
+    reference, fade = m.reshape(keys.shape), fade.reshape(keys.shape)
     out, last = gla(
         safe_exp(wide(q) + reference),
         jnp.exp(keys - reference),
         repeat_heads(wide(v), q),
         # the gradient is the gate's: no result depends on the reference
         fade + (log_gate - lax.stop_gradient(log_gate)),
+        documents=documents,
         state=memory,
         return_state=True,
         impl=impl,
     )
     out = _normed(out).astype(v.dtype)
-    return (out, ReglaState(last, reference[:, -1])) if return_state else out
-
-
-def _running_max(
-    k: PerChannel, log_gate: PerChannel, before: Float[Array, "B N H"] | None
-) -> tuple[PerChannel, PerChannel]:
-    """`features.running_max` of every channel, and the decay that it asks for; no gradients."""
-    B, T, N, H = k.shape
-    k, log_gate = lax.stop_gradient((k, log_gate))
-    flat = None if before is None else lax.stop_gradient(before).reshape(B, N * H)
-    together = lambda x: x.reshape(B, T, N * H)
-    reference, fade = features.running_max(together(k), together(log_gate), flat)
-    return reference.reshape(k.shape), fade.reshape(k.shape)
+    return (out, ReglaState(last, last_m.reshape(keys[:, 0].shape))) if return_state else out
 
 
 def _normed(x: Out) -> Out:

@@ -14,7 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from attnjax.core.numerics import repeat_heads, wide
-from attnjax.core.recurrence.linear import Impl, State, linear_attend
+from attnjax.core.recurrence.documents import Packed
+from attnjax.core.recurrence.linear import Documents, Impl, State, linear_attend, packed_documents
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, log_gates
 from attnjax.ops.linear_recurrent.linear import plain_sums
@@ -32,25 +33,40 @@ def rwkv6(
     log_decay: Float[Array, "B T N H"],
     u: Float[Array, "N H"],
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
     """Linear attention to the tokens before, each channel fading, plus u for the token itself."""
     q, keys, values = wide(q), repeat_heads(wide(k), q), repeat_heads(wide(v), q)
+    own = jnp.sum(q * wide(u)[None, None] * keys, axis=-1, keepdims=True) * values
+    of = packed_documents(documents, q, state, impl)
+    if of is not None:
+        # a first token has none before it in its document; padding reads and writes nothing
+        q, keys = of.without_first(q), of.without_padding(keys)
+        values, log_decay = of.without_padding(values), of.without_padding(log_decay)
     # One token earlier the state is S_{t-1}: a first token that writes nothing makes room.
     out, last = linear_attend(
         jnp.pad(q, _LAST),
         jnp.pad(keys, _FIRST),
         jnp.pad(values, _FIRST),
         log_decay=jnp.pad(wide(log_decay), _FIRST),
+        documents=None if of is None else _one_earlier(of, state),
         state=state,
         return_state=True,
         impl=impl,
     )
-    own = jnp.sum(q * wide(u)[None, None] * keys, axis=-1, keepdims=True)
-    out = (out[:, :-1] + own * values).astype(v.dtype)
+    out = (out[:, :-1] + own).astype(v.dtype)
+    out = out if of is None else of.without_padding(out)
     return (out, last) if return_state else out
+
+
+def _one_earlier(of: Packed, state: State | None) -> Documents:
+    """The documents of the tokens behind one more: where padding stands, of the token before it."""
+    known = None if state is None else state.document
+    first = of.current[:, :1] if known is None else known[:, None]
+    return jnp.concatenate([first.astype(of.current.dtype), of.current], axis=1)
 
 
 OPS = (

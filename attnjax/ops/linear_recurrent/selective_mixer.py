@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from jax.nn import silu, softplus
 
 from attnjax.core.numerics import Affine, aligned, matmul, wide
+from attnjax.core.recurrence.documents import Documents
 from attnjax.core.scan.convolution import causal_conv
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, adjusted
-from attnjax.ops.linear_recurrent.selective_ssm import Tokens, selective_ssm
-from attnjax.typing import Array, Float
+from attnjax.ops.linear_recurrent.selective_ssm import SSMState, Tokens, selective_ssm
+from attnjax.typing import Array, Float, Int
 
 
 class Mixer(NamedTuple):
@@ -43,26 +44,46 @@ class Mixer(NamedTuple):
 
 
 class State(NamedTuple):
-    """The last inputs of the convolution, and that of the state space model."""
+    """The last inputs of the convolution, that of the state space model, and the inputs' ids."""
 
     before: Float[Array, "B C-1 E"]
-    ssm: Float[Array, "B E M"]
+    ssm: SSMState
+    ids: Int[Array, "B C-1"] | None = None
 
 
 @on_any_mesh
 def selective_token_mixer(
-    x: Tokens, weights: Mixer, *, state: State | None = None, return_state: bool = False
+    x: Tokens,
+    weights: Mixer,
+    *,
+    documents: Documents | None = None,
+    state: State | None = None,
+    return_state: bool = False,
 ) -> Any:
-    """Causal."""
+    """Causal; `documents` are ids of packed documents, as `linear_attend` takes them."""
     w = jax.tree.map(wide, weights)
-    before, h = (None, None) if state is None else state
-    u, before = causal_conv(matmul(x, w.x), w.conv, before)
+    before, h, ids = (None, None, None) if state is None else state
+    every = None if documents is None else _ids(documents, x, ids, len(w.conv) - 1)
+    u, before = causal_conv(matmul(x, w.x), w.conv, before, every)
     u = silu(u + aligned(w.conv_bias, u))
     dt, b, c = softplus(w.dt(u)), matmul(u, w.b), matmul(u, w.c)
-    read, h = selective_ssm(u, dt, -jnp.exp(w.log_a), b, c, state=h, return_state=True)
+    read, h = selective_ssm(
+        u, dt, -jnp.exp(w.log_a), b, c, documents=documents, state=h, return_state=True
+    )
     gate = silu(matmul(x, w.gate))
     out = matmul((read + aligned(w.skip, u) * u) * gate, w.out).astype(x.dtype)
-    return (out, State(before, h)) if return_state else out
+    ids = None
+    if every is not None:
+        own, ids = every[:, -x.shape[1] :], every[:, x.shape[1] :]
+        out = jnp.where(own[..., None] >= 0, out, jnp.zeros((), out.dtype))
+    return (out, State(before, h, ids)) if return_state else out
+
+
+def _ids(documents: Documents, x: Tokens, before: Array | None, n: int) -> Array:
+    """The ids (B,n+T) of the n inputs before x, padding if None, and of x."""
+    ids = jnp.broadcast_to(documents, x.shape[:2])
+    none = jnp.full((len(x), n), -1, ids.dtype)
+    return jnp.concatenate([none if before is None else before.astype(ids.dtype), ids], axis=1)
 
 
 def both_directions(x: Tokens, forward: Mixer, backward: Mixer) -> Tokens:

@@ -10,22 +10,30 @@ Limits: A = 0 is linear attention with queries c, keys b and values dt x.
 Differs: the skip of x past the state, D x_t, belongs to the block around it.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from attnjax.core.dispatch import compiled
 from attnjax.core.numerics import einsum, wide
+from attnjax.core.recurrence.documents import Documents, packed
 from attnjax.core.recurrence.linear import linear_attend
 from attnjax.core.scan.diagonal import scan_diagonal
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, uniform
-from attnjax.typing import Array, Float
+from attnjax.typing import Array, Float, Int
 
 _CHUNK = 64  # tokens whose states are held at once
 
 Tokens = Float[Array, "B T W"]
 Steering = Float[Array, "B T M"]
+
+
+class SSMState(NamedTuple):
+    """h after the last token, and where there are documents the id of its own."""
+
+    h: Float[Array, "B W M"]
+    document: Int[Array, " B"] | None = None
 
 
 @on_any_mesh
@@ -37,26 +45,34 @@ def selective_ssm(
     b: Steering,
     c: Steering,
     *,
-    state: Float[Array, "B W M"] | None = None,
+    documents: Documents | None = None,
+    state: SSMState | None = None,
     return_state: bool = False,
 ) -> Any:
-    """Causal; a parallel scan within chunks, O(T (W + M)) memory; the state is h."""
+    """Causal; a parallel scan within chunks, O(T (W + M)) memory.
+
+    `documents` are ids of packed documents, as `linear_attend` takes them.
+    """
     a = wide(a)
+    (B, T, W), starts, document = x.shape, jnp.zeros((len(x), 1, 1), a.dtype), None
+    of = packed(documents, (B, T), None if state is None else state.document)
+    if of is not None:
+        starts, document = of.starts[..., None].astype(a.dtype), of.last
+        x, dt, c = map(of.without_padding, (x, dt, c))  # a step of zero changes nothing
 
     def terms(tokens: tuple[Array, ...]) -> tuple[Array, Array]:
-        x, dt, b, _ = tokens
-        return jnp.exp(dt[..., None] * a[None, None]), (dt * x)[..., None] * b[:, :, None]
+        x, dt, b, _, starts = tokens
+        decay = jnp.exp(dt[..., None] * a[None, None])
+        return decay * (1 - starts)[..., None], (dt * x)[..., None] * b[:, :, None]
 
     def read(states: Array, tokens: tuple[Array, ...]) -> Array:
-        _, _, _, c = tokens
-        return einsum("BtWM,BtM->BtW", states, c)
+        return einsum("BtWM,BtM->BtW", states, tokens[3])
 
-    B, T, W = x.shape
-    start = jnp.zeros((B, W, a.shape[1]), a.dtype) if state is None else state
-    tokens = tuple(map(wide, (x, dt, b, c)))
+    start = jnp.zeros((B, W, a.shape[1]), a.dtype) if state is None else state.h
+    tokens = (*map(wide, (x, dt, b, c)), jnp.broadcast_to(starts, (B, T, 1)))
     out, last = scan_diagonal(terms, read, tokens, start, chunk=min(_CHUNK, T))
     out = out.astype(x.dtype)
-    return (out, last) if return_state else out
+    return (out, SSMState(last, document)) if return_state else out
 
 
 def _linear_attention(x: Tokens, dt: Tokens, b: Steering, c: Steering) -> Tokens:
