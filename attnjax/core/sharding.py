@@ -15,6 +15,7 @@ inputs: `on_any_mesh`.
 """
 
 import contextlib
+import contextvars
 import functools
 import inspect
 from collections.abc import Callable
@@ -120,6 +121,25 @@ def cumsum(x: Array, impl: Any = None, *, axis: int = 1) -> Array:
     return sharding_of(impl).cumsum(x, axis)
 
 
+def of_whole_text(fn: Fn) -> Fn:
+    """An op which refuses an `impl` that holds a part of the tokens, inside `jax.shard_map`.
+
+    Its own sums, means or choices over tokens would silently be those of a part.  Over global
+    arrays, where `parallel.shard` spreads the attention alone, it runs on any devices.
+    """
+
+    @functools.wraps(fn)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if sharding_of(impl := kwargs.get("impl")) is not LOCAL:
+            raise ValueError(
+                f"{fn.__name__}: impl is {type(impl).__name__}, which has a part of the tokens, "
+                f"expected all of them: parallel.shard({fn.__name__}, mesh, strategy)"
+            )
+        return fn(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
 # -------------------------------------------------------------------------------- Explicit axes
 
 
@@ -144,9 +164,13 @@ def on_any_mesh(fn: Fn) -> Fn:
         leaves = jax.tree.leaves(list(given.arguments.values()))
         like = jax.typeof(next(filter(_is_array, leaves)))
         auto = dict.fromkeys(mesh.explicit_axes, AxisType.Auto)
-        with jax.sharding.use_abstract_mesh(mesh.update_axis_types(auto)):
-            args, kwargs = jax.tree.map(_untyped, (args, kwargs))
-            out = fn(*args, **kwargs)
+        token = _tokens_are_split.set(any(map(_splits_tokens, leaves)))
+        try:
+            with jax.sharding.use_abstract_mesh(mesh.update_axis_types(auto)):
+                args, kwargs = jax.tree.map(_untyped, (args, kwargs))
+                out = fn(*args, **kwargs)
+        finally:
+            _tokens_are_split.reset(token)
         return jax.tree.map(functools.partial(_typed, like=like, mesh=mesh), out)
 
     return wrapped  # type: ignore[return-value]
@@ -162,9 +186,24 @@ def in_context_of(mesh: Mesh, fn: Callable[[Tree], Any], tree: Tree) -> Any:
     return jax.tree.map(_untyped, out)
 
 
+# Whether arguments of the outermost function `on_any_mesh` are typed as split along their tokens.
+_tokens_are_split = contextvars.ContextVar("attnjax_tokens_are_split", default=False)
+
+
+def _splits_tokens(x: Any) -> bool:
+    """Whether x (B,T,...) is typed as split along T, as far as types tell."""
+    if not _is_array(x) or x.ndim < 3:
+        return False
+    axes = jax.typeof(x).sharding.spec[1]
+    sizes = jax.typeof(x).sharding.mesh.shape
+    return any(sizes[axis] > 1 for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
 def no_kernel() -> str | None:
     """Why a kernel may not run in this context: it is split by `jax.shard_map`, or by XLA."""
     mesh = jax.sharding.get_abstract_mesh()
+    if _tokens_are_split.get():
+        return "arrays are split along their tokens: kernels are over examples and heads alone"
     if not mesh.manual_axes:
         return None
     left = {axis: n for axis, n in mesh.shape.items() if axis not in mesh.manual_axes and n > 1}

@@ -8,7 +8,9 @@ Inside shard_map, as `impl=` of an op, over this device's tokens:
     AllGather(axis)             every device gets all keys
     LASP2(axis)                 linear attention: one all-gather of states
 
-Over global arrays: `shard(op, mesh, strategy)`.  Tokens are laid out by `layout` and `unlayout`.
+An op that does more than attend, and looks at all tokens for it, refuses them and says so.
+
+Over global arrays, every op: `shard(op, mesh, strategy)`.  Tokens are laid out by `layout` and `unlayout`.
 """
 
 from attnjax.core.sharding import cumsum as cumsum

@@ -7,13 +7,14 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from attnjax import attend, linear_attend, masks
+from attnjax import attend, explain, linear_attend, masks
 from attnjax.core import features
 from attnjax.core.blocks import select
 from attnjax.core.blocks.block_maps import block_mass
 from attnjax.core.pairwise.triton import Triton
 from attnjax.core.scan.convolution import depthwise, long_conv
 from attnjax.core.scan.diagonal import linear_scan
+from attnjax.core.sharding import no_kernel, on_any_mesh
 from attnjax.parallel import LASP2, USP, AllGather, Ring, Ulysses, layout, shard, unlayout
 from tests.helpers import close, draw
 
@@ -111,6 +112,17 @@ def test_what_ops_are_made_of_takes_explicit_axes_alone(name):
             there = jax.device_put(SCORES, NamedSharding(MESH, spec))
             with jax.set_mesh(MESH):
                 close(jax.jit(ALONE[name])(there), want)
+
+
+def test_kernels_are_not_chosen_where_types_say_that_tokens_are_split():
+    reasons = {}
+    for spec in (P("data", "sp"), P("data", None, "sp")):
+        there = jax.device_put(drawn()[0], NamedSharding(MESH, spec))
+        on_any_mesh(lambda x, spec=spec: reasons.update({spec: no_kernel()}) or x)(there)
+        told = str(explain(linear_attend, there, there, there))
+        assert ("split along their tokens" in told) == (spec == P("data", "sp"))
+    assert list(map(bool, reasons.values())) == [True, False]
+    assert no_kernel() is None
 
 
 def test_another_mesh_in_the_context_is_told():

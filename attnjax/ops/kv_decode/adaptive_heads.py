@@ -24,7 +24,7 @@ from attnjax.core import masks
 from attnjax.core.normalizers import log_sum
 from attnjax.core.numerics import einsum, finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.kv_decode.streaming_llm import sink_window_attention
 from attnjax.ops.softmax_core.multi_head import causal_attention
@@ -46,6 +46,7 @@ def key_moments(k: K) -> KeyMoments:
     return KeyMoments(mean, total / (k.shape[0] * k.shape[1]))
 
 
+@of_whole_text
 @on_any_mesh
 def adaptive_head_attention(
     q: Q,

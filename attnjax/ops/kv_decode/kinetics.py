@@ -25,7 +25,7 @@ from attnjax.core.blocks import select
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
@@ -81,6 +81,7 @@ def block_costs(g: Generation, budget: int, block: int) -> Costs:
     return Costs(compute, memory * g.intensity)
 
 
+@of_whole_text
 @on_any_mesh
 def block_top_k_attention(
     q: Q,

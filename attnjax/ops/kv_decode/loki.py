@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from attnjax.core import masks
 from attnjax.core.numerics import einsum, finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.kv_decode.tidal import tidal_attention
 from attnjax.ops.softmax_core.multi_head import causal_attention
@@ -25,6 +25,7 @@ from attnjax.typing import Array, Float, K, Out, Q, V
 Basis = Float[Array, "K H H"]
 
 
+@of_whole_text
 @on_any_mesh
 def loki_attention(
     q: Q,

@@ -22,7 +22,7 @@ import numpy as np
 
 from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Op, Slot
 from attnjax.typing import Array, Float, Int, K, Out, Q, V
 
@@ -53,6 +53,7 @@ def _gathered(pages: Array, lists: Int[Array, "B n"]) -> Array:
     return jnp.take(pages, lists, axis=0).reshape(B, n * C, *pages.shape[2:])
 
 
+@of_whole_text
 @on_any_mesh
 def cascade_attention(
     q: Q,

@@ -23,7 +23,7 @@ from attnjax.core import masks
 from attnjax.core.normalizers import State
 from attnjax.core.pairwise.attend import Impl, attend_state, join_states
 from attnjax.core.positions import rotary
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.kv_decode.streaming_llm import sink_window_attention
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -40,6 +40,7 @@ class StreamingCache(NamedTuple):
     count: Int[Array, ""]
 
 
+@of_whole_text
 @on_any_mesh
 def streaming_attention(
     q: Q,

@@ -20,12 +20,13 @@ from attnjax.core import masks
 from attnjax.core.blocks import select
 from attnjax.core.numerics import finite
 from attnjax.core.pairwise.attend import Impl, attend, attention_scores
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def tidal_attention(
     q: Q,

@@ -23,6 +23,7 @@ from jax.nn import gelu
 from attnjax.core.numerics import Affine, aligned, wide
 from attnjax.core.recurrence.linear import Impl
 from attnjax.core.scan.convolution import depthwise
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Limit, Op, adjusted, square_grid
 from attnjax.ops.linear_recurrent.care_decoupled import SIZES, Decoupled, decoupled_attention
 from attnjax.typing import Array, Float
@@ -47,6 +48,7 @@ class CareWeights(NamedTuple):
     inter_2: Annotated[Interaction, "W+M G"]
 
 
+@of_whole_text
 def care_attention(
     x: Float[Array, "B T W"],
     memory: Float[Array, "B T M"],

@@ -21,6 +21,7 @@ from attnjax.core import features
 from attnjax.core.numerics import divide, einsum, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.core.scan.convolution import depthwise
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Limit, Op, adjusted, square_grid
 from attnjax.typing import Array, Float
 
@@ -36,6 +37,7 @@ class Decoupled(NamedTuple):
     large_bias: Float[Array, " E"]
 
 
+@of_whole_text
 def decoupled_attention(
     x: Float[Array, "B T W"],
     weights: Decoupled,

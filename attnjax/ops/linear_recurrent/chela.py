@@ -21,7 +21,7 @@ from attnjax.core.numerics import Affine, aligned, einsum, rms_norm, wide
 from attnjax.core.recurrence import linear
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.core.scan.convolution import long_conv
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float
 
@@ -63,6 +63,7 @@ def merged(long: Float[Array, "L W"], short: Float[Array, "C W"]) -> Float[Array
     return wide(long).at[: len(short)].add(wide(short))
 
 
+@of_whole_text
 @on_any_mesh
 def chela(
     x: X,

@@ -20,7 +20,7 @@ from attnjax.core import features
 from attnjax.core.numerics import aligned, repeat_heads, wide
 from attnjax.core.recurrence import linear
 from attnjax.core.recurrence.documents import sums_so_far
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, Int, K, Out, PerHead, Q, TokenK, TokenV, V
 
@@ -66,6 +66,7 @@ def cottention(
     return (out, State(last, count)) if return_state else out
 
 
+@of_whole_text
 def cottention_full(q: Q, k: K, v: V, m: PerHead, *, impl: linear.Impl = None) -> Out:
     """Cosine attention to all keys, in both directions."""
     q, k = features.cosine(wide(q)), features.cosine(wide(k))

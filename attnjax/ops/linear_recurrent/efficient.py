@@ -14,11 +14,13 @@ import jax
 from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_of_all
 from attnjax.typing import K, Out, Q, V
 
 
+@of_whole_text
 def efficient_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Softmax over the features of each query, and over the positions of each key channel."""
     queries = features.softmax(wide(q))
@@ -26,6 +28,7 @@ def efficient_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     return linear_attend(queries, keys, v, block=None, impl=impl)
 
 
+@of_whole_text
 def efficient_scaled_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Dot products over S, without softmax."""
     scale = k.shape[1] ** -0.5

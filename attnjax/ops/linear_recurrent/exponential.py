@@ -23,7 +23,7 @@ from attnjax.core.recurrence.linear import (
     linear_attend,
     packed_documents,
 )
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_of_all, mean_so_far
 from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
@@ -72,6 +72,7 @@ def exponential_attention(
     return (out, ExponentialState(last, last_reference)) if return_state else out
 
 
+@of_whole_text
 @on_any_mesh
 def exponential_attention_full(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Over all tokens: each feature has its own reference, so that no sum of weights underflows."""

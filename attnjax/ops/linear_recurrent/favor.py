@@ -19,7 +19,7 @@ import jax
 from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.recurrence.linear import Impl
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, Slot, fill
 from attnjax.ops.linear_recurrent.exponential import (
     ExponentialState,
@@ -46,6 +46,7 @@ def favor_attention(
     return exponential_attention(log_q, log_k, v, state=state, return_state=return_state, impl=impl)
 
 
+@of_whole_text
 @on_any_mesh
 def favor_attention_full(
     q: Q, k: K, v: V, projection: Float[Array, "R H"], *, impl: Impl = None

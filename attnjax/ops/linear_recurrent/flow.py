@@ -16,12 +16,13 @@ from jax.nn import sigmoid
 
 from attnjax.core.numerics import divide_stably, einsum, repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_of_all
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def flow_attention(q: Q, k: K, v: V, *, impl: Impl = None) -> Out:
     """Over all tokens, in both directions."""

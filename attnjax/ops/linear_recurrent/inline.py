@@ -12,12 +12,13 @@ Differs: its code scales q by 1 / (S sqrt(H)), which `q` or `phi` may bring alon
 from attnjax.core import features
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_of_all
 from attnjax.typing import K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def inline_attention(
     q: Q, k: K, v: V, *, phi: features.FeatureMap = features.identity, impl: Impl = None

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from attnjax.core import features
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill, square_grid
 from attnjax.ops.linear_recurrent.inline import inline_attention
 from attnjax.typing import Array, Float, K, Out, Q, TokenK, TokenV, V
 
 
+@of_whole_text
 @on_any_mesh
 def inline_local_attention(
     q: Q,

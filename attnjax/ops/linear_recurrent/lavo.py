@@ -20,7 +20,7 @@ from attnjax.core import masks, normalizers
 from attnjax.core.mods import mod, relative_bias
 from attnjax.core.numerics import einsum, wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float, Int
 
@@ -45,6 +45,7 @@ class State(NamedTuple):
     before: Float[Array, "B window-1 W"]
 
 
+@of_whole_text
 @on_any_mesh
 def lavo(
     x: X,

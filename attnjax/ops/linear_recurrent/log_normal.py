@@ -19,7 +19,7 @@ from jax import lax
 
 from attnjax.core.numerics import divide, wide
 from attnjax.core.recurrence.linear import Impl
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.exponential import (
     ExponentialState,
@@ -47,6 +47,7 @@ def log_normal_attention(
     return exponential_attention(q, k, v, state=state, return_state=return_state, impl=impl)
 
 
+@of_whole_text
 @on_any_mesh
 def log_normal_attention_full(
     q: Q,

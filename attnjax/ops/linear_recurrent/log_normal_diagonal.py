@@ -14,12 +14,13 @@ from attnjax.core import masks
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import attend
 from attnjax.core.recurrence.linear import Impl
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.log_normal import log_normal_attention_full
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def log_normal_diagonal_attention(
     q: Q,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from attnjax.core import features
 from attnjax.core.numerics import aligned, einsum, layer_norm, matmul, rms_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted, normal
 from attnjax.ops.linear_recurrent.selective_mixer import SIZES, Mixer, each_direction
 from attnjax.typing import Array, Float
@@ -64,6 +64,7 @@ class Axis(NamedTuple):
 _EPS = 1e-5  # of both norms
 
 
+@of_whole_text
 @on_any_mesh
 def mambattention(
     x: Grid, shared: Shared, time: Axis, frequency: Axis, *, impl: Impl = None

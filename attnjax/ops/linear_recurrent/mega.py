@@ -26,7 +26,7 @@ from attnjax.core.mods import relative_bias
 from attnjax.core.normalizers import Normalizer
 from attnjax.core.numerics import Affine, aligned, matmul, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.linear_recurrent.damped_ema import EMA, X, damped_ema_convolution, gates_in_range
 from attnjax.typing import Array, Float
@@ -57,6 +57,7 @@ class Weights(NamedTuple):
     bias: Float[Array, " R"]  # of the relative positions, see relative_bias
 
 
+@of_whole_text
 @on_any_mesh
 def mega(
     x: X,

@@ -18,11 +18,12 @@ import numpy as np
 from attnjax.core import features
 from attnjax.core.numerics import divide, einsum, repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, linear_attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted, fill
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def rala(
     q: Q,

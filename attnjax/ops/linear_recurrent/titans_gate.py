@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from attnjax.core import masks
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted, fill
 from attnjax.typing import Array, Float, K, Out, PerQuery, Q, V
 
@@ -38,6 +38,7 @@ def prepend(learned: Float[Array, "M K H"], x: K) -> Float[Array, "B both K H"]:
     return jnp.concatenate([jnp.broadcast_to(learned, (B, M, *x.shape[2:])), x], axis=1)
 
 
+@of_whole_text
 @on_any_mesh
 def memory_as_gate(
     q: Q,

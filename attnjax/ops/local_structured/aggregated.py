@@ -28,7 +28,7 @@ import numpy as np
 from attnjax.core import features, mods
 from attnjax.core.numerics import Affine, aligned, einsum, layer_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, Sizes, adjusted, by_sizes, grid, square_grid
 from attnjax.ops.local_structured.grids import Boxes, PlaceNet, adaptive_means, boxes, run_means
 from attnjax.typing import Array, Float, PerHead
@@ -76,6 +76,7 @@ class Aggregated(NamedTuple):
 _EPS = 1e-5
 
 
+@of_whole_text
 @on_any_mesh
 def aggregated_attention(
     x: Cells, weights: Aggregated, *, shape: Sequence[int], pools: Sequence[int], impl: Impl = None

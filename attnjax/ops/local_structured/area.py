@@ -18,13 +18,14 @@ from collections.abc import Sequence
 from attnjax.core.numerics import aligned, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl
 from attnjax.core.scan.convolution import depthwise_of_heads
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, normal, square_grid
 from attnjax.ops.local_structured.grids import boxes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def area_attention(
     q: Q,

@@ -28,13 +28,14 @@ Limits: the only axis of a line is softmax attention.
 from collections.abc import Sequence
 
 from attnjax.core.pairwise.attend import Impl
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, by_sizes, square_grid
 from attnjax.ops.local_structured.grids import along
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def axial_attention(
     q: Q, k: TokenK, v: TokenV, *, shape: Sequence[int], axis: int, impl: Impl = None

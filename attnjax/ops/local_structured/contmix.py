@@ -25,12 +25,13 @@ import numpy as np
 from attnjax.core import masks, mods
 from attnjax.core.numerics import aligned, einsum, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, Sizes, Slot, grid, square_grid
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
 from attnjax.typing import Array, Float, Out, Q, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def contmix(
     q: Q,

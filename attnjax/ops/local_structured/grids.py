@@ -29,7 +29,7 @@ import numpy as np
 from attnjax.core import masks, mods
 from attnjax.core.numerics import Affine, einsum, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, square_grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
@@ -268,6 +268,7 @@ class PlaceNet(NamedTuple):
 # ---------------------------------------------------------------------------------------- the op
 
 
+@of_whole_text
 @on_any_mesh
 def window_attention(
     q: Q,

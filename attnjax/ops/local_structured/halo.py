@@ -30,7 +30,7 @@ import numpy as np
 
 from attnjax.core.numerics import einsum, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, Slot, square_grid
 from attnjax.ops.local_structured.grids import PerAxis, boxes, per_axis
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
@@ -39,6 +39,7 @@ from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 Tables = tuple[Float[Array, "_ H"], ...]
 
 
+@of_whole_text
 @on_any_mesh
 def halo_attention(
     q: Q,

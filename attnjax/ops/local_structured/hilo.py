@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from attnjax.core.blocks.order import grid_blocks
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, square_grid
 from attnjax.ops.local_structured.grids import PerAxis, per_axis, window_attention
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def hilo_attention(
     q: Q,

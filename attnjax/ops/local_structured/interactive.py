@@ -19,10 +19,12 @@ import jax.numpy as jnp
 from attnjax.core import mods, normalizers
 from attnjax.core.numerics import repeat_heads
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float, K, Out, PerHead, Q, V
 
 
+@of_whole_text
 def interactive_attention(
     q: Q, k: K, v: V, alpha: PerHead, mixing: Float[Array, "N T S"], *, impl: Impl = None
 ) -> Out:

@@ -17,10 +17,12 @@ from collections.abc import Sequence
 
 from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Limit, Op, Sizes, by_sizes, grid
 from attnjax.typing import Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 def inward_window_attention(
     q: Q,
     k: TokenK,

@@ -18,10 +18,12 @@ import numpy as np
 from attnjax.core import masks, mods
 from attnjax.core.numerics import repeat_heads
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Limit, Op
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 def local_additive_attention(
     q: Q, k: TokenK, v: TokenV, weight: Float[Array, "N H"], *, radius: int = 30, impl: Impl = None
 ) -> Out:

@@ -23,6 +23,7 @@ import numpy as np
 from attnjax.core import masks, mods
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Draw, Limit, Op, Sizes, by_sizes, grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
@@ -74,6 +75,7 @@ def gauss_legendre(rows: int, longitudes: int) -> Sphere:
     return Sphere(np.arccos(x[::-1]), weights[::-1], longitudes)
 
 
+@of_whole_text
 def spherical_attention(
     q: Q,
     k: K,

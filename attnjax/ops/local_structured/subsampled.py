@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from attnjax.core.numerics import aligned, einsum, layer_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, Slot, square_grid
 from attnjax.ops.local_structured.grids import boxes
 from attnjax.typing import Array, Float
@@ -55,6 +55,7 @@ class Subsampled(NamedTuple):
 _EPS = 1e-5
 
 
+@of_whole_text
 @on_any_mesh
 def subsampled_attention(
     x: Cells, weights: Subsampled, *, shape: Sequence[int], impl: Impl = None

@@ -21,7 +21,7 @@ import numpy as np
 from attnjax.core import masks
 from attnjax.core.numerics import aligned, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
@@ -34,6 +34,7 @@ class SlotCodes(NamedTuple):
     v: Float[Array, "M K D"]
 
 
+@of_whole_text
 @on_any_mesh
 def warmup_attention(
     q: Q, k: TokenK, v: TokenV, codes: SlotCodes, *, warmup: int = 8, impl: Impl = None

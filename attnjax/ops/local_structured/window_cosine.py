@@ -27,12 +27,13 @@ import numpy as np
 from attnjax.core import features
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, normal, square_grid
 from attnjax.ops.local_structured.grids import PerAxis, PlaceNet, boxes, per_axis
 from attnjax.typing import Array, Float, Out, PerHead, Q, TokenK, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def window_cosine_attention(
     q: Q,

@@ -25,12 +25,13 @@ from attnjax.core import mods
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.scan.convolution import depthwise_of_heads
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, Sizes, Slot, by_sizes, grid, square_grid
 from attnjax.ops.low_rank.linformer import mean_pool_projection, project_tokens
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def agent_attention(
     q: Q,

@@ -19,7 +19,7 @@ from jax import lax
 from attnjax.core import mods
 from attnjax.core.numerics import divide, einsum, finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, Int, K, Out, Q, V
@@ -27,6 +27,7 @@ from attnjax.typing import Array, Float, Int, K, Out, Q, V
 Groups = int | Int[Array, " G"]
 
 
+@of_whole_text
 @on_any_mesh
 def group_attention(
     q: Q, k: K, v: V, *, groups: Groups = 64, rounds: int = 3, impl: Impl = None

@@ -19,7 +19,7 @@ from jax import lax
 
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.recurrence.linear import Impl, State, linear_attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_so_far
 from attnjax.typing import Array, Float, Q, TokenK, TokenV
@@ -32,6 +32,7 @@ class LatteState(NamedTuple):
     log_mass: Float[Array, "B K H"]
 
 
+@of_whole_text
 @on_any_mesh
 def latte_attention(
     q: Q,

@@ -15,7 +15,7 @@ import numpy as np
 
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Bool, Float, K, Out, Q, V
@@ -24,6 +24,7 @@ Projection = Float[Array, "*X R S"]  # (R,S), or (X,R,S) with X = K or N
 ValueProjection = Float[Array, "*Y R S"]  # the same, for itself
 
 
+@of_whole_text
 @on_any_mesh
 def linformer(
     q: Q,

@@ -23,7 +23,7 @@ from attnjax.core import masks
 from attnjax.core.numerics import aligned, einsum, project, rms_norm
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, Float
 
@@ -42,6 +42,7 @@ class Factorized(NamedTuple):
     out: Float[Array, "N H W"]
 
 
+@of_whole_text
 @on_any_mesh
 def mfa(
     x: Tokens,
@@ -55,6 +56,7 @@ def mfa(
     return _layer(x, layer, project(x, layer.key), project(x, value), base, impl)
 
 
+@of_whole_text
 @on_any_mesh
 def mfa_key_reuse(
     x: Tokens,

@@ -27,7 +27,7 @@ from attnjax.core.chunks import by_chunk, in_a_row
 from attnjax.core.numerics import Affine, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Op
 from attnjax.ops.attention_free.metaformer import Norm
 from attnjax.typing import Array, Float
@@ -73,6 +73,7 @@ class Review(NamedTuple):
     norm: Norm
 
 
+@of_whole_text
 @on_any_mesh
 def recurrent_attention(
     x: Tokens,

@@ -27,7 +27,7 @@ from attnjax.core import mods
 from attnjax.core.numerics import Affine, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.scan.convolution import depthwise
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, Slot, square_grid
 from attnjax.typing import Array, Float
 
@@ -47,6 +47,7 @@ class CascadedHeads(NamedTuple):
     out: Annotated[Affine, "W W"]
 
 
+@of_whole_text
 @on_any_mesh
 def cascaded_group_attention(
     x: Float[Array, "B T W"],

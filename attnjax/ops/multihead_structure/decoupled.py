@@ -23,12 +23,13 @@ from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_scores
 from attnjax.core.pairwise.request import Terms
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, by_sizes, fill
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def decoupled_target_attention(
     q: Q,

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from attnjax.core.numerics import Affine, aligned, layer_norm, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.scan.convolution import depthwise
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Op, by_sizes, grid
 from attnjax.typing import Array, Float
 
@@ -48,6 +48,7 @@ class HeadTokens(NamedTuple):
     out: Annotated[Affine, "W W"]
 
 
+@of_whole_text
 @on_any_mesh
 def head_token_attention(x: Tokens, weights: HeadTokens, *, impl: Impl = None) -> Tokens:
     """Self-attention of T tokens, the first the class token, and N head tokens; T are left."""

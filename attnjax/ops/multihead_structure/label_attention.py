@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from attnjax.core import masks
 from attnjax.core.numerics import aligned, einsum, matmul, wide
 from attnjax.core.pairwise.attend import Impl
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.softmax_core.pool import attention_pool
 from attnjax.typing import Array, Bool, Float
@@ -39,6 +39,7 @@ class LabelHeads(NamedTuple):
     shift: Float[Array, " R"]
 
 
+@of_whole_text
 @on_any_mesh
 def label_attention(
     x: Float[Array, "B T W"],

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from attnjax.core import masks
 from attnjax.core.numerics import divide, matmul, wide
 from attnjax.core.pairwise.attend import Impl
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.softmax_core.pool import attention_pool
 from attnjax.typing import Array, Bool, Float
 
 
+@of_whole_text
 @on_any_mesh
 def lama_pool(
     x: Float[Array, "B T W"],

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from attnjax.core.numerics import Affine, aligned, layer_norm, matmul, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted
 from attnjax.typing import Array, Float
 
@@ -37,6 +37,7 @@ class PartialHead(NamedTuple):
     out: Annotated[Affine, "W W"]
 
 
+@of_whole_text
 @on_any_mesh
 def partial_head_attention(
     x: Float[Array, "B T W"], weights: PartialHead, *, impl: Impl = None

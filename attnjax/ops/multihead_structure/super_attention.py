@@ -20,7 +20,7 @@ import numpy as np
 from attnjax.core import masks
 from attnjax.core.numerics import einsum, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op
 from attnjax.ops.softmax_core.multi_head import causal_attention, multi_head_attention
 from attnjax.typing import Array, Float, Out, Q
@@ -28,6 +28,7 @@ from attnjax.typing import Array, Float, Out, Q
 Alignment = Float[Array, "X X"]
 
 
+@of_whole_text
 @on_any_mesh
 def super_attention(
     q: Q, x: Float[Array, "B T W"], alignment: Alignment, *, impl: Impl = None
@@ -39,6 +40,7 @@ def super_attention(
     return attend(q, slices(x, q.shape[2]), _aligned(q, x, alignment), impl=impl)
 
 
+@of_whole_text
 @on_any_mesh
 def super_attention_causal(
     q: Q, x: Float[Array, "B T W"], alignment: Alignment, *, impl: Impl = None

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from attnjax.core import masks
 from attnjax.core.numerics import einsum, wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Bool, Float, Q
 
 
+@of_whole_text
 @on_any_mesh
 def two_level_attention(
     q: Q,

@@ -23,7 +23,7 @@ import numpy as np
 from attnjax.core import masks
 from attnjax.core.numerics import clean, einsum, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted, by_sizes
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
@@ -41,6 +41,7 @@ class Places(NamedTuple):
     z: Float[Array, "K H"]
 
 
+@of_whole_text
 @on_any_mesh
 def multi_variate_parallel_attention(
     q: Q,

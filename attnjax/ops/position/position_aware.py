@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from attnjax.core import masks
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op
 from attnjax.ops.softmax_core.multi_head import sinusoidal_positions
 from attnjax.typing import Array, K, Out, Q, V
@@ -31,6 +31,7 @@ def _still(y: Array) -> Array:
     return y
 
 
+@of_whole_text
 @on_any_mesh
 def position_aware_cross_attention(
     q: Q,

@@ -21,11 +21,12 @@ from attnjax.core import masks, mods, normalizers
 from attnjax.core.mods import Mod
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_scores
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.typing import Array, K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def compositional_attention(
     q: Q, k: K, v: V, *, mask: masks.Mask = masks.everything, impl: Impl = None

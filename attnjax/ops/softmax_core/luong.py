@@ -17,6 +17,7 @@ import numpy as np
 from attnjax.core import masks, mods
 from attnjax.core.numerics import project, wide
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Limit, Op, by_sizes, normal
 from attnjax.typing import Array, Float, K, Out, Q, V
 
@@ -55,6 +56,7 @@ def luong_concat(
     return attend(q, k, v, mods=(score,), mask=mask, impl=impl)
 
 
+@of_whole_text
 def luong_location(
     q: Q, v: V, w: Float[Array, "S H"], *, mask: masks.Mask = masks.everything, impl: Impl = None
 ) -> Out:

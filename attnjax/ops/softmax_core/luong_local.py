@@ -18,6 +18,7 @@ import numpy as np
 from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Draw, Limit, Op, Slot, by_sizes
 from attnjax.ops.softmax_core.luong import luong_dot
 from attnjax.typing import Array, K, Out, PerQuery, Q, V
@@ -31,6 +32,7 @@ def luong_local_monotonic(
     return luong_dot(q, k, v, mask=mask & near, impl=impl)
 
 
+@of_whole_text
 def luong_local_predictive(
     q: Q,
     k: K,

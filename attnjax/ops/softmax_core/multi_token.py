@@ -24,12 +24,13 @@ import numpy as np
 from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import einsum, wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_scores, attention_weights
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, Sizes, by_sizes, normal
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, K, Out, Q, V, Weights
 
 
+@of_whole_text
 @on_any_mesh
 def multi_token_attention(
     q: Q,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -30,6 +30,7 @@ def selection(q: Q, k: K, *, mask: masks.Mask = masks.causal) -> Float[Array, "B
     return jnp.cumsum(strictly_before, axis=1)
 
 
+@of_whole_text
 @on_any_mesh
 def selective_attention(
     q: Q, k: K, v: V, *, mask: masks.Mask = masks.causal, impl: Impl = None

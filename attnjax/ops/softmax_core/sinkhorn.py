@@ -28,7 +28,7 @@ from attnjax.core import features, mods, normalizers
 from attnjax.core.dispatch import compiled
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state
-from attnjax.core.sharding import on_any_mesh, pvary_like
+from attnjax.core.sharding import of_whole_text, on_any_mesh, pvary_like
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.linear_recurrent.linear import mean_of_all
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -83,6 +83,7 @@ def _log_sums(
     return normalizers.log_sum(state)[..., 0].swapaxes(1, 2)
 
 
+@of_whole_text
 def multi_prompt_sinkhorn_attention(
     q: Q, k: K, v: V, *, eps: float = 0.05, rounds: int = 100, impl: Impl = None
 ) -> Out:

@@ -22,12 +22,13 @@ from attnjax.core import features, masks, mods, normalizers
 from attnjax.core.blocks import runs
 from attnjax.core.numerics import wide, working_dtype
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, by_sizes, fill
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, K, Out, Q, V
 
 
+@of_whole_text
 def softplus_attention(
     q: Q, k: K, v: V, *, mask: masks.Mask = masks.causal, impl: Impl = None
 ) -> Out:
@@ -49,6 +50,7 @@ def softplus_attention(
     return out.astype(q.dtype)
 
 
+@of_whole_text
 @on_any_mesh
 def softplus_reweighted(
     q: Q,

@@ -27,7 +27,7 @@ from attnjax.core.blocks.order import BlockOrder, grid_blocks
 from attnjax.core.chunks import cut
 from attnjax.core.numerics import einsum, finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, by_sizes, grid, square_grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -35,6 +35,7 @@ from attnjax.typing import Array, Float, K, Out, Q, V
 Scalar = float | Float[Array, ""]
 
 
+@of_whole_text
 @on_any_mesh
 def distributed_attention(
     q: Q,
@@ -64,6 +65,7 @@ def distributed_attention(
     return out.astype(q.dtype)
 
 
+@of_whole_text
 @on_any_mesh
 def progressive_attention(
     q: Q,

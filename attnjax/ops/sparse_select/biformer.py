@@ -20,12 +20,13 @@ from attnjax.core.blocks.order import grid_blocks
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.scan.convolution import depthwise_of_heads
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, Sizes, by_sizes, grid, square_grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def bi_level_routing_attention(
     q: Q,

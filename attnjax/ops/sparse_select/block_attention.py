@@ -17,11 +17,13 @@ from jax.core import Tracer
 from attnjax.core import masks
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
+from attnjax.core.sharding import of_whole_text
 from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Int, K, Out, Q, TokenK, TokenV, V
 
 
+@of_whole_text
 def block_attention(
     q: Q,
     k: TokenK,

@@ -22,12 +22,13 @@ from attnjax.core import masks
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def combiner_fixed(q: Q, k: TokenK, v: TokenV, *, block: int, impl: Impl = None) -> Out:
     """Causal attention to a query's block and to a summary of each one before, T (block + T/block).
@@ -49,6 +50,7 @@ def combiner_fixed(q: Q, k: TokenK, v: TokenV, *, block: int, impl: Impl = None)
     return join_states(*states).astype(dtype)
 
 
+@of_whole_text
 @on_any_mesh
 def combiner_dyadic(q: Q, k: TokenK, v: TokenV, *, impl: Impl = None) -> Out:
     """Causal attention to a query's own token and to at most log2(T) regions, O(T log T)."""

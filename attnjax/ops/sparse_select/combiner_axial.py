@@ -20,12 +20,13 @@ import numpy as np
 from attnjax.core import masks
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def combiner_axial(
     q: Q, k: TokenK, v: TokenV, summary_k: Q, *, width: int, impl: Impl = None
@@ -55,6 +56,7 @@ def axial_summaries(q: Q, k: TokenK, v: TokenV, *, width: int, impl: Impl = None
     return attend(wide(q), wide(k), wide(v), mask=row, impl=impl)
 
 
+@of_whole_text
 @on_any_mesh
 def combiner_both(q: Q, k: TokenK, v: TokenV, *, block: int, impl: Impl = None) -> Out:
     """Attention in both directions to the tokens of a query's block and to summaries of all blocks.

@@ -19,7 +19,7 @@ from attnjax.core import masks
 from attnjax.core.blocks import runs
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import K, Out, Q, V
@@ -28,6 +28,7 @@ Sparse = Callable[[Q, K, V], Out]
 STREAMING = masks.sinks(4) | masks.window(2047)
 
 
+@of_whole_text
 @on_any_mesh
 def delta_attention(
     q: Q,

@@ -21,12 +21,13 @@ from attnjax.core.blocks.order import running_kth
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill, normal
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, Int, K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def dynamic_mask_attention(
     q: Q,

@@ -28,7 +28,7 @@ from attnjax.core.blocks import select
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite
 from attnjax.core.pairwise.attend import Impl, attend, attention_weights
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Bool, Float, Out, Q, TokenK, TokenV
@@ -93,6 +93,7 @@ def _largest(x: Float[Array, "... n"], count: Array) -> Bool[Array, "... n"]:
     return jnp.argsort(jnp.argsort(-x, axis=-1), axis=-1) < count[..., None]
 
 
+@of_whole_text
 @on_any_mesh
 def flexprefill(
     q: Q,

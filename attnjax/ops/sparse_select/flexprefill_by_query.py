@@ -18,12 +18,13 @@ import numpy as np
 from attnjax.core import masks
 from attnjax.core.blocks import select
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def flexprefill_by_query(
     q: Q,

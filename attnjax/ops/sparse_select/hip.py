@@ -23,7 +23,7 @@ from attnjax.core.blocks import select
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import einsum, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Int, Out, Q, TokenK, TokenV
@@ -31,6 +31,7 @@ from attnjax.typing import Array, Int, Out, Q, TokenK, TokenV
 Spans = Int[Array, "B U N M"]
 
 
+@of_whole_text
 @on_any_mesh
 def hip_attention(
     q: Q,

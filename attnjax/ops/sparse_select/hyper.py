@@ -24,7 +24,7 @@ from attnjax.core.masks.future import refuse_causal
 from attnjax.core.normalizers import State
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, Sizes, by_sizes, uniform
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, Int, K, Out, Q, V
@@ -32,6 +32,7 @@ from attnjax.typing import Array, Float, Int, K, Out, Q, V
 Density = Float[Array, "B S K"]
 
 
+@of_whole_text
 @on_any_mesh
 def hyper_attention(
     q: Q,

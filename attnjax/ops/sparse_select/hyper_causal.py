@@ -23,7 +23,7 @@ from attnjax.core import masks
 from attnjax.core.blocks.order import BlockOrder, bucket_order, gray_codes
 from attnjax.core.numerics import repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, by_sizes, uniform
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.ops.sparse_select.hyper import (
@@ -35,6 +35,7 @@ from attnjax.ops.sparse_select.hyper import (
 from attnjax.typing import Array, Float, Int, K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def hyper_attention_causal(
     q: Q,

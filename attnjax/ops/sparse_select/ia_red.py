@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from attnjax.core import mods
 from attnjax.core.numerics import einsum, finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, uniform
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Bool, Float, Out, Q, TokenK, TokenV
@@ -36,6 +36,7 @@ def token_importance(queries: Q, policy: Float[Array, "B N H"]) -> Importance:
     return jax.nn.sigmoid(scores).mean(-1)
 
 
+@of_whole_text
 @on_any_mesh
 def reduced_attention(
     q: Q,

@@ -25,12 +25,13 @@ from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
 from attnjax.core.positions import rotary
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.sparse_select.landmark import gated_by_landmarks, landmark_attention
 from attnjax.typing import K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def landmark_retrieval(
     q: Q,

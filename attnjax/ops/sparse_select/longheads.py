@@ -27,12 +27,13 @@ from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
 from attnjax.core.positions import rotary
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, Int, K, Out, Q, TokenK, TokenV, V
 
 
+@of_whole_text
 @on_any_mesh
 def longheads(
     q: Q,

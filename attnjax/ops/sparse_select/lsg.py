@@ -30,7 +30,7 @@ from attnjax.core.blocks.selection import Selection
 from attnjax.core.normalizers import State
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend, attend_state, join_states
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Int, Out, Q, TokenK, TokenV
@@ -63,6 +63,7 @@ def strided_parts(k: TokenK, block: int, count: int) -> Int[Array, "B t K"]:
     return jnp.broadcast_to(jnp.asarray(token.reshape(-1, heads)), (B, token.size // heads, heads))
 
 
+@of_whole_text
 @on_any_mesh
 def lsg_attention(
     q: Q,

@@ -13,12 +13,13 @@ from attnjax.core import masks
 from attnjax.core.blocks import select
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def moba(
     q: Q,

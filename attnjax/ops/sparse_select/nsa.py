@@ -26,7 +26,7 @@ from attnjax.core.blocks.runs import runs as runs_of
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted, uniform
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -45,6 +45,7 @@ class Branches(NamedTuple):
 BRANCHES = Branches()
 
 
+@of_whole_text
 @on_any_mesh
 def native_sparse_attention(
     q: Q,

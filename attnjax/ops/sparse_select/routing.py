@@ -25,7 +25,7 @@ from attnjax.core.blocks.order import BlockOrder, clusters
 from attnjax.core.masks.future import refuse_causal
 from attnjax.core.numerics import finite, repeat_heads, wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, by_sizes
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, Int, K, Out, Q, V
@@ -33,6 +33,7 @@ from attnjax.typing import Array, Float, Int, K, Out, Q, V
 Centroids = Float[Array, "N c H"]
 
 
+@of_whole_text
 @on_any_mesh
 def routing_attention(
     q: Q,

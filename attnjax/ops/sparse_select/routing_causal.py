@@ -18,7 +18,7 @@ from attnjax.core import masks
 from attnjax.core.blocks.order import BlockOrder
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Op
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.ops.sparse_select.routing import (
@@ -30,6 +30,7 @@ from attnjax.ops.sparse_select.routing import (
 from attnjax.typing import Array, Int, K, Out, Q, V
 
 
+@of_whole_text
 @on_any_mesh
 def routing_causal(
     q: Q,

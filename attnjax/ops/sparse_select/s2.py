@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from attnjax.core import masks
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Out, Q, TokenK, TokenV
 
 
+@of_whole_text
 @on_any_mesh
 def s2_attention(
     q: Q,

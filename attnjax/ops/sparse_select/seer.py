@@ -29,7 +29,7 @@ from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite, wide
 from attnjax.core.pairwise.attend import Impl, attend
 from attnjax.core.positions import rotary
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, by_sizes, fill, normal
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -39,6 +39,7 @@ Choose = Callable[..., Selection]  # (scores of blocks, block_q=, block_k=)
 SIXTEEN: Choose = functools.partial(select.top_k, k=16)
 
 
+@of_whole_text
 @on_any_mesh
 def seer_attention(
     q: Q,
@@ -107,6 +108,7 @@ def keeping_own(choose: Choose) -> Choose:
     return kept
 
 
+@of_whole_text
 @on_any_mesh
 def seer_r_attention(
     q: Q,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from attnjax.core.blocks import select
 from attnjax.core.numerics import Affine, einsum, finite
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -37,6 +37,7 @@ class Predictor(NamedTuple):
     up: Float[Array, "S R"]
 
 
+@of_whole_text
 @on_any_mesh
 def sparsifiner(
     q: Q,

@@ -25,7 +25,7 @@ from attnjax.core.blocks import select
 from attnjax.core.blocks.order import BlockOrder, grid_blocks
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, Sizes, by_sizes, grid
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Bool, Float, Out, Q, TokenK, TokenV
@@ -70,6 +70,7 @@ def _reach(g: Float[Array, "... n"], own: Array, tau: float) -> Bool[Array, "...
     return own | jnp.take_along_axis(before < jnp.maximum(need, 0.0), jnp.argsort(order), -1)
 
 
+@of_whole_text
 @on_any_mesh
 def vmoba(
     q: Q,

@@ -1,0 +1,49 @@
+"""Inside shard_map an op equals one device, or refuses: it never takes a part for the text."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from attnjax.catalogue import OPS
+from attnjax.ops.sparse_select import moba
+from attnjax.parallel import LASP2, AllGather
+from tests.helpers import draw
+from tests.laws.cases import applies, case, close, others
+
+STRATEGIES = {"attend": AllGather("sp"), "linear_attend": LASP2("sp")}
+MESH = jax.make_mesh((2,), ("sp",), (AxisType.Auto,), devices=jax.devices()[:2])
+
+
+def inside(fn, specs):
+    return jax.jit(
+        jax.shard_map(fn, mesh=MESH, in_specs=(specs,), out_specs=P(None, "sp"), check_vma=False)
+    )
+
+
+def test_an_op_that_chooses_among_all_keys_says_what_to_take():
+    q = draw(1, 8, 2, 4)
+    run = inside(
+        lambda x: moba(x, x, x, block_size=2, top_k=2, impl=AllGather("sp")), P(None, "sp")
+    )
+    with pytest.raises(ValueError, match=r"moba: impl is AllGather.*parallel.shard\(moba, mesh"):
+        run(q)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", [op for op in OPS if applies(op, "devices")], ids=lambda op: op.name)
+def test_an_op_equals_one_device_or_refuses(op):
+    with jax.enable_x64():
+        truth = case(op, "truth", T=16, S=16)
+        given = truth.given(18, jnp.float64)
+        of_tokens = lambda name: op.shapes.get(name, ())[:2] in (("B", "T"), ("B", "S"))
+        specs = {name: P(None, "sp") if of_tokens(name) else P() for name in given}
+        rest = {**others(truth.sample(18)), "impl": STRATEGIES[op.engine]}
+        try:
+            got = inside(lambda x: op.fn(**x, **rest), specs)(given)
+        except ValueError as error:
+            assert "a part of the tokens" in str(error)
+            return
+        close(np.asarray(got), truth.value(given), 1e-10)
