@@ -10,7 +10,8 @@ Inside shard_map, as `impl=` of an op, over this device's tokens:
 
 An op that does more than attend, and looks at all tokens for it, refuses them and says so.
 
-Over global arrays, every op: `shard(op, mesh, strategy)`.  Tokens are laid out by `layout` and `unlayout`.
+Over global arrays, every op: `shard(op, mesh, strategy)`.  Tokens are laid out by `layout` and
+`unlayout`.
 """
 
 from attnjax.core.sharding import cumsum as cumsum
