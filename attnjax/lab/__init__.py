@@ -18,6 +18,7 @@ from attnjax.lab.cli import choose, positive, run_cli, run_key
 from attnjax.lab.data import START, Images, Text, digits, evenly, read_text, windows
 from attnjax.lab.errors import UserError
 from attnjax.lab.files import results_folder
+from attnjax.lab.generate import GREEDY, Sampling, generate
 from attnjax.lab.models import Layer, Mixer, Shape, TinyLM, TinyViT, cross_entropy, unedited
 from attnjax.lab.plots import COLORS, attention_maps, time_curves
 from attnjax.lab.progress import Bars
@@ -27,6 +28,7 @@ from attnjax.lab.train import Optimizer, Run, train
 
 __all__ = [
     "COLORS",
+    "GREEDY",
     "START",
     "Arm",
     "Bars",
@@ -46,6 +48,7 @@ __all__ = [
     "Quantity",
     "Result",
     "Run",
+    "Sampling",
     "Shape",
     "Study",
     "Task",
@@ -65,6 +68,7 @@ __all__ = [
     "cross_entropy",
     "digits",
     "evenly",
+    "generate",
     "least",
     "like",
     "of",

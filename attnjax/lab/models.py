@@ -12,13 +12,15 @@ need no hooks.  XLA drops what nobody reads.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from attnjax import decode
 from attnjax.nn.attention import Attend, Attention
+from attnjax.nn.decoding import Make, advance, begin
 from attnjax.nn.recurrent import Recipe, Recurrent
 
 Edit = Callable[[str, jax.Array], jax.Array]
@@ -36,6 +38,23 @@ class Layer:
 
 
 Mixer = Attend | Recipe | Layer  # what a block mixes its tokens by
+
+
+class Decoding(NamedTuple):
+    """How many tokens there have been, and what each layer keeps of them."""
+
+    count: jax.Array
+    caches: tuple[Any, ...]
+
+
+def for_layers(x: Any, depth: int) -> Sequence[Any]:
+    """One for each layer: the same for all, or a sequence of as many."""
+    if not isinstance(x, (list, tuple)):
+        return (x,) * depth
+    if len(x) != depth:
+        raise ValueError(f"got {len(x)} values for layers, expected one for all, or {depth}")
+    return x
+
 
 _small = nnx.initializers.normal(0.1)
 
@@ -82,6 +101,12 @@ class Block(nnx.Module):
         x = edit("residual", x + mlp)
         return x, {"q": q, "k": k, "v": v, "attention": attention, "mlp": mlp, "residual": x}
 
+    def step(self, x: jax.Array, cache: Any, policy: Any) -> tuple[jax.Array, Any]:
+        """The next tokens (B,T,width), behind what the cache holds."""
+        attention, cache = advance(self.attention, self.before_attention(x), cache, policy)
+        x = x + attention
+        return x + self.down(jax.nn.gelu(self.up(self.before_mlp(x)))), cache
+
 
 class Stack(nnx.Module):
     """Position embedding, blocks, and the last norm."""
@@ -114,6 +139,18 @@ class Stack(nnx.Module):
         stacked = {name: jnp.stack([each[name] for each in seen]) for name in seen[0]}
         stacked["residual"] = jnp.concatenate([embedding[None], stacked["residual"]])
         return edit("output", self.norm(x)), stacked
+
+    def step(
+        self, x: jax.Array, state: Decoding, policies: Sequence[Any]
+    ) -> tuple[jax.Array, Decoding]:
+        """The next tokens (B,T,width), behind those of the state."""
+        T, caches = x.shape[1], []
+        if self.positions is not None:
+            x = x + jnp.take(self.positions[...], state.count + jnp.arange(T), axis=1)
+        for block, cache, policy in zip(self.blocks, state.caches, policies, strict=True):
+            x, cache = block.step(x, cache, policy)
+            caches.append(cache)
+        return self.norm(x), Decoding(state.count + T, tuple(caches))
 
 
 class TinyLM(nnx.Module):
@@ -149,6 +186,31 @@ class TinyLM(nnx.Module):
         """
         x, seen = self.stack(self.embed(tokens), edit, positions)
         return self.head(x), seen
+
+    def start(
+        self, B: int, length: int, caches: Make | Sequence[Make] = decode.Dense.empty
+    ) -> Decoding:
+        """The state before the first of at most `length` tokens of B texts.
+
+        caches(B, length, K, H) makes the cache of a layer of attention; or one such for each layer.
+        """
+        blocks = self.stack.blocks
+        shape = B, length, self.embed.features
+        kept = zip(blocks, for_layers(caches, len(blocks)), strict=True)
+        caches = tuple(begin(block.attention, shape, make) for block, make in kept)
+        return Decoding(jnp.zeros((), jnp.int32), caches)
+
+    def step(
+        self, tokens: jax.Array, state: Decoding, policies: Any = None
+    ) -> tuple[jax.Array, Decoding]:
+        """The logits (B,T,vocab) of the next T tokens, and the state behind them.
+
+        One call or many: the same as of the whole text, for layers that are causal.  `policies` is
+        a `decode.Policy`, or one for each layer; layers of other kinds have nothing to drop.
+        """
+        each = for_layers(policies, len(self.stack.blocks))
+        x, state = self.stack.step(self.embed(tokens), state, each)
+        return self.head(x), state
 
 
 class TinyViT(nnx.Module):

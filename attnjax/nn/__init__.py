@@ -3,6 +3,7 @@
 from attnjax.nn import recipes
 from attnjax.nn.adapter import as_attention_fn
 from attnjax.nn.attention import Attention, HeadGate
+from attnjax.nn.decoding import advance, begin
 from attnjax.nn.gates import SeerGate, seer_loss
 from attnjax.nn.latents import Agents, Perceiver
 from attnjax.nn.recurrent import Cache, Gate, Recipe, Recurrent
@@ -20,7 +21,9 @@ __all__ = [
     "Recurrent",
     "RunMLP",
     "SeerGate",
+    "advance",
     "as_attention_fn",
+    "begin",
     "recipes",
     "seer_loss",
 ]

@@ -60,7 +60,10 @@ class Attention(nnx.Module):
 
     def combine(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Attends, gates by x where there is a gate, and projects back to (B,T,width)."""
-        out = self.attend(q, k, v)
+        return self.finish(x, self.attend(q, k, v))
+
+    def finish(self, x: jax.Array, out: jax.Array) -> jax.Array:
+        """What `combine` makes of the heads' outputs (B,T,N,H)."""
         if self.gate is not None:
             out = out * self.gate(x)[..., None]
         return self.o(out)

@@ -25,7 +25,7 @@ class Gate(NamedTuple):
     channels: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashable: a module that holds one is static under jit
 class Recipe:
     """How to build a layer around `op(q, k, v, *, state, return_state, **gates, **weights)`.
 
