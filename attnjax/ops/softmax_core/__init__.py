@@ -48,5 +48,6 @@ from attnjax.ops.softmax_core.sinkhorn import (
 )
 from attnjax.ops.softmax_core.softpick import softpick_attention
 from attnjax.ops.softmax_core.softplus import softplus_attention, softplus_reweighted
+from attnjax.ops.softmax_core.stick_breaking import stick_breaking_attention
 
 OPS = gather(globals())

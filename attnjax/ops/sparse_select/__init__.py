@@ -76,6 +76,10 @@ from attnjax.ops.sparse_select.sparsifiner_training import (
     phase_at,
     reconstruction_loss,
 )
+from attnjax.ops.sparse_select.threshold_relative import (
+    threshold_forgetting_attention,
+    threshold_relative_attention,
+)
 from attnjax.ops.sparse_select.vmoba import (
     vmoba,
     vmoba_block,
