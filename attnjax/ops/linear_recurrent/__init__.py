@@ -57,6 +57,7 @@ from attnjax.ops.linear_recurrent.mambattention import mambattention
 from attnjax.ops.linear_recurrent.mega import mega
 from attnjax.ops.linear_recurrent.mesa_net import mesa_net
 from attnjax.ops.linear_recurrent.mlstm import mlstm
+from attnjax.ops.linear_recurrent.momentum_delta_net import momentum_delta_net
 from attnjax.ops.linear_recurrent.multiscale_scan import multiscale_scan
 from attnjax.ops.linear_recurrent.rala import rala
 from attnjax.ops.linear_recurrent.regla import log_refined_gate, regla, safe_exp
