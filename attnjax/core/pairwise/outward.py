@@ -7,7 +7,8 @@ has met: a sum over scores, a count, its own vector, changed by each key.  Then
 
 Row i of tiles has i + 1 of them; rows i and n - 1 - i together have n + 1, whichever i.  So pairs
 of rows are walked in one loop of constant length, which reverse mode can follow: O(T) memory, as
-the backward pass walks each pair again, and no tile that holds nothing is visited.
+the backward pass walks each pair again, and no tile that holds nothing is visited.  On a CPU, at
+T = 2048, that takes 3 to 7 times as long as attend's tiles, 3 to 9 times with gradients.
 """
 
 import functools
