@@ -18,6 +18,7 @@ Useful operations are 4 H per allowed pair forward, 2.5 times that backward; lin
 raised); <out>/<device>.md are tables and targets.
 """
 
+import contextlib
 import datetime
 import functools
 import gc
@@ -485,10 +486,25 @@ def main(config: Config) -> None:
     console.print(table, f"Tables and numbers: {path.with_suffix('.md')}", highlight=False)
 
 
+@contextlib.contextmanager
+def _own_cache_of_triton() -> Iterator[None]:
+    """Importing jax-triton 0.3.1 empties TRITON_CACHE_DIR, without which Triton compiles nothing.
+
+    FlexAttention and flash-linear-attention do, in this process.
+    """
+    before = os.environ.get("TRITON_CACHE_DIR")
+    yield
+    os.environ.pop("TRITON_CACHE_DIR", None)
+    if before:
+        os.environ["TRITON_CACHE_DIR"] = before
+
+
 def entry() -> None:
     # JAX would take three quarters of the memory at its first use, and PyTorch needs some, too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if (reason := launch.missing()) is not None:
+    with _own_cache_of_triton():
+        reason = launch.missing()
+    if reason is not None:
         print(f"kernels.bench {reason.replace(', this', '; this')}", file=sys.stderr)
         raise SystemExit(2)
     from attnjax import lab

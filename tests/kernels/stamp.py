@@ -20,7 +20,10 @@ SOURCES = (
     "attnjax/core/recurrence/triton.py",
     "tests/kernels/*.py",
 )
-APART = {"bench.py", "forms.py", "rivals.py", "test_bench.py", "conftest.py", "stamp.py"}
+APART = {
+    "bench.py", "forms.py", "rivals.py", "smoke.py", "test_bench.py", "test_smoke.py",
+    "conftest.py", "stamp.py",
+}  # fmt: skip
 
 
 def digest():
