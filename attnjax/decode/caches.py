@@ -12,7 +12,6 @@ A cache that cannot take a token raises ValueError; under jit, where it cannot r
 the example, and what attends to it gives NaN from then on.
 """
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -36,8 +35,8 @@ FIELDS = ["k", "v", "extra", "positions", "votes", "start", "length", "lost"]
 class Cache:
     """What every cache has; see `Dense`, `Window` and `Paged` for which slot a token goes to.
 
-    k, v       what the codec stores, trees of arrays (B,L,K,...)
-    extra      more numbers of each token, arrays (B,L,K,...): operands of mods, see `riders`
+    k, v       what the codec stores, trees of arrays (B,K,L,...): products read heads one by one
+    extra      more numbers of each token, arrays (B,K,L,...): operands of mods, see `riders`
     positions  (B,L,X) int32, -1 where a slot is empty
     votes      (B,L,X) float32, how much each slot is worth, see `policies`
     start      (B,) where the tokens of the last `append` begin
@@ -68,13 +67,23 @@ class Cache:
         return self.positions.shape[2]
 
     @property
+    def k_heads(self) -> int:
+        """K, how many heads of keys there are."""
+        return jax.eval_shape(self.read)[0].shape[2]
+
+    @property
     def mask(self) -> Mask:
         """What may be seen of the cache besides what the caller's mask says."""
         return masks.everything
 
     def read(self) -> tuple[Float[Array, "B L K H"], Float[Array, "B L K D"]]:
         """Keys and values of all slots, decoded."""
-        return self.codec.decode(self.k), self.codec.decode(self.v)
+        k, v = (self.codec.decode(jax.tree.map(self._by_text, x)) for x in (self.k, self.v))
+        return jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+
+    def riders(self) -> tuple[Array, ...]:
+        """`extra` of all slots, (B,L,K,...): operands of mods."""
+        return tuple(jnp.swapaxes(self._by_text(x), 1, 2) for x in self.extra)
 
     def upcoming(self, T: int) -> Int[Array, "B T"]:
         """The positions of the next T tokens, of which rotary keys need to know."""
@@ -104,10 +113,6 @@ class Cache:
         """The cache as if only `length` tokens of each example had come, a number or (B,)."""
         return _rewind(self, jnp.broadcast_to(jnp.asarray(length, jnp.int32), self.length.shape))
 
-    def riders(self) -> tuple[Array, ...]:
-        """`extra` of all slots, (B,L,K,...): operands of mods."""
-        return self.extra
-
     # what a kind of cache does in its own way
 
     def _places(self, at: Int[Array, "B T"]) -> Int[Array, "B T X"]:
@@ -124,20 +129,25 @@ class Cache:
 
     def _put(self, store: Array, new: Array, places: Int[Array, "B T X"]) -> Array:
         """`new` (B,T,K,...) in the slots of each head; a place beyond L is none."""
-        return put(store, new, places)
+        examples = jnp.arange(store.shape[0])[:, None]
+        if self.heads == 1:
+            return store.at[examples, :, places[..., 0]].set(new, mode="drop")
+        heads = jnp.arange(self.heads)
+        return store.at[examples[..., None], heads, places].set(new, mode="drop")
+
+    def _by_text(self, x: Array) -> Array:
+        """What is stored of all slots, (B,K,L,...)."""
+        return x
 
     def _check(self, k: Array, v: Array, extra: tuple[Array, ...]) -> None:
         name, B, T = type(self).__name__, self.length.shape[0], k.shape[1]
-        stored = (
-            jax.eval_shape(self.codec.decode, self.k),
-            jax.eval_shape(self.codec.decode, self.v),
-        )
-        for letters, x, own in (("k (B,T,K,H)", k, stored[0]), ("v (B,T,K,D)", v, stored[1])):
-            want = (B, T, *own.shape[2:])
-            if x.shape != want:
+        of_tokens = lambda x: (B, T, *x.shape[2:])
+        read = jax.eval_shape(self.read)
+        for letters, x, own in zip(("k (B,T,K,H)", "v (B,T,K,D)"), (k, v), read, strict=True):
+            if x.shape != (want := of_tokens(own)):
                 raise ValueError(f"{name}.append: {letters} has shape {x.shape}, expected {want}")
-        given = [x.shape for x in extra]
-        expected = [(B, T, *x.shape[2:]) for x in self.extra]
+        riders = jax.eval_shape(self.riders)
+        given, expected = [x.shape for x in extra], [of_tokens(x) for x in riders]
         if given != expected:
             raise ValueError(f"{name}.append: extra has shapes {given}, expected {expected}")
 
@@ -158,8 +168,8 @@ def _append(cache: Any, k: Array, v: Array, extra: tuple[Array, ...], count: Arr
         k=jax.tree.map(store, cache.k, cache.codec.encode(k)),
         v=jax.tree.map(store, cache.v, cache.codec.encode(v)),
         extra=jax.tree.map(store, cache.extra, extra),
-        positions=put(cache.positions, jnp.broadcast_to(at[..., None], places.shape), places),
-        votes=put(cache.votes, jnp.zeros(places.shape, cache.votes.dtype), places),
+        positions=_mark(cache.positions, jnp.broadcast_to(at[..., None], places.shape), places),
+        votes=_mark(cache.votes, jnp.zeros(places.shape, cache.votes.dtype), places),
         start=begin,
         length=length,
         lost=lost,
@@ -179,13 +189,11 @@ def _rewind(cache: Any, length: Array) -> Any:
     return left._released()
 
 
-def put(store: Array, new: Array, places: Int[Array, "B T X"]) -> Array:
-    """(B,L,K,...) with (B,T,K,...) in the slots of each head; a place beyond L is none."""
-    examples = jnp.arange(store.shape[0])[:, None]
-    if places.shape[2] == 1:
-        return store.at[examples, places[..., 0]].set(new, mode="drop")
-    heads = jnp.arange(store.shape[2])
-    return store.at[examples[..., None], places, heads].set(new, mode="drop")
+def _mark(x: Array, new: Array, places: Int[Array, "B T X"]) -> Array:
+    """(B,L,X) with (B,T,X) in the slots of each head; a place beyond L is none."""
+    B, _, X = x.shape
+    examples, heads = jnp.arange(B)[:, None, None], jnp.arange(X)
+    return x.at[examples, places, heads].set(new, mode="drop")
 
 
 def _traced(*caches: Cache) -> bool:
@@ -211,9 +219,9 @@ def empty_fields(
     codec = Plain() if codec is None else codec
     none = jnp.zeros((B,), jnp.int32)
     return {
-        "k": codec.encode(jnp.zeros((B, length, K, H))),
-        "v": codec.encode(jnp.zeros((B, length, K, H if D is None else D))),
-        "extra": tuple(jnp.zeros((B, length, K, *shape)) for shape in extra),
+        "k": codec.encode(jnp.zeros((B, K, length, H))),
+        "v": codec.encode(jnp.zeros((B, K, length, H if D is None else D))),
+        "extra": tuple(jnp.zeros((B, K, length, *shape)) for shape in extra),
         "positions": jnp.full((B, length, heads), -1, jnp.int32),
         "votes": jnp.zeros((B, length, heads)),
         "start": none,
@@ -221,103 +229,3 @@ def empty_fields(
         "lost": jnp.zeros((B,), bool),
         "codec": codec,
     }
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=FIELDS, meta_fields=["codec"])
-@dataclass(frozen=True)
-class Dense(Cache):
-    """A token goes to the first empty slot of its head: the next one, or one that was dropped."""
-
-    @classmethod
-    def empty(cls, B: int, length: int, K: int, H: int, **more: Any) -> "Dense":
-        """A cache of `length` slots for K heads of keys (H,) and values (D,), H if not given.
-
-        more: D; heads, K where a policy drops tokens of each head; codec, `Plain()` if not given;
-        extra, shapes of what is kept of each token and head besides, () for a number.
-        """
-        return cls(**empty_fields(B, length, K, H, **more))
-
-    def take(self, slots: Int[Array, "B M X"]) -> "Dense":
-        """A cache of the M given slots alone, for each head its own; an L is an empty slot."""
-        X, here = slots.shape[2], slots < self.slots
-        at = jnp.minimum(slots, self.slots - 1)
-        of = functools.partial(_taken, at=at)
-        positions = jnp.broadcast_to(self.positions, (*self.positions.shape[:2], X))
-        votes = jnp.broadcast_to(self.votes, positions.shape)
-        return replace(
-            self,
-            k=jax.tree.map(of, self.k),
-            v=jax.tree.map(of, self.v),
-            extra=tuple(map(of, self.extra)),
-            positions=jnp.where(here, of(positions), -1),
-            votes=jnp.where(here, of(votes), 0.0),
-        )
-
-    def _places(self, at: Int[Array, "B T"]) -> Int[Array, "B T X"]:
-        """The slot before which as many are free as tokens come before: a binary search."""
-        free = jnp.cumsum(self.positions < 0, axis=1, dtype=jnp.int32)
-        wanted = jnp.arange(1, at.shape[1] + 1, dtype=jnp.int32)
-        find = lambda column: jnp.searchsorted(column, wanted).astype(jnp.int32)
-        return jax.vmap(jax.vmap(find, in_axes=1, out_axes=1))(free)
-
-
-def _taken(x: Array, at: Int[Array, "B M X"]) -> Array:
-    at = at.reshape(*at.shape, *(1,) * (x.ndim - 3))
-    return jnp.take_along_axis(x, at, axis=1)
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=FIELDS,
-    meta_fields=["codec", "window", "sinks"],
-)
-@dataclass(frozen=True)
-class Window(Cache):
-    """A ring of the last tokens behind `sinks` first ones: memory that no text outgrows.
-
-    A query sees the last `window` tokens, its own among them, and the sinks; no mask shows more.
-    """
-
-    window: int
-    sinks: int
-
-    kept: ClassVar[str] = "chunks of at most `chunk` tokens"
-
-    @classmethod
-    def empty(
-        cls, B: int, window: int, K: int, H: int, *, sinks: int = 0, chunk: int = 16, **more: Any
-    ) -> "Window":
-        """A window and sinks, with room for appending `chunk` tokens at a time; more as in `Dense`.
-
-        Drafts may be rewound by at most `chunk` tokens.
-        """
-        if window < 1 or sinks < 0 or chunk < 1:
-            raise ValueError(
-                f"Window: window, sinks, chunk are {window}, {sinks}, {chunk}; expected at least "
-                "1, 0 and 1"
-            )
-        fields = empty_fields(B, sinks + window + chunk - 1, K, H, **more)
-        return cls(**fields, window=window, sinks=sinks)
-
-    @property
-    def chunk(self) -> int:
-        """How many tokens may be appended at a time."""
-        return self.slots - self.sinks - self.window + 1
-
-    @property
-    def mask(self) -> Mask:
-        near = masks.window(self.window - 1)
-        return near | masks.sinks(self.sinks) if self.sinks else near
-
-    def _check(self, k: Array, v: Array, extra: tuple[Array, ...]) -> None:
-        super()._check(k, v, extra)
-        if k.shape[1] > self.chunk:
-            raise ValueError(
-                f"Window.append: T = {k.shape[1]} tokens, expected at most chunk = {self.chunk}; "
-                "longer prompts come in parts"
-            )
-
-    def _places(self, at: Int[Array, "B T"]) -> Int[Array, "B T X"]:
-        ring = self.slots - self.sinks
-        place = jnp.where(at < self.sinks, at, self.sinks + (at - self.sinks) % ring)
-        return jnp.broadcast_to(place[..., None], (*at.shape, self.heads))

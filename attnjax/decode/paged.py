@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from attnjax.decode.caches import FIELDS, Cache, empty_fields
-from attnjax.typing import Array, Bool, Float, Int, Leaf
+from attnjax.typing import Array, Bool, Int, Leaf
 
 
 @functools.partial(
@@ -51,6 +51,8 @@ class Paged(Cache):
         of_texts = empty_fields(B, -(-length // page) * page, K, 0)
         if fields["positions"].shape[2] > 1:
             raise ValueError("Paged: heads, expected 1: the heads of a token lie in one page")
+        for name in ("k", "v", "extra"):
+            fields[name] = jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), fields[name])
         for name in ("positions", "votes", "start", "length", "lost"):
             fields[name] = of_texts[name]
         lists = jnp.full((B, -(-length // page)), -1, jnp.int32)
@@ -60,11 +62,6 @@ class Paged(Cache):
     def page(self) -> int:
         """Tokens in a page."""
         return self.slots // self.lists.shape[1]
-
-    def read(self) -> tuple[Float[Array, "B L K H"], Float[Array, "B L K D"]]:
-        """Keys and values of all slots, decoded."""
-        k, v = (jax.tree.map(self._of_texts, x) for x in (self.k, self.v))
-        return self.codec.decode(k), self.codec.decode(v)
 
     def fork(self, copies: int) -> "Paged":
         """Each text `copies` times, one behind the other; they share all pages.
@@ -76,10 +73,11 @@ class Paged(Cache):
         texts = {name: again(getattr(self, name)) for name in names}
         return replace(self, **texts, readers=self.readers * copies)
 
-    def _of_texts(self, x: Array) -> Array:
-        """(pages,page,...) -> (B,L,...)."""
+    def _by_text(self, x: Array) -> Array:
+        """(pages,page,K,...) -> (B,K,L,...)."""
         B, n = self.lists.shape
-        return jnp.take(x, self.lists, axis=0, mode="clip").reshape(B, n * self.page, *x.shape[2:])
+        x = jnp.take(x, self.lists, axis=0, mode="clip")
+        return x.reshape(B, n * self.page, *x.shape[3:]).swapaxes(1, 2)
 
     def _places(self, at: Int[Array, "B T"]) -> Int[Array, "B T X"]:
         return at[..., None]

@@ -28,7 +28,7 @@ from attnjax.core import masks
 from attnjax.core.dispatch import compiled
 from attnjax.core.sharding import on_any_mesh
 from attnjax.decode.attend import masses
-from attnjax.decode.caches import Dense
+from attnjax.decode.dense import Dense
 from attnjax.ops.kv_decode.snapkv import MEAN_OF_FIVE
 from attnjax.typing import Array, Bool, Float, Q
 

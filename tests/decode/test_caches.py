@@ -289,7 +289,8 @@ def test_under_jit_a_full_cache_gives_nan(name):
 def test_slots_over_eight_devices(kind, fresh_programs):
     """A step sends sums of its queries, not keys; every normalizer, also one of many passes."""
     mesh = jax.make_mesh((8,), ("sp",), axis_types=(kind,))
-    spec = lambda x: PartitionSpec(None, "sp") if x.ndim > 1 else PartitionSpec()
+    # slots are axis 2 of what is stored, axis 1 of positions and votes
+    spec = lambda x: PartitionSpec(*[None] * (x.ndim - 2), "sp") if x.ndim > 1 else PartitionSpec()
     place = lambda x: jax.device_put(x, NamedSharding(mesh, spec(x)))
     terms = {"mods": (mods.soft_cap(2.0),), "normalizer": normalizers.entmax(1.5)}
 
@@ -307,6 +308,6 @@ def test_slots_over_eight_devices(kind, fresh_programs):
             text = step.lower(many, *inputs).compile().as_text()
             many, out = step(many, *inputs)
             near(out, want)
-    assert many.k.sharding.spec[1] == "sp"
+    assert many.k.sharding.spec[2] == "sp"
     gathered = [line for line in text.splitlines() if " all-gather(" in line]
     assert not [line for line in gathered if " f32[" in line]
