@@ -11,7 +11,7 @@ from attnjax import attend, decode, masks, mods
 from attnjax.core.positions import rotary
 from attnjax.decode import policies
 from attnjax.ops import kv_decode
-from tests.helpers import near, qkv
+from tests.helpers import near, qkv, sample
 
 B, T, N, K, H = 2, 11, 4, 2, 4
 Q, KEYS, VALUES = qkv(B, T, N, H, K=K, seed=1, scale=1.5)
@@ -80,7 +80,7 @@ def test_the_laws_of_a_policy(name):
     near(out, attend(Q, KEYS, VALUES, **terms))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", sample(["h2o"], POLICIES, pytest.mark.slow))
 def test_a_budget_for_all_is_full_attention(name):
     near(run(POLICIES[name](T + 1), (7, 4), Q, KEYS, VALUES)[0], attend(Q, KEYS, VALUES, **TERMS))
 
@@ -105,7 +105,7 @@ def scan(step, cache, *qkv):
     return jax.lax.scan(step, cache, tuple(jnp.swapaxes(x, 0, 1) for x in qkv))[1]
 
 
-@pytest.mark.parametrize("heads", [1, K])
+@pytest.mark.parametrize("heads", sample([K], [1], pytest.mark.slow))
 def test_snapkv_is_its_op(heads):
     """Of a prompt at once, each head of keys for itself, or all heads together."""
     smooth = functools.partial(kv_decode.mean_of_neighbors, size=3)

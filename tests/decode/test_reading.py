@@ -8,13 +8,13 @@ import pytest
 from attnjax import attend, decode, masks, mods
 from attnjax.core.blocks import select
 from attnjax.ops import kv_decode
-from tests.helpers import draw, near, qkv
+from tests.helpers import draw, near, qkv, sample
 
 B, T, N, K, H = 2, 13, 4, 2, 4
 Q, KEYS, VALUES = qkv(B, T, N, H, K=K, seed=1, scale=1.5)
 
 
-@pytest.mark.parametrize("keep", [2, 9])
+@pytest.mark.parametrize("keep", sample([2], [9], pytest.mark.slow))
 def test_the_best_blocks_are_read(keep):
     """Of means by hand: the first and the newest block and the best; of all it is attention."""
     block, size = 3, 11
