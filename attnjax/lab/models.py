@@ -9,6 +9,7 @@ need no hooks.  XLA drops what nobody reads.
     residual    (depth + 1, B, T, width)   the stream: the embedding, then after every block
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ Gate = Callable[..., Callable[[jax.Array], jax.Array]]
 class Layer:
     """A mixer with projections of its own: `make(width, heads, gate=, rngs=)` gives the module.
 
-    The module has `project` and `combine` as `nn.Attention` has them.
+    The module has `project` and `combine`, with its `edit`, as `nn.Attention` has them.
     """
 
     make: Callable[..., Attention]
@@ -94,7 +95,8 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, edit: Edit) -> tuple[jax.Array, dict[str, jax.Array]]:
         normed = edit("attention_input", self.before_attention(x))
         q, k, v = self.attention.project(normed)
-        attention = edit("attention", self.attention.combine(normed, q, k, v))
+        of_heads = functools.partial(edit, "heads")
+        attention = edit("attention", self.attention.combine(normed, q, k, v, of_heads))
         x = edit("residual", x + attention)
         hidden = jax.nn.gelu(self.up(edit("mlp_input", self.before_mlp(x))))
         mlp = edit("mlp", self.down(edit("mlp_hidden", hidden)))
@@ -179,7 +181,11 @@ class TinyLM(nnx.Module):
     def __call__(
         self, tokens: jax.Array, edit: Edit = unedited, *, positions: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`edit(name, x)` may replace what flows: '0.mlp', '3.residual', 'output' and so on.
+        """`edit(name, x)` may replace what flows: '0.heads', '3.residual', 'output' and so on.
+
+        Names are 'embedding', 'output' and of each block 'attention_input', 'heads' (B,T,N,H), just
+        before their projection, 'attention', 'mlp_input', 'mlp_hidden', 'mlp', and 'residual',
+        twice.  `probes.edits` makes edits.
 
         `positions` (T,) says where in the text the tokens stand, 0 .. T-1 if None; one beyond
         `shape.length` gives NaN.

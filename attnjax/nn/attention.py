@@ -7,6 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+EditHeads = Callable[[jax.Array], jax.Array]
+
+
+def unedited(heads: jax.Array) -> jax.Array:
+    """The edit of heads that changes nothing."""
+    return heads
 
 
 class Attention(nnx.Module):
@@ -58,15 +64,25 @@ class Attention(nnx.Module):
         source = x if context is None else context
         return self.q(x), self.k(source), self.v(source)
 
-    def combine(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Attends, gates by x where there is a gate, and projects back to (B,T,width)."""
-        return self.finish(x, self.attend(q, k, v))
+    def combine(
+        self,
+        x: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        edit: EditHeads = unedited,
+    ) -> jax.Array:
+        """Attends, gates by x where there is a gate, and projects back to (B,T,width).
 
-    def finish(self, x: jax.Array, out: jax.Array) -> jax.Array:
+        `edit` may replace what each head gives, (B,T,N,H), just before that projection.
+        """
+        return self.finish(x, self.attend(q, k, v), edit)
+
+    def finish(self, x: jax.Array, out: jax.Array, edit: EditHeads = unedited) -> jax.Array:
         """What `combine` makes of the heads' outputs (B,T,N,H)."""
         if self.gate is not None:
             out = out * self.gate(x)[..., None]
-        return self.o(out)
+        return self.o(edit(out))
 
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         """x (B,T,width), and for cross attention `context` (B,S,width), to (B,T,width)."""

@@ -14,7 +14,7 @@ from flax import nnx
 
 from attnjax.core.numerics import rms_norm, wide
 from attnjax.core.scan.convolution import causal_conv
-from attnjax.nn.attention import Attention
+from attnjax.nn.attention import Attention, EditHeads, unedited
 
 
 class Gate(NamedTuple):
@@ -96,9 +96,16 @@ class Recurrent(Attention):
         q, k, v = (y for y, _ in self._convolved(x, context, (None,) * 3, None))
         return q, k, v
 
-    def combine(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def combine(
+        self,
+        x: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        edit: EditHeads = unedited,
+    ) -> jax.Array:
         """The op with its gates, the norm, and the projection back to (B,T,width)."""
-        return self._combine(x, q, k, v, None)[0]
+        return self._combine(x, q, k, v, None, edit)[0]
 
     def run(
         self, x: jax.Array, cache: Cache | None = None, *, documents: jax.Array | None = None
@@ -117,7 +124,7 @@ class Recurrent(Attention):
         (q, of_q), (k, of_k), (v, of_v) = self._convolved(x, None, before, packed)
         state = None if cache is None else cache.state
         more = {} if documents is None else {"documents": documents}
-        out, state = self._combine(x, q, k, v, state, **more)
+        out, state = self._combine(x, q, k, v, state, unedited, **more)
         last = None if packed is None else packed[:, x.shape[1] :]
         return out, Cache((of_q, of_k, of_v), state, last)
 
@@ -138,15 +145,13 @@ class Recurrent(Attention):
             y, last = causal_conv(flat, kernel[...], earlier, documents)
             yield y.reshape(projected.shape).astype(projected.dtype), last
 
-    def _combine(self, x, q, k, v, state, **more):
+    def _combine(self, x, q, k, v, state, edit, **more):
         gates = {n: self.recipe.gates[n].of(wide(linear(x))) for n, linear in self.gates.items()}
         weights = {name: w[...] for name, w in self.weights.items()}
         inputs = {**gates, **weights, **more}
         out, state = self.recipe.op(q, k, v, **inputs, state=state, return_state=True)
         out = (rms_norm(wide(out)) * self.scale[...]).astype(out.dtype)
-        if self.gate is not None:
-            out = out * self.gate(x)[..., None]
-        return self.o(out), state
+        return self.finish(x, out, edit), state
 
 
 def _width(layer: nnx.LinearGeneral) -> int:

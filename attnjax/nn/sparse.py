@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attnjax.core.blocks import runs
-from attnjax.nn.attention import Attention
+from attnjax.nn.attention import Attention, EditHeads, unedited
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention
 
 PAPERS = (214,)
@@ -69,7 +69,14 @@ class NativeSparse(Attention):
         """(B,T,N,3): of the compressed, the selected and the local branch, in (0, 1)."""
         return jax.nn.sigmoid(self.mix(jax.nn.relu(self.hidden(x))))
 
-    def combine(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def combine(
+        self,
+        x: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        edit: EditHeads = unedited,
+    ) -> jax.Array:
         """The three branches for q, k and v of x, mixed and projected back to (B,T,width)."""
         length, stride = self.branches[:2]
         compressed = tuple(
@@ -78,7 +85,7 @@ class NativeSparse(Attention):
         )
         local = tuple(project(x) for project in self.local)
         out = self.op(q, k, v, self.gates(x), compressed=compressed, local=local)
-        return self.o(out if self.gate is None else out * self.gate(x)[..., None])
+        return self.finish(x, out, edit)
 
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         """x (B,T,width) to (B,T,width); it takes no context."""

@@ -1,6 +1,7 @@
 """Statistics of attention, of its maps and of activations: pure functions of arrays."""
 
 from attnjax.core.pairwise.measure import measure
+from attnjax.probes import edits
 from attnjax.probes.activations import int8_round, kurtosis, largest_activation
 from attnjax.probes.maps import attention_map, entropy, log_variance, sparsity, spectral_gap
 from attnjax.probes.rank import cumulative_spectrum, effective_rank, numerical_rank
@@ -14,6 +15,7 @@ __all__ = [
     "attention_map",
     "best_selection",
     "cumulative_spectrum",
+    "edits",
     "effective_rank",
     "entropy",
     "int8_round",

@@ -39,5 +39,12 @@ class GRU(nnx.Module):
         """It has no queries, keys and values: the tokens stand for them."""
         return (x[:, :, None],) * 3
 
-    def combine(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def combine(
+        self,
+        x: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        edit: object = None,
+    ) -> jax.Array:
         return self(x)

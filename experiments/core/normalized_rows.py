@@ -27,6 +27,7 @@ from flax import nnx
 from attnjax import attend, lab, masks
 from attnjax.lab import Claim, Need, Task, above, least, of, tasks
 from attnjax.nn import Attention
+from attnjax.nn.attention import EditHeads, unedited
 from attnjax.ops.softmax_core import normalized_attention
 
 PAPERS = (295,)
@@ -65,10 +66,17 @@ class Bent(Attention):
         super().__init__(width, heads, attend=attend, gate=gate, rngs=rngs)
         self.normed = nnx.LayerNorm(width, rngs=rngs)
 
-    def combine(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def combine(
+        self,
+        x: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        edit: EditHeads = unedited,
+    ) -> jax.Array:
         out = self.attend(q, k, v)
         flat = out.reshape(*out.shape[:2], out.shape[2] * out.shape[3])
-        return self.o(jax.nn.gelu(self.normed(flat)).reshape(out.shape))
+        return self.o(edit(jax.nn.gelu(self.normed(flat)).reshape(out.shape)))
 
 
 def bent(make: Callable[[int], nnx.Module | Callable]) -> lab.Layer:

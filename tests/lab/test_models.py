@@ -65,7 +65,8 @@ def test_an_edit_replaces_what_flows():
     tokens = jnp.arange(9)[None]
     names = []
     model(tokens, lambda name, x: (names.append(name), x)[1])
-    inside = ["attention_input", "attention", "residual", "mlp_input", "mlp_hidden", "mlp"]
+    first = ["attention_input", "heads", "attention", "residual"]
+    inside = [*first, "mlp_input", "mlp_hidden", "mlp"]
     assert names == [
         "embedding", *(f"{i}.{n}" for i in range(2) for n in (*inside, "residual")), "output"
     ]  # fmt: skip
