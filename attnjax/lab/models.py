@@ -35,7 +35,7 @@ class Layer:
     The module has `project` and `combine`, with its `edit`, as `nn.Attention` has them.
     """
 
-    make: Callable[..., Attention]
+    make: Callable[..., Any]
 
 
 Mixer = Attend | Recipe | Layer  # what a block mixes its tokens by

@@ -37,7 +37,8 @@ class GRU(nnx.Module):
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """It has no queries, keys and values: the tokens stand for them."""
-        return (x[:, :, None],) * 3
+        one_head = x[:, :, None]
+        return one_head, one_head, one_head
 
     def combine(
         self,
