@@ -16,11 +16,12 @@ returns; slots become empty and nothing moves.  Heads that are to choose for the
 cache with one list of tokens.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -29,8 +30,10 @@ from attnjax.core.dispatch import compiled
 from attnjax.core.sharding import on_any_mesh
 from attnjax.decode.attend import masses
 from attnjax.decode.dense import Dense
+from attnjax.ops import kv_decode
 from attnjax.ops.kv_decode.snapkv import MEAN_OF_FIVE
-from attnjax.typing import Array, Bool, Float, Q
+from attnjax.ops.kv_decode.streaming_vlm import USER
+from attnjax.typing import Array, Bool, Float, Int, Q
 
 Votes = Float[Array, "B L X"]
 Vote = Callable[..., Votes]
@@ -112,22 +115,31 @@ def last_weight_of_all(q: Q, cache: Dense, **terms: Any) -> Votes:
     return jnp.broadcast_to(votes.sum(2, keepdims=True), votes.shape)
 
 
-def window_votes(
-    q: Q, cache: Dense, *, window: int, smooth: Callable[[Array], Array], **terms: Any
-) -> Votes:
+@dataclass(frozen=True)
+class WindowVotes:
     """The last `window` queries' weights for what is before them, smoothed over neighbors.
 
     Steps with fewer queries leave the votes as they are.
     """
-    if q.shape[1] < window:
-        return cache.votes
-    votes = last_weights(q, cache, last=window, **terms)
-    before = cache.positions < (cache.length - window)[:, None, None]
-    votes = jnp.where(before & (cache.positions >= 0), votes, 0.0)
+
+    window: int
+    smooth: Callable[[Array], Array]
+
+    def __call__(self, q: Q, cache: Dense, **terms: Any) -> Votes:
+        if q.shape[1] < self.window:
+            return cache.votes
+        votes = last_weights(q, cache, last=self.window, **terms)
+        before = cache.positions < (cache.length - self.window)[:, None, None]
+        votes = jnp.where(before & (cache.positions >= 0), votes, 0.0)
+        order = _by_position(cache)
+        smoothed = self.smooth(jnp.take_along_axis(votes, order, axis=1))
+        return jnp.take_along_axis(smoothed, jnp.argsort(order, axis=1), axis=1)
+
+
+def _by_position(cache: Dense) -> Int[Array, "B L X"]:
+    """The slots in the order of the text, empty ones behind."""
     far = jnp.iinfo(jnp.int32).max
-    order = jnp.argsort(jnp.where(cache.positions < 0, far, cache.positions), axis=1)
-    smoothed = smooth(jnp.take_along_axis(votes, order, axis=1))
-    return jnp.take_along_axis(smoothed, jnp.argsort(order, axis=1), axis=1)
+    return jnp.argsort(jnp.where(cache.positions < 0, far, cache.positions), axis=1)
 
 
 # --------------------------------------------------------------------------------- what is kept
@@ -163,6 +175,33 @@ class Latest:
     def __call__(self, cache: Dense) -> Votes:
         at = cache.positions
         return jnp.where(at < self.sinks, jnp.inf, at.astype(cache.votes.dtype))
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What the rules of `ops.kv_decode.streaming_vlm` keep, and nothing else."""
+
+    vision_rounds: int
+    text_rounds: int
+    sink: int
+    window: int
+
+    def __call__(self, cache: Dense) -> Votes:
+        order = _by_position(cache)[..., 0]
+        there = cache.positions[..., 0] >= 0
+        kinds, rounds = (x[..., 0].astype(jnp.int32) for x in cache.riders())
+        # an empty slot is a user's token of long ago
+        kinds, rounds = jnp.where(there, kinds, USER), jnp.where(there, rounds, -(1 << 30))
+
+        def of_example(order: Array, kinds: Array, rounds: Array) -> Array:
+            kept = kv_decode.streaming_vlm(
+                kinds[order], rounds[order], rounds.max(), **dataclasses.asdict(self)
+            )
+            slots = jnp.where(kept >= 0, order[kept], order.size)
+            return jnp.full(order.shape, -jnp.inf).at[slots].set(jnp.inf, mode="drop")
+
+        ranks = jax.vmap(of_example)(order, kinds, rounds)[..., None]
+        return jnp.broadcast_to(ranks, cache.votes.shape)
 
 
 # ---------------------------------------------------------------------------- policies of papers
@@ -207,8 +246,7 @@ def snapkv(
     every token that is generated: there call this once, behind the prompt.  Called at each step it
     stays within its budget, by the votes of the prompt.
     """
-    vote = functools.partial(window_votes, window=window, smooth=smooth)
-    return Policy(vote, Largest(recent=window), budget)
+    return Policy(WindowVotes(window, smooth), Largest(recent=window), budget)
 
 
 def pyramid_budgets(budget: int, depth: int, *, window: int = 32, beta: int = 20) -> list[int]:
@@ -236,3 +274,15 @@ def pyramidkv(budget: int, depth: int, *, window: int = 32, beta: int = 20) -> l
     """
     budgets = pyramid_budgets(budget, depth, window=window, beta=beta)
     return [snapkv(slots, window=window) for slots in budgets]
+
+
+def streaming_vlm(
+    *, vision_rounds: int = 16, text_rounds: int = 16, sink: int = 512, window: int = 512
+) -> Policy:
+    """What `ops.kv_decode.streaming_vlm` keeps of a stream, whose rounds are its budget.
+
+    The cache rides along what each token is, and its round: `Dense.empty(..., extra=((), ()))` and
+    `append(k, v, (kinds, rounds))`, both (B,T,K).  The largest round that is held is now.
+    """
+    keep = Rounds(vision_rounds, text_rounds, sink, window)
+    return Policy(no_vote, keep, budget=jnp.iinfo(jnp.int32).max)

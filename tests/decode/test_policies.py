@@ -116,6 +116,34 @@ def test_snapkv_is_its_op(heads):
     np.testing.assert_array_equal(held(kept), held(want))
 
 
+def test_streaming_vlm_is_its_op():
+    """Round after round: what stays is what the op keeps of the whole text so far."""
+    rules = {"vision_rounds": 2, "text_rounds": 3, "sink": 1, "window": 2}
+    kinds = np.array([0, 0] + [1, 1, 2, 3, 3] * 5)
+    rounds = np.maximum(np.arange(kinds.size) - 2, 0) // 5
+    policy = policies.streaming_vlm(**rules)
+
+    @jax.jit
+    def step(cache, kinds, rounds):
+        told = tuple(jnp.broadcast_to(x[None, :, None], (1, 5, K)) for x in (kinds, rounds))
+        token = jnp.zeros((1, 5, K, H))
+        return policy(
+            token.repeat(2, 2), cache.append(token, token, told, count=(kinds >= 0).sum())
+        )
+
+    cache = decode.Dense.empty(1, 30, K, H, extra=((), ()))
+    for now in range(-1, 5):
+        part = slice(0, 2) if now < 0 else slice(2 + 5 * now, 7 + 5 * now)
+        new = [np.pad(x[part], (0, 5 - x[part].size), constant_values=-1) for x in (kinds, rounds)]
+        cache = step(cache, *new)
+        want = kv_decode.streaming_vlm(
+            kinds[: part.stop], rounds[: part.stop], max(now, 0), **rules
+        )
+        left = cache.positions[0, :, 0]
+        assert set(left[left >= 0].tolist()) == set(want[want >= 0].tolist())
+    assert (left >= 0).sum() < kinds.size
+
+
 def test_heavy_hitters_by_hand():
     """NumPy's sums of weights, dropped token by token, of one head of keys with two queries."""
     q, k, v = qkv(1, T, 2, H, K=1, seed=4, scale=2.0)
