@@ -1,6 +1,7 @@
 """Attention on graphs and point sets: edges, pairs of atoms, invariants of vectors."""
 
 from attnjax.op import gather
+from attnjax.ops.graph_geometric.coulomb import coulomb_attention
 from attnjax.ops.graph_geometric.edge_sampling import (
     column_mass,
     global_edge_sampling,
@@ -27,6 +28,9 @@ from attnjax.ops.graph_geometric.geometric_algebra import (
     geometric_pool,
     geometric_vectors,
 )
+from attnjax.ops.graph_geometric.gin import HeadNets, gin_attention
+from attnjax.ops.graph_geometric.gravity import gravity_pool
+from attnjax.ops.graph_geometric.p_laplacian import p_laplacian, p_laplacian_cross
 from attnjax.ops.graph_geometric.relation_attention import (
     chained,
     proximity_loss,
@@ -37,6 +41,11 @@ from attnjax.ops.graph_geometric.relation_attention import (
 from attnjax.ops.graph_geometric.relative_molecule import (
     bessel_basis,
     relative_molecule_attention,
+)
+from attnjax.ops.graph_geometric.reversed_attention import (
+    dependencies,
+    received,
+    reversed_attention,
 )
 from attnjax.ops.graph_geometric.supergat import (
     edge_logits,
