@@ -1,4 +1,4 @@
-"""python -m attnjax papers | show NAME | explain NAME | balance | plan | --version."""
+"""python -m attnjax find | papers | show | explain | draw | view | ... | --version."""
 
 import sys
 

@@ -147,6 +147,35 @@ def view(file: Maps, out: Path | None = None) -> None:
     print(page.save(file.with_suffix(".html") if out is None else out))
 
 
+def draw(name: Name, length: int | None = None, out: Path | None = None) -> None:
+    """Draws a mask, or which tokens the outputs of a mechanism depend on, as a PNG.
+
+    Args:
+        name: An op, such as moba, or a mask as in Python: "causal & (window(8) | sinks(2))".
+        length: How many tokens: 64 for a mask, 36 for an op if it is left out.
+        out: The picture; one of its name in this folder if not given.
+    """
+    from attnjax.lab import draw  # plots are not for the other commands
+    from attnjax.lab.errors import UserError
+
+    if length is not None and length < 1:
+        raise UsageError(f"--length: got {length}, expected at least 1")
+    sizes = {} if length is None else {"length": length}
+    ops = {op.name: op for op in OPS}
+    try:
+        if name in ops:
+            figure = draw.picture_of_op(ops[name], **sizes)
+        else:
+            figure = draw.picture_of_mask(name, **sizes)
+    except UserError as error:
+        hint = difflib.get_close_matches(name, ops, n=1)
+        also = f"; did you mean {hint[0]!r}?" if hint and name.isidentifier() else ""
+        raise UsageError(f"{error}{also}") from None
+    path = Path(re.sub(r"\W+", "_", name).strip("_") + ".png") if out is None else out
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    print(path)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command, or prints the version; returns the exit code, 2 for a wrong argument."""
     args = list(sys.argv[1:] if args is None else args) or ["--help"]
@@ -162,6 +191,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "plan": _checked(plan),
         "compare": _checked(compare),
         "view": view,
+        "draw": draw,
     }
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -3,6 +3,7 @@
 from attnjax.core.pairwise.measure import measure
 from attnjax.probes import edits
 from attnjax.probes.activations import int8_round, kurtosis, largest_activation
+from attnjax.probes.influence import influence
 from attnjax.probes.maps import attention_map, entropy, log_variance, sparsity, spectral_gap
 from attnjax.probes.rank import cumulative_spectrum, effective_rank, numerical_rank
 from attnjax.probes.selection import best_selection, selection_recall
@@ -18,6 +19,7 @@ __all__ = [
     "edits",
     "effective_rank",
     "entropy",
+    "influence",
     "int8_round",
     "kurtosis",
     "largest_activation",
