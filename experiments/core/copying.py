@@ -14,6 +14,7 @@ or `broad` numbers.
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 from flax import nnx
 
@@ -60,7 +61,7 @@ def studied(c: Config) -> dict[str, Task]:
 
     arms = {
         "attention": model(functools.partial(attend, mask=masks.causal)),
-        "recurrent": model(lab.Layer(GRU)),
+        "recurrent": model(lab.Layer(cast(Any, GRU))),
     }
     for name, width in (("narrow", c.narrow), ("broad", c.broad)):
         arms[name] = model(one_head(width, None))
