@@ -40,7 +40,7 @@ PAPERS = (256,)
 
 @dataclass(frozen=True)
 class Config(shared.Config):
-    steps: int = 700
+    steps: int = 600
     sinks: int = 1
     window: int = 8
     tau: float = 0.6

@@ -38,7 +38,7 @@ PAPERS = (280, 179)
 @dataclass(frozen=True)
 class Config(shared.Config):
     depth: int = 4
-    steps: int = 700
+    steps: int = 500
     keep: int = 16  # keys
     rank: int = 4  # dimensions of width / heads
     results: Path = Path("results/trained_keys")

@@ -36,7 +36,7 @@ class Config(lab.TextConfig):
     depth: int = 4
     heads: int = 2
     length: int = 48
-    steps: int = 600
+    steps: int = 500
     batch: int = 12
     simple: tuple[str, ...] = ("mlp", "polynomial", "keys alone", "of noise", "of a text")
     results: Path = Path("results/deconstructed")

@@ -33,7 +33,7 @@ class Config(lab.ModelConfig):
     heads: tuple[int, ...] = (4, 8, 16)  # with the third number of tokens
     tokens: tuple[int, ...] = (1, 4, 8, 12)  # with the second number of heads
     examples: int = 384
-    steps: int = 2000
+    steps: int = 1500
     learning_rate: float = 1e-2
     results: Path = Path("results/memorized")
 

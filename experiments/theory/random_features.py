@@ -12,7 +12,7 @@ f(x_0; x_1 .. x_N) = sum_m mean_i relu(xt_0 W_m xt_i) (v_m . xt_i), xt = [x; 1],
 values v_m by ridge regression, on points of the unit sphere times sqrt(d).  "attention" has W_m
 around zero, "biased" around the identity on x, both with variance 1/4 over d; "mlp" has as many
 parameters, in relu features of all tokens.  Targets are "mean", of (beta . x_i)^2, and "match", of
-(x_0 . x_i / sqrt(d)) (beta . x_i).  "error" is over the variance of the target.
+(x_0 . x_i / sqrt(d))^3 (beta . x_i).  "error" is over the variance of the target.
 """
 
 import functools
@@ -35,7 +35,7 @@ PAPERS = (31,)
 class Config(lab.ModelConfig):
     dimension: int = 8
     tokens: int = 8
-    random: int = 96  # heads, M
+    random: int = 256  # heads, M
     samples: tuple[int, ...] = (128, 512, 1024)
     judged: int = 2048
     results: Path = Path("results/random_features")
@@ -66,7 +66,8 @@ def units(weights: jax.Array, x: jax.Array) -> jax.Array:
 TARGETS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "mean": lambda x, beta: jnp.square(x[:, 1:] @ beta).mean(1),
     "match": lambda x, beta: (
-        (jnp.einsum("Bd,BNd->BN", x[:, 0], x[:, 1:]) / np.sqrt(x.shape[-1])) * (x[:, 1:] @ beta)
+        (jnp.einsum("Bd,BNd->BN", x[:, 0], x[:, 1:]) / np.sqrt(x.shape[-1])) ** 3
+        * (x[:, 1:] @ beta)
     ).mean(1),
 }
 
