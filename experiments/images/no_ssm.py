@@ -39,7 +39,7 @@ class Config(lab.TextConfig):
     states: int = 8  # of each channel of the state space model
     length: int = 64  # letters
     letters: int = 16
-    steps: int = 500
+    steps: int = 400
     batch: int = 32
     results: Path = Path("results/no_ssm")
 

@@ -41,7 +41,7 @@ class Config(lab.ModelConfig):
     width: int = 32
     depth: int = 2
     heads: int = 4
-    steps: int = 500
+    steps: int = 400
     batch: int = 32
     results: Path = Path("results/regions")
 

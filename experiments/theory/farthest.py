@@ -124,7 +124,8 @@ def claims(c: Config) -> tuple[Claim, ...]:
               error("low, more", ", 4x") - error("full", ", 4x"), above(0.1)),
         Claim("a second layer closes half of the gap", "depth closes it",
               (error("low, deep") - error("full")) / (error("low") - error("full")), below(0.5),
-              (wrong,)),
+              (wrong, Need("two layers of full rank are as good as one",
+                           error("full, deep") - error("full"), below(0.05)))),
     )  # fmt: skip
 
 
