@@ -58,7 +58,14 @@ class Mixing(nnx.Module):
         x = x[:, :, None]
         return x, x, x
 
-    def combine(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def combine(
+        self,
+        x: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        edit: object = None,
+    ) -> jax.Array:
         return self.mix(x.reshape(len(x), SIDE, SIDE, x.shape[-1])).reshape(x.shape)
 
 
