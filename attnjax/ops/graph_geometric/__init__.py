@@ -30,6 +30,7 @@ from attnjax.ops.graph_geometric.geometric_algebra import (
 )
 from attnjax.ops.graph_geometric.gin import HeadNets, gin_attention
 from attnjax.ops.graph_geometric.gravity import gravity_pool
+from attnjax.ops.graph_geometric.hops import hop_attention, hop_window, node_pairs, within
 from attnjax.ops.graph_geometric.p_laplacian import p_laplacian, p_laplacian_cross
 from attnjax.ops.graph_geometric.relation_attention import (
     chained,

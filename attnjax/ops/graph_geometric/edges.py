@@ -7,7 +7,7 @@ for any scores s and values v of edges. Edges are lists of senders and receivers
 length and sorted once by receiver: O(E) work and memory, whatever the graph. Neighborhood attention
 has s_ij = q_i . k_j / sqrt(H) and the sender's v.
 
-Paper: Wu, "Attention is all you need for boosting graph convolutional neural network", 2024,
+Paper: "Attention is all you need for boosting graph convolutional neural network" (GKEDM), 2024,
 arXiv:2403.15419: a graph network's last convolution becomes neighborhood attention, of nodes and
 Laplacian positions, and a student's weights are drawn to those of its teacher.
 Limits: all pairs as edges are softmax attention.
