@@ -35,7 +35,7 @@ PAPERS = (355,)
 class Config(lab.TimingConfig):
     lengths: tuple[int, ...] = (1024, 4096, 16384)
     budget: int = 1024  # of windows and policies
-    steps: int = 16
+    steps: int = 32
     heads: int = 8
     kv_heads: int = 2
     width: int = 64  # of a head
