@@ -13,7 +13,7 @@ the example, and what attends to it gives NaN from then on.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from attnjax.decode.codecs import Codec, Plain
 from attnjax.typing import Array, Float, Int, Leaf, TokenK, TokenV
 
 Count = int | Int[Array, " B"] | None
+Kind = TypeVar("Kind", bound="Cache")  # not Self, which checkers of types at run time refuse
 
 FIELDS = ["k", "v", "extra", "positions", "votes", "start", "length", "lost"]
 
@@ -90,8 +91,8 @@ class Cache:
         return self.length[:, None] + jnp.arange(T, dtype=jnp.int32)
 
     def append(
-        self, k: TokenK, v: TokenV, extra: tuple[Array, ...] = (), *, count: Count = None
-    ) -> Self:
+        self: Kind, k: TokenK, v: TokenV, extra: tuple[Array, ...] = (), *, count: Count = None
+    ) -> Kind:
         """The cache with T more tokens, of which the first `count` of each example are there.
 
         count is (B,) or a number, all T if None: prompts of several lengths are padded behind.
@@ -109,7 +110,7 @@ class Cache:
             )
         return added
 
-    def rewind(self, length: int | Int[Array, " B"]) -> Self:
+    def rewind(self: Kind, length: int | Int[Array, " B"]) -> Kind:
         """The cache as if only `length` tokens of each example had come, a number or (B,)."""
         return _rewind(self, jnp.broadcast_to(jnp.asarray(length, jnp.int32), self.length.shape))
 
@@ -119,11 +120,11 @@ class Cache:
         """The slot of each new token; L, or more, where there is none."""
         raise NotImplementedError
 
-    def _reserved(self, length: Int[Array, " B"]) -> Self:
+    def _reserved(self: Kind, length: Int[Array, " B"]) -> Kind:
         """The cache, ready for texts of these lengths."""
         return self
 
-    def _released(self) -> Self:
+    def _released(self: Kind) -> Kind:
         """The cache without what lies behind its texts."""
         return self
 

@@ -4,7 +4,7 @@ A codec is a value with `encode`, (B,T,K,H) -> a tree of arrays (B,T,K,...), and
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -12,6 +12,7 @@ from attnjax.core.numerics import divide, wide
 from attnjax.typing import Array, Float, Int, Leaf
 
 
+@runtime_checkable
 class Codec(Protocol):
     """What each token is stored as; any hashable value with these two methods."""
 

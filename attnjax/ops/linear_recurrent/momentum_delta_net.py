@@ -5,7 +5,9 @@
 
 with q and k of length 1, a = exp(log_decay) and mu = exp(log_momentum).
 
-Code: fla-org's flash-linear-attention, momentum_delta_rule.
+Paper: Behrouz, Zhong and Mirrokni, "Titans: Learning to Memorize at Test Time", 2024,
+arXiv:2501.00663, whose memory it is for a matrix; code: fla-org's flash-linear-attention,
+momentum_delta_rule.
 Limits: mu = 0 is gated_delta_net with strength beta eta.
 Differs: M is minus the reference's. flash-linear-attention scales q by 1/sqrt(H), left out here,
 and can read by keys of their own, without a; its layer makes beta, eta and the gates.
