@@ -32,7 +32,7 @@ class State(NamedTuple):
     count: Int[Array, " B"]
 
 
-def _share(counts: Int[Array, "*B T"], m: PerHead) -> Float[Array, "*B T N 1"]:
+def _share(counts: Int[Array, "B T"], m: PerHead) -> Float[Array, "B T N 1"]:
     """1 / counts^sigmoid(m); no more than 1 where there are none."""
     power = jax.nn.sigmoid(wide(m))
     log_counts = jnp.log(jnp.maximum(counts, 1).astype(power.dtype))[..., None]
@@ -71,7 +71,7 @@ def cottention_full(q: Q, k: K, v: V, m: PerHead, *, impl: linear.Impl = None) -
     """Cosine attention to all keys, in both directions."""
     q, k = features.cosine(wide(q)), features.cosine(wide(k))
     out = linear.linear_attend(q, k, wide(v), block=None, impl=impl)
-    return (out * _share(jnp.full(1, k.shape[1]), m)).astype(v.dtype)
+    return (out * _share(jnp.full((1, 1), k.shape[1]), m)).astype(v.dtype)
 
 
 def _by_place(q: Q, k: TokenK, v: TokenV) -> Out:

@@ -81,7 +81,7 @@ def _fade(theta: float, carry: Array, tile: Tile) -> tuple[Array, Any]:
     """The carry is the sum of the steps, (B,N,t,1)."""
     (q, of_query), (k, of_key) = tile.queries, tile.keys
     s = einsum("BNtH,BNsH->BNts", q, k) / math.sqrt(q.shape[-1])
-    stays = tile.ok & (s > theta)
+    stays = jnp.where(tile.ok, s > theta, False)
     steps = jnp.where(stays, of_query + jnp.swapaxes(of_key, 2, 3), 0.0)
     none = jnp.zeros_like(steps[..., :1])
     nearer = lax.cumsum(jnp.concatenate([steps[..., 1:], none], axis=-1), axis=3, reverse=True)
