@@ -198,6 +198,7 @@ def worker_pid(parent, index):
     return next(int(c) for c in children if mark in Path(f"/proc/{c}/environ").read_bytes())
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_and_the_same_command_goes_on(text, tmp_path, whole):
     config = micro(text, results=tmp_path, stacks=("attention",), processes=2, devices=2)
     folder = long_context.runs_of(config, lab.read_text(text)) / "attention--split--seed-0"
