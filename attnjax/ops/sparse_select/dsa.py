@@ -22,7 +22,7 @@ from attnjax.core.blocks import select
 from attnjax.core.blocks.selection import Selection
 from attnjax.core.numerics import finite
 from attnjax.core.pairwise.attend import Impl, attend, attention_scores, attention_weights
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op
 from attnjax.ops.softmax_core.multi_head import causal_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -32,6 +32,7 @@ IndexK = Float[Array, "B S R"]
 IndexW = Float[Array, "B T M"]
 
 
+@of_whole_text
 @on_any_mesh
 def deepseek_sparse_attention(
     q: Q,
