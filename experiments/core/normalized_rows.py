@@ -46,7 +46,8 @@ class Config(lab.ModelConfig):
     results: Path = Path("results/normalized_rows")
 
 
-QUICK = replace(Config(), seeds=1, depth=1, rates=(3e-3,), steps=100, places=5)
+# two rates: claims are of several, each a task of its own
+QUICK = replace(Config(), seeds=1, depth=1, rates=(3e-3, 3e-2), steps=100, places=5)
 
 
 class Normalized(nnx.Module):
