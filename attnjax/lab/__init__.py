@@ -19,7 +19,16 @@ from attnjax.lab.data import START, Images, Text, digits, evenly, read_text, win
 from attnjax.lab.errors import UserError
 from attnjax.lab.files import results_folder
 from attnjax.lab.generate import GREEDY, Sampling, generate
-from attnjax.lab.models import Layer, Mixer, Shape, TinyLM, TinyViT, cross_entropy, unedited
+from attnjax.lab.models import (
+    Layer,
+    Mixer,
+    Shape,
+    TinyLM,
+    TinyViT,
+    Whole,
+    cross_entropy,
+    unedited,
+)
 from attnjax.lab.plots import COLORS, attention_maps, time_curves
 from attnjax.lab.progress import Bars
 from attnjax.lab.study import Config, ModelConfig, Study, TextConfig, TimingConfig
@@ -60,6 +69,7 @@ __all__ = [
     "TinyViT",
     "Training",
     "UserError",
+    "Whole",
     "above",
     "attention_maps",
     "below",

@@ -23,6 +23,7 @@ from attnjax import decode
 from attnjax.nn.attention import Attend, Attention
 from attnjax.nn.decoding import Make, advance, begin
 from attnjax.nn.recurrent import Recipe, Recurrent
+from attnjax.typing import Array
 
 Edit = Callable[[str, jax.Array], jax.Array]
 Gate = Callable[..., Callable[[jax.Array], jax.Array]]
@@ -36,6 +37,22 @@ class Layer:
     """
 
     make: Callable[..., Any]
+
+
+class Whole(nnx.Module):
+    """A layer that is one map of the tokens, x (B,T,width) -> (B,T,width): without heads.
+
+    A subclass has `__call__`; what a block asks of attention follows.
+    """
+
+    def project(self, x: Array) -> tuple[Array, Array, Array]:
+        """It has no queries, keys and values: the tokens stand for them."""
+        one_head = x[:, :, None]
+        return one_head, one_head, one_head
+
+    def combine(self, x: Array, q: Array, k: Array, v: Array, edit: object = None) -> Array:
+        """The layer itself; there are no heads to edit."""
+        return self(x)
 
 
 Mixer = Attend | Recipe | Layer  # what a block mixes its tokens by

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from attnjax.typing import Array
+
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 EditHeads = Callable[[jax.Array], jax.Array]
 
@@ -64,14 +66,7 @@ class Attention(nnx.Module):
         source = x if context is None else context
         return self.q(x), self.k(source), self.v(source)
 
-    def combine(
-        self,
-        x: jax.Array,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        edit: EditHeads = unedited,
-    ) -> jax.Array:
+    def combine(self, x: Array, q: Array, k: Array, v: Array, edit: EditHeads = unedited) -> Array:
         """Attends, gates by x where there is a gate, and projects back to (B,T,width).
 
         `edit` may replace what each head gives, (B,T,N,H), just before that projection.

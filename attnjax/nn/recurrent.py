@@ -15,6 +15,7 @@ from flax import nnx
 from attnjax.core.numerics import rms_norm, wide
 from attnjax.core.scan.convolution import causal_conv
 from attnjax.nn.attention import Attention, EditHeads, unedited
+from attnjax.typing import Array
 
 
 class Gate(NamedTuple):
@@ -96,14 +97,7 @@ class Recurrent(Attention):
         q, k, v = (y for y, _ in self._convolved(x, context, (None,) * 3, None))
         return q, k, v
 
-    def combine(
-        self,
-        x: jax.Array,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        edit: EditHeads = unedited,
-    ) -> jax.Array:
+    def combine(self, x: Array, q: Array, k: Array, v: Array, edit: EditHeads = unedited) -> Array:
         """The op with its gates, the norm, and the projection back to (B,T,width)."""
         return self._combine(x, q, k, v, None, edit)[0]
 

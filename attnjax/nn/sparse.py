@@ -11,6 +11,7 @@ from flax import nnx
 from attnjax.core.blocks import runs
 from attnjax.nn.attention import Attention, EditHeads, unedited
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention
+from attnjax.typing import Array
 
 PAPERS = (214,)
 
@@ -69,14 +70,7 @@ class NativeSparse(Attention):
         """(B,T,N,3): of the compressed, the selected and the local branch, in (0, 1)."""
         return jax.nn.sigmoid(self.mix(jax.nn.relu(self.hidden(x))))
 
-    def combine(
-        self,
-        x: jax.Array,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        edit: EditHeads = unedited,
-    ) -> jax.Array:
+    def combine(self, x: Array, q: Array, k: Array, v: Array, edit: EditHeads = unedited) -> Array:
         """The three branches for q, k and v of x, mixed and projected back to (B,T,width)."""
         length, stride = self.branches[:2]
         compressed = tuple(

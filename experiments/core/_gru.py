@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from attnjax import lab
 
-class GRU(nnx.Module):
+
+class GRU(lab.Whole):
     """h' = (1 - z) tanh(x_n + r h_n) + z h with gates z, r = sigmoid of what x and h give.
 
     `heads` and `gate` are those of other layers, which it has none of.
@@ -34,18 +36,3 @@ class GRU(nnx.Module):
         return jax.lax.scan(go, jnp.zeros_like(x[:, 0]), self.seen(x).swapaxes(0, 1))[1].swapaxes(
             0, 1
         )
-
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """It has no queries, keys and values: the tokens stand for them."""
-        one_head = x[:, :, None]
-        return one_head, one_head, one_head
-
-    def combine(
-        self,
-        x: jax.Array,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        edit: object = None,
-    ) -> jax.Array:
-        return self(x)

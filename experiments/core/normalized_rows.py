@@ -29,6 +29,7 @@ from attnjax.lab import Claim, Need, Task, above, least, of, tasks
 from attnjax.nn import Attention
 from attnjax.nn.attention import EditHeads, unedited
 from attnjax.ops.softmax_core import normalized_attention
+from attnjax.typing import Array
 
 PAPERS = (295,)
 
@@ -67,14 +68,7 @@ class Bent(Attention):
         super().__init__(width, heads, attend=attend, gate=gate, rngs=rngs)
         self.normed = nnx.LayerNorm(width, rngs=rngs)
 
-    def combine(
-        self,
-        x: jax.Array,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        edit: EditHeads = unedited,
-    ) -> jax.Array:
+    def combine(self, x: Array, q: Array, k: Array, v: Array, edit: EditHeads = unedited) -> Array:
         out = self.attend(q, k, v)
         flat = out.reshape(*out.shape[:2], out.shape[2] * out.shape[3])
         return self.o(edit(jax.nn.gelu(self.normed(flat)).reshape(out.shape)))

@@ -48,24 +48,13 @@ class Config(lab.ModelConfig):
 QUICK = replace(Config(), seeds=1, depth=1, steps=150)
 
 
-class Mixing(nnx.Module):
+class Mixing(lab.Whole):
     """A layer without projections: `mix(x)` of the grid (B,8,8,width)."""
 
     def __init__(self, mix: Any):
         self.mix = mix
 
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x = x[:, :, None]
-        return x, x, x
-
-    def combine(
-        self,
-        x: jax.Array,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        edit: object = None,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.mix(x.reshape(len(x), SIDE, SIDE, x.shape[-1])).reshape(x.shape)
 
 
