@@ -16,6 +16,13 @@ from attnjax.ops.local_structured.multi_scale_window import multi_scale_window_a
 from attnjax.ops.local_structured.neighborhood import neighborhood_attention
 from attnjax.ops.local_structured.sphere import spherical_attention
 from attnjax.ops.local_structured.subsampled import subsampled_attention
+from attnjax.ops.local_structured.tiles import (
+    in_tiles,
+    row_visits,
+    tiled_neighborhood_attention,
+    tiles_of,
+    visits,
+)
 from attnjax.ops.local_structured.warmup import warmup_attention
 from attnjax.ops.local_structured.window_cosine import window_cosine_attention
 
