@@ -5,15 +5,19 @@ from attnjax.nn.adapter import as_attention_fn
 from attnjax.nn.attention import Attention, HeadGate
 from attnjax.nn.decoding import advance, begin
 from attnjax.nn.gates import SeerGate, seer_loss
+from attnjax.nn.graph import GraphLayer, GraphNet
 from attnjax.nn.latents import Agents, Perceiver
 from attnjax.nn.recurrent import Cache, Gate, Recipe, Recurrent
 from attnjax.nn.sparse import NativeSparse, RunMLP
+from attnjax.nn.windows import Windows, swin
 
 __all__ = [
     "Agents",
     "Attention",
     "Cache",
     "Gate",
+    "GraphLayer",
+    "GraphNet",
     "HeadGate",
     "NativeSparse",
     "Perceiver",
@@ -21,9 +25,11 @@ __all__ = [
     "Recurrent",
     "RunMLP",
     "SeerGate",
+    "Windows",
     "advance",
     "as_attention_fn",
     "begin",
     "recipes",
     "seer_loss",
+    "swin",
 ]
