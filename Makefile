@@ -8,14 +8,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -m 1 -o GPU)
 COMMA := ,
-EXTRAS := $(if $(GPU),cuda)
+CUDA := $(if $(GPU),$(COMMA)cuda)
 ifeq ($(GPU),)
 export JAX_PLATFORMS ?= cpu
 endif
 check kernels laws slow: export JAX_PLATFORMS = cpu
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test lint types check kernels slow laws smoke quick claims papers clean
+.PHONY: demo test lint types check kernels slow laws smoke quick claims papers docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.sinks.backcopy --quick
@@ -61,17 +61,25 @@ claims: $(VENV)/.installed
 papers: $(VENV)/.installed
 	$(BIN)/python -m attnjax papers --markdown > attnjax/PAPERS.md
 
+# The site, in docs/_build; PICTURES=0 leaves out those of the gallery, which take minutes at first.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".$(if $(EXTRAS),[$(EXTRAS)])"
+	$(BIN)/python -m pip install --quiet --editable ".[lab$(CUDA)]"
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev$(if $(EXTRAS),$(COMMA)$(EXTRAS))]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev$(CUDA)]"
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[docs$(CUDA)]"
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/gallery docs/reference.md docs/papers.md build *.egg-info .pytest_cache .ruff_cache .hypothesis

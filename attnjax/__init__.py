@@ -1,5 +1,8 @@
 """Attention mechanisms in JAX: each a short pure function over a few engines."""
 
+import importlib
+from typing import Any
+
 from attnjax.core import features as features
 from attnjax.core import masks as masks
 from attnjax.core import mods as mods
@@ -20,3 +23,24 @@ from attnjax.core.recurrence.chunked import Chunked as Chunked
 from attnjax.core.recurrence.linear import linear_attend as linear_attend
 
 __version__ = "0.1.0"
+
+# Reachable after `import attnjax`, and imported when they are: some need an extra.
+_EXTRA = {
+    "core": "", "ops": "", "parallel": "", "decode": "", "probes": "", "catalogue": "",
+    "nn": "nn", "lab": "lab",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXTRA:
+        raise AttributeError(f"module 'attnjax' has no attribute {name!r}")
+    try:
+        return importlib.import_module(f"attnjax.{name}")
+    except ModuleNotFoundError as error:
+        if not (extra := _EXTRA[name]):
+            raise
+        raise ImportError(f'{error}; pip install "attnjax[{extra}]"', name=error.name) from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXTRA})

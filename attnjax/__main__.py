@@ -2,7 +2,16 @@
 
 import sys
 
-from attnjax.cli import main
+
+def run() -> int:
+    """The command line; says which extra it needs where that is not installed."""
+    try:
+        from attnjax.cli import main
+    except ModuleNotFoundError as error:
+        print(f'attnjax: {error}; pip install "attnjax[lab]"', file=sys.stderr)
+        return 2
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

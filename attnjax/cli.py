@@ -113,7 +113,7 @@ def explain(name: Name, length: int | None = None) -> None:
     if length is not None and length < 1:
         raise UsageError(f"--length: got {length}, expected at least 1")
     for op in ops:
-        print(_implementations(op, **({} if length is None else {"T": length, "S": length})))
+        print(implementations(op, **({} if length is None else {"T": length, "S": length})))
 
 
 def compare(first: Folder, second: Folder) -> None:
@@ -265,7 +265,8 @@ def _unknown(name: str, begin: Sequence[str], known: Iterable[str]) -> None:
     raise UsageError(f"NAME: {name!r} is unknown; {hint}")
 
 
-def _implementations(op: Op, **sizes: Any) -> str:
+def implementations(op: Op, **sizes: Any) -> str:
+    """Which implementation runs it here, and why the others do not."""
     return str(attnjax.explain(op.fn, **op.sample(**sizes)))
 
 
@@ -273,13 +274,13 @@ def _implementations(op: Op, **sizes: Any) -> str:
 
 
 def _print_op(op: Op) -> None:
-    print(_signature(op), end="\n\n")
+    print(signature(op), end="\n\n")
     print(inspect.getdoc(op.fn), end="\n\n")
     print(f"Papers: {', '.join(map(str, op.papers)) or 'none of papers.csv'}")
     print(f"Reads: {op.may_read}")
     _print_list("Tested limits", (limit.says for limit in op.limits))
     _print_list("Exempt", (f"{law}: {reason}" for law, reason in op.exempt.items()))
-    _print_list("Implementations", _implementations(op).splitlines()[1:])
+    _print_list("Implementations", implementations(op).splitlines()[1:])
 
 
 def _print_part(part: Part) -> None:
@@ -294,7 +295,7 @@ def _print_list(title: str, lines: Iterable[str]) -> None:
         print(f"{title}:", *lines, sep="\n    ")
 
 
-def _signature(op: Op) -> str:
+def signature(op: Op) -> str:
     """One parameter a line, arrays by their letters: q: Float[B T N H]."""
     signature = inspect.signature(op.fn)
     lines = [str(parameter) for parameter in signature.parameters.values()]
