@@ -37,7 +37,7 @@ def test_every_command_and_path_it_names_exists():
         assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE), name
     for path in re.findall(r"\]\((\S+)\)", README):
         assert (ROOT / path).exists(), path
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_leaf_it_shows_is_the_leaf():
