@@ -1,6 +1,6 @@
 """Decoding: caches as values, attention over them, and which tokens they keep."""
 
-from attnjax.decode import policies
+from attnjax.decode import modality, policies
 from attnjax.decode.attend import Fork, attend_cache, fork, masses, renumbered
 from attnjax.decode.caches import Cache
 from attnjax.decode.causal import Causal, stepped
@@ -30,6 +30,7 @@ __all__ = [
     "int8",
     "keep_best",
     "masses",
+    "modality",
     "policies",
     "renumbered",
     "stepped",

@@ -34,6 +34,8 @@ def test_every_op_has_met_every_law():
 # No gradients to queries and keys, which the leak law wants; their own test moves later tokens.
 HARD = {f"{which}_hard_attention" for which in ("average", "leftmost", "rightmost")}
 HARD |= {"tidal_attention", "magnifier_attention"}  # what chooses has none
+HARD |= {"sampled_attention"}  # nor has what is drawn
+HARD |= {"fused_globals"}  # its tokens are means of all cells
 HARD |= {"deepseek_sparse_attention"}  # nor has its indexer
 # Gradients pass through rounding as if it were not there; those of YOSO are a bound, by definition.
 ROUNDED = {"sage_attention", "sage3_attention", "yoso"}

@@ -3,6 +3,7 @@
 from attnjax.op import gather
 from attnjax.ops.attention_free.activator import activator_block
 from attnjax.ops.attention_free.causal_pair import causal_pair, causal_pair_in_context
+from attnjax.ops.attention_free.extractor import extractor, extractor_by_root
 from attnjax.ops.attention_free.fftnet import fftnet, fftnet_modrelu
 from attnjax.ops.attention_free.gated_cnn import gated_cnn_block
 from attnjax.ops.attention_free.metaformer import metaformer_block, pool_mixer

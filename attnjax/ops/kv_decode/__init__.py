@@ -17,6 +17,7 @@ from attnjax.ops.kv_decode.kinetics import (
 )
 from attnjax.ops.kv_decode.loki import key_basis, loki_attention
 from attnjax.ops.kv_decode.paged import cascade_attention, paged_attention
+from attnjax.ops.kv_decode.round_attention import chosen_rounds, round_attention, round_mass
 from attnjax.ops.kv_decode.slim import slim_attention, slim_decoding_attention, value_map
 from attnjax.ops.kv_decode.snapkv import mean_of_neighbors, peak_of_neighbors, snapkv
 from attnjax.ops.kv_decode.streaming_cache import StreamingCache, streaming_attention

@@ -2,6 +2,7 @@
 
 from attnjax.op import gather
 from attnjax.ops.low_rank.agent import agent_attention, place_bias
+from attnjax.ops.low_rank.dual_token import Maps, dual_token_mixer, fused_globals
 from attnjax.ops.low_rank.dynamic_perceiver import CrossLayer, cross_layer, pooled_map
 from attnjax.ops.low_rank.dynamic_perceiver_stage import (
     Transition,

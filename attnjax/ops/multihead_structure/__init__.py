@@ -1,6 +1,7 @@
 """How many heads there are, what they share, and which of them work."""
 
 from attnjax.op import gather
+from attnjax.ops.multihead_structure.capsules import capsule_attention
 from attnjax.ops.multihead_structure.cascaded_group import cascaded_group_attention
 from attnjax.ops.multihead_structure.collapsed import collapsed_attention, symmetric_weights
 from attnjax.ops.multihead_structure.decoupled import decoupled_target_attention
@@ -22,6 +23,12 @@ from attnjax.ops.multihead_structure.partial_head import partial_head_attention
 from attnjax.ops.multihead_structure.routing_tokens import attention_aware_routing
 from attnjax.ops.multihead_structure.single_headed import boom, single_headed_attention
 from attnjax.ops.multihead_structure.skim import layout_embedding, skimmed_attention
+from attnjax.ops.multihead_structure.specialized import (
+    head_usage,
+    likeliest_gates,
+    most_used,
+    specialized_heads,
+)
 from attnjax.ops.multihead_structure.super_attention import (
     slices,
     super_attention,

@@ -4,6 +4,7 @@ from attnjax.op import gather
 from attnjax.ops.sparse_select.all_to_key import distributed_attention, progressive_attention
 from attnjax.ops.sparse_select.biformer import bi_level_routing_attention
 from attnjax.ops.sparse_select.block_attention import assemble, block_attention, reindex
+from attnjax.ops.sparse_select.cogvla import kept_shares, routed_layer, vla_coupled_attention
 from attnjax.ops.sparse_select.combiner import combiner_dyadic, combiner_fixed
 from attnjax.ops.sparse_select.combiner_axial import (
     axial_summaries,
@@ -59,10 +60,12 @@ from attnjax.ops.sparse_select.magnifier import looks_at, magnifier_attention
 from attnjax.ops.sparse_select.moba import moba, moba_blocks
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention, nsa_blocks
 from attnjax.ops.sparse_select.rettention import measure_rest, rettention
+from attnjax.ops.sparse_select.route import Routed, mixture_of_depths, route
 from attnjax.ops.sparse_select.routing import routing_attention, update_centroids
 from attnjax.ops.sparse_select.routing_causal import routing_causal
 from attnjax.ops.sparse_select.s2 import s2_attention, s2_blocks
 from attnjax.ops.sparse_select.s2_cache import s2_kept
+from attnjax.ops.sparse_select.sea import sea_attention, sea_kept
 from attnjax.ops.sparse_select.seer import (
     seer_attention,
     seer_blocks,
@@ -76,6 +79,7 @@ from attnjax.ops.sparse_select.sparsifiner_training import (
     phase_at,
     reconstruction_loss,
 )
+from attnjax.ops.sparse_select.spatial import Cells, grid_of, spatial_sparse_attention
 from attnjax.ops.sparse_select.threshold_relative import (
     threshold_forgetting_attention,
     threshold_relative_attention,
