@@ -59,6 +59,13 @@ from attnjax.ops.sparse_select.lsg import (
 from attnjax.ops.sparse_select.magnifier import looks_at, magnifier_attention
 from attnjax.ops.sparse_select.moba import moba, moba_blocks
 from attnjax.ops.sparse_select.nsa import Branches, native_sparse_attention, nsa_blocks
+from attnjax.ops.sparse_select.quota import (
+    capped_quotas,
+    even_tokens,
+    quota_grid,
+    resampled,
+    token_quotas,
+)
 from attnjax.ops.sparse_select.rettention import measure_rest, rettention
 from attnjax.ops.sparse_select.route import Routed, mixture_of_depths, route
 from attnjax.ops.sparse_select.routing import routing_attention, update_centroids
