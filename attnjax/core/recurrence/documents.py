@@ -31,12 +31,23 @@ class Packed(NamedTuple):
         """x (B,T,...) with zeros for the first token of a document."""
         return jnp.where(_like(self.starts, x), jnp.zeros((), x.dtype), x)
 
-    def of_writes(self, writes: int) -> "Packed":
-        """Of tokens that write several times each: the first write starts what they start."""
-        if writes == 1:
+    @property
+    def goes_on(self) -> Bool[Array, "B T"]:
+        """Whether what a state brings is of a token's document: none has started yet."""
+        return jnp.cumsum(self.starts, axis=1) == 0
+
+    @property
+    def index(self) -> Int[Array, "B T"]:
+        """The place of each token in its document, of a row without a state and padding."""
+        places = jnp.arange(self.starts.shape[1])
+        return places - lax.cummax(jnp.where(self.starts, places, 0), axis=1)
+
+    def of_each(self, parts: int) -> "Packed":
+        """Of tokens in several parts, their writes, say: the first starts what they start."""
+        if parts == 1:
             return self
-        first = jnp.arange(writes) == 0
-        each = lambda x: jnp.repeat(x, writes, axis=1)
+        first = jnp.arange(parts) == 0
+        each = lambda x: jnp.repeat(x, parts, axis=1)
         starts = (self.starts[..., None] & first).reshape(each(self.starts).shape)
         return Packed(each(self.real), starts, each(self.current), self.last)
 
@@ -98,3 +109,50 @@ def packed(
     starts = (current[:, 1:] != current[:, :-1]) & (current[:, :-1] >= 0)
     own = lambda x: sharding.own(x, 1)
     return Packed(ids >= 0, own(starts), own(current[:, 1:]), current[:, -1])
+
+
+class Compact(NamedTuple):
+    """The real tokens of a row in front of all padding: so a lag counts tokens, not places."""
+
+    of: Packed  # of the tokens in this order
+    ids: Int[Array, "B T"]  # -1 for padding, which is behind
+    order: Int[Array, "B T"]  # which token comes where
+    place: Int[Array, "B T"]  # where each token went
+    count: Int[Array, " B"]  # how many real ones there are
+
+    def together(self, x: Array) -> Array:
+        """x (B,T,...) in this order, zeros behind."""
+        return self.of.without_padding(_taken(x, self.order))
+
+    def apart(self, x: Array) -> Array:
+        """What became of tokens, (B,T,...), in their own places; zeros for padding."""
+        real = self.place < self.count[:, None]
+        return jnp.where(_like(real, x), _taken(x, self.place), jnp.zeros((), x.dtype))
+
+    def last(self, x: Array, n: int) -> Array:
+        """The n real ones behind which padding begins, of x (B,n+T,...): n before, and tokens."""
+        return _taken(x, self.count[:, None] + jnp.arange(n))
+
+    def at_the_end(self, x: Array) -> Array:
+        """x (B,T,...) of this order with all padding in front."""
+        T = x.shape[1]
+        return _taken(x, (jnp.arange(T) + self.count[:, None]) % T)
+
+
+def compact(
+    documents: Documents | None, shape: tuple[int, ...], before: Array | None = None
+) -> Compact | None:
+    """Of ids, shape and a state's document as `packed` takes them; None without ids."""
+    given = packed(documents, shape, before)
+    if given is None:
+        return None
+    order = jnp.argsort(~given.real, axis=1, stable=True)
+    ids = _taken(jnp.where(given.real, given.current, -1), order)
+    place = jnp.argsort(order, axis=1)
+    of = packed(ids, shape, before)
+    assert of is not None
+    return Compact(of, ids, order, place, given.real.sum(1))
+
+
+def _taken(x: Array, at: Int[Array, "B n"]) -> Array:
+    return jnp.take_along_axis(x, _like(at, x), axis=1)

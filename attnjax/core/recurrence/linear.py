@@ -99,8 +99,9 @@ def linear_attend(
                   S, decays included, is of each write; `block` and `documents` count tokens
     documents     (T,) or (B,T), ids of packed documents, the tokens of one behind each other (see
                   `masks.document_ids`): none reads what another wrote.  A token with a negative
-                  id, padding, reads nothing, gives zero and writes nothing.  Causal only.  The
-                  first document goes on from `state`, but not if that has ended with another id
+                  id, padding, reads nothing, gives zero and writes nothing.  With blocks of b
+                  tokens (T/b,) or (B,T/b), those of whole blocks; not with block None.  The first
+                  document goes on from `state`, but not if that has ended with another id
     state         a `State` to start from, zeros if None
     return_state  also return the State after the last token: a run that is split anywhere (at the
                   end of a block) and carries it equals the whole run
@@ -120,13 +121,11 @@ def linear_attend(
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     z = check_qkv("linear_attend", q, k, v)
     _check_lengths(z, block, writes)
-    of = packed_documents(documents, q, state, impl)
+    of, starts = packed_documents(documents, q, state, impl, block), None
     if of is not None:
-        if block != 1:
-            raise ValueError(f"linear_attend: block is {block} with documents, expected 1, causal")
-        hide = of.of_writes(writes).without_padding
+        of, of_writes = of.of_each(block or 1), of.of_each((block or 1) * writes)
+        hide, starts = of_writes.without_padding, of_writes.starts
         k, v, log_decay, beta, erase = jax.tree.map(hide, (k, v, log_decay, beta, erase))
-    starts = None if of is None else of.of_writes(writes).starts
     tokens = Tokens(k, v, log_decay, beta, erase, starts)
     request, dtype = _prepare(q, tokens, z, normalize, block, writes, state)
     if not isinstance(chunk, int) or chunk < 1:
@@ -146,18 +145,24 @@ def linear_attend(
 
 
 def packed_documents(
-    documents: Documents | None, q: Array, state: State | None, impl: Impl
+    documents: Documents | None, q: Array, state: State | None, impl: Impl, block: int | None = 1
 ) -> Packed | None:
-    """What `documents` say of the tokens of q (B,T,...), after `state`; None without them.
+    """What `documents` say of the blocks of q (B,T,...), after `state`; None without them.
 
     For leaves that carry more than the engine does from token to token.
 
-    Raises what `packed` does, and TypeError for a state of another kind.
+    Raises what `packed` does, ValueError for blocks that do not fill T, and TypeError for a state
+    of another kind.
     """
     if not isinstance(state, State | None):
         raise TypeError(f"linear_attend: state is {type(state).__name__}, expected linear.State")
+    (B, T), b = q.shape[:2], block or 1
+    if documents is not None and (block is None or T % b):
+        raise ValueError(
+            f"linear_attend: block is {block} and T = {T} with documents, expected whole blocks"
+        )
     before = None if state is None else state.document
-    return packed(documents, q.shape[:2], before, sharding_of(impl))
+    return packed(documents, (B, T // b), before, sharding_of(impl))
 
 
 # ------------------------------------------------------------------------------------- the choice

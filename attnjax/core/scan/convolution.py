@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -67,12 +68,17 @@ def causal_conv(
 
 
 @on_any_mesh
-def long_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[Array, Array]:
+def long_conv(
+    x: Array, kernel: Array, before: Array | None = None, documents: Array | None = None
+) -> tuple[Array, Array]:
     """`causal_conv` for long kernels, by FFT in O(T log^2 T).
 
     A single FFT would carry rounding errors to the past.  So the second half of the tokens gets
     what the first half sends it by FFT, and each half its own part in the same way, down to a few
     tokens, which are multiplied out: no number depends on the future, and no gradient.
+
+    `documents` (B,T), or (B,L-1+T) with `before`, are ids, all of one behind each other: of two
+    halves only the document in which the first ends is in both.
     """
     T, L = x.shape[1], len(kernel)
     x, kernel = wide(x), wide(kernel)
@@ -80,23 +86,40 @@ def long_conv(x: Array, kernel: Array, before: Array | None = None) -> tuple[Arr
     (B, S, W), size = x.shape, _DIRECT << (-(-x.shape[1] // _DIRECT) - 1).bit_length()
     taps = jnp.pad(kernel[:size], ((0, max(size - L, 0)), (0, 0)))
     padded = jnp.pad(x, ((0, 0), (0, size - S), (0, 0)))
-    lag = np.subtract.outer(np.arange(_DIRECT), np.arange(_DIRECT))
-    near = jnp.where((lag >= 0)[..., None], taps[np.maximum(lag, 0)], 0.0)
-    leaves = padded.reshape(B, size // _DIRECT, _DIRECT, W)
-    y = jnp.einsum("tsW,BnsW->BntW", near, leaves, precision=lax.Precision.HIGHEST)
+    ids = None if documents is None else jnp.pad(documents, ((0, 0), (0, size - S)), "edge")
+    y = _near(padded, taps[:_DIRECT], ids)
     half = _DIRECT
     while half < size:
-        first = jnp.fft.rfft(
-            padded.reshape(B, size // (2 * half), 2, half, W)[:, :, 0], 2 * half, axis=2
-        )
+        halves = (B, size // (2 * half), 2, half)
+        first, reaches = padded.reshape(*halves, W)[:, :, 0], None
+        if ids is not None:
+            of = ids.reshape(halves)
+            same = (of == of[:, :, :1, -1:])[..., None]
+            first, reaches = jnp.where(same[:, :, 0], first, 0.0), same[:, :, 1]
         response = jnp.fft.rfft(taps[: 2 * half], axis=0)
-        sent = jnp.fft.irfft(first * response, 2 * half, axis=2)[:, :, half:]
-        y = y.reshape(B, -1, 2, half, W) + jnp.stack([jnp.zeros_like(sent), sent], axis=2)
+        sent = jnp.fft.rfft(first, 2 * half, axis=2) * response
+        sent = jnp.fft.irfft(sent, 2 * half, axis=2)[:, :, half:]
+        sent = sent if reaches is None else jnp.where(reaches, sent, 0.0)
+        y = y.reshape(*halves, W) + jnp.stack([jnp.zeros_like(sent), sent], axis=2)
         half *= 2
     return y.reshape(B, size, W)[:, S - T : S], _behind(None, x, L - 1)[:, S:]
 
 
 _DIRECT = 32  # tokens that one product convolves
+
+
+def _near(x: Array, taps: Array, documents: Array | None) -> Array:
+    """What the tokens of each run of `_DIRECT`, the length of taps, send each other: (B,S,W)."""
+    (B, S, W), n = x.shape, len(taps)
+    runs = x.reshape(B, S // n, n, W)
+    if documents is not None:
+        ids = jnp.pad(documents.reshape(B, S // n, n), ((0, 0), (0, 0), (n - 1, 0)))
+        of_run = lambda x, ids: causal_conv(x, taps, None, ids)[0]
+        return jax.vmap(of_run, in_axes=1, out_axes=1)(runs, ids).reshape(x.shape)
+    lag = np.subtract.outer(np.arange(n), np.arange(n))
+    near = jnp.where((lag >= 0)[..., None], taps[np.maximum(lag, 0)], 0.0)
+    out = jnp.einsum("tsW,BnsW->BntW", near, runs, precision=lax.Precision.HIGHEST)
+    return out.reshape(x.shape)
 
 
 def _behind(before: Array | None, x: Array, n: int) -> Array:

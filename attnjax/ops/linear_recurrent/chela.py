@@ -14,16 +14,18 @@ are added, and not one behind the other, is our reading, which no code was there
 
 from typing import Annotated, Any, NamedTuple
 
+import jax.numpy as jnp
 from jax.nn import sigmoid, silu
 
 from attnjax.core import features
 from attnjax.core.numerics import Affine, aligned, einsum, rms_norm, wide
 from attnjax.core.recurrence import linear
+from attnjax.core.recurrence.documents import Compact, Documents, compact
 from attnjax.core.recurrence.linear import Impl, linear_attend
 from attnjax.core.scan.convolution import long_conv
 from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted
-from attnjax.typing import Array, Float
+from attnjax.typing import Array, Float, Int
 
 X = Float[Array, "B T W"]
 
@@ -52,10 +54,14 @@ class Weights(NamedTuple):
 
 
 class State(NamedTuple):
-    """The last L - 1 inputs, which the convolution reads, and the memory of linear attention."""
+    """The last L - 1 inputs, which the convolution reads, and the memory of linear attention.
+
+    Where there are documents, also the ids of these inputs, -1 for none.
+    """
 
     before: Float[Array, "B L-1 W"]
     attention: linear.State
+    ids: Int[Array, "B L-1"] | None = None
 
 
 def merged(long: Float[Array, "L W"], short: Float[Array, "C W"]) -> Float[Array, "L W"]:
@@ -69,23 +75,43 @@ def chela(
     x: X,
     weights: Weights,
     *,
+    documents: Documents | None = None,
     state: State | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
-    """Causal; time O(T log^2 T)."""
+    """Causal; time O(T log^2 T).  `documents` are ids as `linear_attend` takes them."""
     w = weights
-    before, memory = (None, None) if state is None else state
-    smooth, before = long_conv(x, merged(w.long, w.short), before)
+    before, memory, ids = (None, None, None) if state is None else state
+    row = compact(documents, x.shape[:2], None if memory is None else memory.document)
+    given, x = x, x if row is None else row.together(x)
+    smooth, before, ids = _smoothed(x, merged(w.long, w.short), before, row, ids)
     z = silu(w.z(smooth))[:, :, None]
     q = silu(w.q(z))
     k = silu(w.k(z))
     v = silu(einsum("BTW,WND->BTND", x, w.v))
-    o, memory = linear_attend(q, k, v, state=memory, return_state=True, impl=impl)
+    own = None if row is None else row.ids
+    o, memory = linear_attend(q, k, v, documents=own, state=memory, return_state=True, impl=impl)
     o = einsum("BTND,NDW->BTW", rms_norm(o), w.out)
     g = sigmoid(w.gate(x))
-    out = (g * o + (1 - g) * wide(x)).astype(x.dtype)
-    return (out, State(before, memory)) if return_state else out
+    out = (g * o + (1 - g) * wide(x)).astype(given.dtype)
+    out = out if row is None else row.apart(out)
+    return (out, State(before, memory, ids)) if return_state else out
+
+
+def _smoothed(
+    x: X, kernel: Float[Array, "L W"], before: Array | None, row: Compact | None, ids: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """Both convolutions of a row, the last L - 1 inputs and their ids."""
+    if row is None:
+        return *long_conv(x, kernel, before), None
+    B, (L, W) = len(x), kernel.shape
+    if before is None:
+        before, ids = jnp.zeros((B, L - 1, W), x.dtype), jnp.full((B, L - 1), -1, row.ids.dtype)
+    ids = jnp.concatenate([ids.astype(row.ids.dtype), row.ids], axis=1)
+    smooth, _ = long_conv(x, kernel, before, ids)
+    inputs = jnp.concatenate([before.astype(smooth.dtype), wide(x)], axis=1)
+    return smooth, row.last(inputs, L - 1), row.last(ids, L - 1)
 
 
 def _closed(weights: Weights) -> Weights:

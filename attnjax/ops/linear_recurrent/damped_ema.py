@@ -22,14 +22,14 @@ import jax.numpy as jnp
 
 from attnjax.core import features
 from attnjax.core.numerics import aligned, einsum, wide
+from attnjax.core.recurrence.documents import Documents, compact, packed
 from attnjax.core.scan.convolution import long_conv
 from attnjax.core.scan.diagonal import scan_diagonal
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, adjusted
-from attnjax.typing import Array, Float
+from attnjax.typing import Array, Float, Int
 
 X = Float[Array, "B T W"]
-Averages = Float[Array, "B W M"]
 
 
 class EMA(NamedTuple):
@@ -48,49 +48,88 @@ def as_printed(weights: EMA) -> EMA:
     return weights._replace(eta=eta, omega=jnp.zeros_like(weights.omega))
 
 
+class EMAState(NamedTuple):
+    """h after the last token, and where there are documents the id of its own."""
+
+    h: Float[Array, "B W M"]
+    document: Int[Array, " B"] | None = None
+
+
 @on_any_mesh
 def damped_ema(
-    x: X, weights: EMA, *, state: Averages | None = None, return_state: bool = False
+    x: X,
+    weights: EMA,
+    *,
+    documents: Documents | None = None,
+    state: EMAState | None = None,
+    return_state: bool = False,
 ) -> Any:
-    """The recurrence by a parallel scan, O(T W M) memory; the state is h."""
+    """The recurrence by a parallel scan, O(T W M) memory.
+
+    `documents` are ids of packed documents, as `linear_attend` takes them.
+    """
     alpha, delta, beta, eta, omega = _scaled(weights)
     decay = 1 - alpha * delta
-    B, T, _ = x.shape
+    B, T, W = x.shape
+    of = packed(documents, (B, T), None if state is None else state.document)
+    x = x if of is None else of.without_padding(x)
+    decays = jnp.broadcast_to(decay, (1, T, *decay.shape))
+    if of is not None:
+        decays = jnp.where(of.real[..., None, None], decays, 1.0)
+        decays = jnp.where(of.starts[..., None, None], 0.0, decays)
 
     def terms(x: Array) -> tuple[Array, Array]:
-        add = x[..., None] * aligned(alpha * beta, x[..., None])
-        return jnp.broadcast_to(decay, (1, T, *decay.shape)), add
+        return decays, x[..., None] * aligned(alpha * beta, x[..., None])
 
     def read(h: Array, x: Array) -> Array:
         return einsum("BTWM,WM->BTW", h, eta)
 
-    start = jnp.zeros((B, *decay.shape), decay.dtype) if state is None else state
+    start = jnp.zeros((B, *decay.shape), decay.dtype) if state is None else state.h
     out, last = scan_diagonal(terms, read, wide(x), start)
     out = (out + omega[None, None] * wide(x)).astype(x.dtype)
-    return (out, last) if return_state else out
+    if of is None:
+        return (out, EMAState(last)) if return_state else out
+    out = of.without_padding(out)
+    return (out, EMAState(last, of.last)) if return_state else out
 
 
 @on_any_mesh
 def damped_ema_convolution(
-    x: X, weights: EMA, *, state: Averages | None = None, return_state: bool = False
+    x: X,
+    weights: EMA,
+    *,
+    documents: Documents | None = None,
+    state: EMAState | None = None,
+    return_state: bool = False,
 ) -> Any:
     """The same by FFT, O(T (W + M)) memory for each example."""
     alpha, delta, beta, eta, omega = _scaled(weights)
-    T = x.shape[1]
+    B, T, _ = x.shape
     log_decay = jnp.log(jnp.maximum(1 - alpha * delta, jnp.finfo(alpha.dtype).tiny))
     steps = jnp.arange(T + 1, dtype=log_decay.dtype)
     powers = jnp.exp(steps[:, None, None] * log_decay[None])
     kernel = jnp.sum(powers[:T] * (eta * alpha * beta)[None], axis=-1)
-    out, _ = long_conv(x, kernel)
+    row = compact(documents, (B, T), None if state is None else state.document)
+    x = x if row is None else row.together(x)
+    out, _ = long_conv(x, kernel, None, None if row is None else row.ids)
+    going_on = None if row is None else row.of.goes_on
     if state is not None:
-        out += einsum("TWM,BWM->BTW", powers[1:], eta * state)
+        brought = einsum("TWM,BWM->BTW", powers[1:], eta * state.h)
+        out += brought if going_on is None else jnp.where(going_on[..., None], brought, 0.0)
     out = (out + omega[None, None] * wide(x)).astype(x.dtype)
+    out = out if row is None else row.apart(out)
     if not return_state:
         return out
-    last = alpha * beta * einsum("TWM,BTW->BWM", powers[T - 1 :: -1], x)
+    kept, left, document = wide(x), powers[T], None
+    if row is not None:
+        document = row.of.last
+        kept = jnp.where((row.ids == document[:, None])[..., None], kept, 0.0)
+        kept = row.at_the_end(kept)
+        left = jnp.where(going_on.all(1)[:, None, None], powers[row.count], 0.0)
+    last = alpha * beta * einsum("TWM,BTW->BWM", powers[T - 1 :: -1], kept)
     if state is not None:
-        last += powers[T] * state
-    return out, last
+        last += left * state.h
+    return out, EMAState(last, document)
 
 
 def _scaled(weights: EMA) -> EMA:

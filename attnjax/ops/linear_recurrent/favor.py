@@ -18,6 +18,7 @@ import jax
 
 from attnjax.core import features
 from attnjax.core.numerics import wide
+from attnjax.core.recurrence.documents import Documents
 from attnjax.core.recurrence.linear import Impl
 from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Draw, Limit, Op, Slot, fill
@@ -37,13 +38,16 @@ def favor_attention(
     v: TokenV,
     projection: Float[Array, "R H"],
     *,
+    documents: Documents | None = None,
     state: ExponentialState | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
     """Causal FAVOR+; a split run must keep its projection."""
     log_q, log_k = _log_features(q, projection), _log_features(k, projection)
-    return exponential_attention(log_q, log_k, v, state=state, return_state=return_state, impl=impl)
+    return exponential_attention(
+        log_q, log_k, v, documents=documents, state=state, return_state=return_state, impl=impl
+    )
 
 
 @of_whole_text

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from attnjax.core import features
 from attnjax.core.numerics import wide
+from attnjax.core.recurrence.documents import Documents
 from attnjax.core.recurrence.linear import Impl
 from attnjax.core.sharding import on_any_mesh
 from attnjax.op import Limit, Op, fill, normal
@@ -46,6 +47,7 @@ def hedgehog_attention(
     w_k: Float[Array, "K H R"],
     *,
     log_phi: Callable[[Float[Array, "N H R"]], features.FeatureMap] = log_softmax_halves,
+    documents: Documents | None = None,
     state: ExponentialState | None = None,
     return_state: bool = False,
     impl: Impl = None,
@@ -55,7 +57,9 @@ def hedgehog_attention(
     `log_phi(w)` gives the logarithm of the features.
     """
     log_q, log_k = log_phi(w_q)(wide(q)), log_phi(w_k)(wide(k))
-    return exponential_attention(log_q, log_k, v, state=state, return_state=return_state, impl=impl)
+    return exponential_attention(
+        log_q, log_k, v, documents=documents, state=state, return_state=return_state, impl=impl
+    )
 
 
 OPS = (

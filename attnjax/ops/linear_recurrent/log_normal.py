@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from attnjax.core.numerics import divide, wide
+from attnjax.core.recurrence.documents import Documents
 from attnjax.core.recurrence.linear import Impl
 from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
@@ -38,13 +39,16 @@ def log_normal_attention(
     alpha: float | Float[Array, ""],
     beta: float | Float[Array, ""],
     *,
+    documents: Documents | None = None,
     state: ExponentialState | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
     """Causal LLN; alpha and beta are fixed beforehand: those of the whole would see the future."""
     q, k = alpha * wide(q), beta * wide(k)
-    return exponential_attention(q, k, v, state=state, return_state=return_state, impl=impl)
+    return exponential_attention(
+        q, k, v, documents=documents, state=state, return_state=return_state, impl=impl
+    )
 
 
 @of_whole_text

@@ -78,15 +78,13 @@ def mamba3_mimo(
     trap: PerQuery,
     angle: Angles,
     *,
+    documents: Documents | None = None,
     state: Mamba3State | None = None,
     return_state: bool = False,
     impl: Impl = None,
 ) -> Any:
-    """mamba3 with M keys, values and queries a token, (B,T,N,M,D): what each query reads.
-
-    Documents: the engine has none where several queries read after one write.
-    """
-    out, last = _by_rank(q, k, v, log_decay, dt, trap, angle, None, state, impl)
+    """mamba3 with M keys, values and queries a token, (B,T,N,M,D): what each query reads."""
+    out, last = _by_rank(q, k, v, log_decay, dt, trap, angle, documents, state, impl)
     return (out, last) if return_state else out
 
 

@@ -26,6 +26,7 @@ from attnjax.core.mods import relative_bias
 from attnjax.core.normalizers import Normalizer
 from attnjax.core.numerics import Affine, aligned, matmul, wide
 from attnjax.core.pairwise.attend import Impl, attend
+from attnjax.core.recurrence.documents import Documents, compact
 from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, adjusted
 from attnjax.ops.linear_recurrent.damped_ema import EMA, X, damped_ema_convolution, gates_in_range
@@ -64,22 +65,32 @@ def mega(
     weights: Weights,
     *,
     chunk: int | None = None,
+    documents: Documents | None = None,
     normalizer: Normalizer = normalizers.laplace,
     activation: FeatureMap = silu,
     impl: Impl = None,
 ) -> X:
-    """Causal; with `chunk`, attention stays inside chunks of so many tokens (Mega-chunk)."""
-    w = weights
-    average = activation(damped_ema_convolution(wide(x), w.ema))
+    """Causal; with `chunk`, attention stays inside chunks of so many tokens (Mega-chunk).
+
+    `documents` are ids as `linear_attend` takes them; chunks begin with each.
+    """
+    w, given, T = weights, x, x.shape[1]
+    row = compact(documents, x.shape[:2])
+    x = x if row is None else row.together(x)
+    ids = None if row is None else row.ids
+    average = activation(damped_ema_convolution(wide(x), w.ema, documents=ids))
     z = silu(w.z(average))
-    index = np.arange(x.shape[1])
+    index = np.arange(T) if row is None else row.of.index
     keys_seen = index + 1
     mask = masks.causal
+    if ids is not None:
+        mask &= masks.document(ids)
     if chunk is not None:
         keys_seen = index % chunk + 1
-        mask = masks.causal & masks.document(index // chunk)
+        mask &= masks.document((np.arange(T) - index) + index // chunk)
     if normalizer.denominator is None:  # a mean over the keys, for no sum of weights divides
-        tau = jnp.asarray(keys_seen, z.dtype)[None, :, None]
+        tau = jnp.asarray(keys_seen, z.dtype)[..., None]
+        tau = tau if tau.ndim == 3 else tau[None]
     else:
         tau = math.sqrt(z.shape[-1])
     o = attend(
@@ -94,7 +105,8 @@ def mega(
     )[:, :, 0]
     gated = matmul(silu(w.reset(average)) * o, w.u)
     p = sigmoid(w.update(average))
-    return (p * silu(w.h(average) + gated) + (1 - p) * wide(x)).astype(x.dtype)
+    out = (p * silu(w.h(average) + gated) + (1 - p) * wide(x)).astype(given.dtype)
+    return out if row is None else row.apart(out)
 
 
 def _one_head(x: Float[Array, "B T H"]) -> Float[Array, "B T 1 H"]:

@@ -179,6 +179,24 @@ def strategy_order(layout):
     return order(layout, 4, T)
 
 
+def test_blocks_belong_to_documents_as_a_whole():
+    with jax.enable_x64():
+        args, gate = inputs("token", False)
+        ids = np.array([[3, 1, 1, 4, 4, 4, -1, 0], [-1, 7, 7, 7, 2, 2, 2, 2]])
+        want, last = np.zeros((B, T, N, D)), np.zeros((B, N, H, D))
+        for b in range(B):
+            for run in documents(ids[b]):
+                at = np.concatenate([np.arange(3 * n, 3 * n + 3) for n in run])
+                own = [x[b : b + 1, at] for x in args]
+                want[b, at], last[b] = truth(*own, **part(gate, b, at), block=3)
+        for impl in FORMS.values():
+            out, state = linear_attend(
+                *args, **gate, block=3, documents=ids, return_state=True, impl=impl
+            )
+            close(out, want)
+            close(state.memory, last)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [
@@ -188,8 +206,9 @@ def strategy_order(layout):
             r"documents has shape \(2, 23\), expected \(T,\) or \(B,T\)",
         ),
         ({"documents": IDS * 1.0}, TypeError, "documents has dtype float"),
-        ({"block": 2}, ValueError, "block is 2 with documents, expected 1"),
-        ({"block": None}, ValueError, "block is None with documents"),
+        ({"block": 2}, ValueError, r"shape \(2, 24\), expected \(T,\) or \(B,T\) = \(2, 12\)"),
+        ({"block": 5}, ValueError, "block is 5 and T = 24 with documents, expected whole blocks"),
+        ({"block": None}, ValueError, "block is None and T = 24 with documents"),
     ],
 )
 def test_bad_documents_are_told(change, error, told):

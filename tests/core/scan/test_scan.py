@@ -1,5 +1,7 @@
 """Diagonal scans and convolutions."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,20 @@ def test_a_long_convolution_by_fft_is_the_direct_one(L, length):
         want = [sum(kernel[j] * joined[:, L - 1 + t - j] for j in range(L)) for t in range(length)]
         near(y, np.stack(want, axis=1), 2e-5)
         assert np.array_equal(last, joined[:, length:])
+
+
+def test_a_long_convolution_stays_in_its_document():
+    x, kernel = np.random.default_rng(3).normal(size=(2, 131, 2)), draws((131, 2))[0]
+    ends = [(0, 3, 40, 41, 100, 131), (0, 64, 131)]
+    ids = np.array([np.repeat(np.arange(len(e) - 1), np.diff(e)) for e in ends])
+    with jax.enable_x64():
+        y, _ = jax.jit(long_conv)(x, kernel, None, ids)
+        for b, e in enumerate(ends):
+            for start, stop in itertools.pairwise(e):
+                near(y[b, start:stop], causal_conv(x[b : b + 1, start:stop], kernel)[0][0], 1e-12)
+        behind = lambda x, none: np.concatenate([np.full_like(x[:, :30], none), x], axis=1)
+        cut, _ = long_conv(x[:, 100:], kernel, behind(x[:, :100], 0), behind(ids, -1))
+        near(cut, y[:, 100:], 1e-12)
 
 
 def test_a_long_convolution_keeps_the_future_out():
