@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attnjax.ops.linear_recurrent import damped_ema, damped_ema_convolution
-from attnjax.ops.linear_recurrent.damped_ema import EMA, as_printed
+from attnjax.ops.linear_recurrent.damped_ema import EMA, EMAState, as_printed
 from tests.helpers import draws, near
 from tests.laws.cases import BY_NAME
 
@@ -37,8 +37,20 @@ def damped_ema_convolution_oracle(x, weights):
 def test_a_damped_ema_by_scan_is_the_convolution():
     weights = BY_NAME["damped_ema"].sample()["weights"]
     x, before = draws((B, 70, 8), (B, 8, 4))
-    for state in (None, before):
+    for state in (None, EMAState(before)):
         run = lambda op, state=state: op(x, weights, state=state, return_state=True)
+        near(run(damped_ema_convolution), run(damped_ema), 2e-5)
+
+
+@pytest.mark.parametrize("ends", [(2, 20, 50, 60, 70), (2, 70, 70, 70, 70), (0, 0, 0, 0, 60)])
+def test_a_damped_ema_of_documents_by_scan_is_the_convolution(ends):
+    """The first goes on from a state; padding in places."""
+    weights = BY_NAME["damped_ema"].sample()["weights"]
+    x, before = draws((B, 70, 8), (B, 8, 4))
+    ids = np.searchsorted(ends, np.arange(70), side="right")
+    ids = np.stack([np.where(np.arange(70) % 9 == 4, -1, ids - 1), np.full(70, 7)])
+    for state in (None, EMAState(before, np.array([0, 7]))):
+        run = lambda op, state=state: op(x, weights, documents=ids, state=state, return_state=True)
         near(run(damped_ema_convolution), run(damped_ema), 2e-5)
 
 
