@@ -23,14 +23,10 @@ from attnjax.core.dispatch import compiled
 from attnjax.core.masks import Mask
 from attnjax.core.mods import Mod
 from attnjax.core.normalizers import Normalizer
-from attnjax.core.pairwise.attend import (
-    Impl,
-    attend,
-    attend_state,
-    attention_weights,
-    join_states,
-)
+from attnjax.core.pairwise import dense
+from attnjax.core.pairwise.attend import Impl, choose, choose_state, join_states
 from attnjax.core.pairwise.measure import measure
+from attnjax.core.pairwise.request import Request, StoredKeys, finish, prepare_stored
 from attnjax.core.sharding import on_any_mesh
 from attnjax.decode.caches import Cache
 from attnjax.typing import Array, Float, Int, Out, Q
@@ -91,19 +87,18 @@ _DENSE = 1 << 22  # weights of all heads that may exist at once
 
 
 class _Call(NamedTuple):
-    """A call of `attend`: q, k, v, and everything else."""
+    """Queries, keys and values, and everything else that `attend` takes."""
 
     q: Array
-    k: Array
-    v: Array
+    keys: StoredKeys
     terms: dict[str, Any]
 
 
 @on_any_mesh
 @compiled("turn", "impl")
 def _attend(q: Q, cache: Cache, terms: dict[str, Any], *, turn: Turn | None, impl: Impl) -> Out:
-    call = _laid_out(q, _newest(q, cache), cache, terms, turn)
-    out = attend(call.q, call.k, call.v, impl=impl, **call.terms)
+    request = _request(q, _newest(q, cache), cache, terms, turn)
+    out = finish(request, choose("attend_cache", impl, request).run(request))
     return _lost_is_nan(out, cache.lost)
 
 
@@ -113,12 +108,14 @@ def _masses(
     q: Q, cache: Cache, terms: dict[str, Any], *, turn: Turn | None, impl: Impl
 ) -> Float[Array, "B L X"]:
     own = terms | {"mask": terms["mask"] & masks.lengths(q=cache.length)}
-    call = _laid_out(q, _newest(q, cache), cache, own, turn)
+    call = _call(q, _newest(q, cache), cache, own, turn)
     B, T, N, _ = q.shape
     if impl is None and B * N * T * cache.slots <= _DENSE:
-        seen = attention_weights(call.q, call.k, **call.terms).sum(2)
+        request = prepare_stored(call.q, call.keys, **call.terms)
+        seen = dense.weights(request).sum(2).astype(q.dtype)
     else:
-        seen = measure(call.q, call.k, of="key_mass", impl=impl, **call.terms)["key_mass"]
+        k = jnp.swapaxes(call.keys.k + call.keys.poison[..., None], 1, 2).astype(q.dtype)
+        seen = measure(call.q, k, of="key_mass", impl=impl, **call.terms)["key_mass"]
     return seen.reshape(B, cache.heads, -1, cache.slots).sum(2).swapaxes(1, 2)
 
 
@@ -139,28 +136,37 @@ def _there(q_position: Any, k_position: Any) -> Any:
 _HELD = masks.fn(_there)
 
 
-def _laid_out(
+def _request(
+    q: Q, at: Int[Array, "B T"], cache: Cache, terms: dict[str, Any], turn: Turn | None
+) -> Request:
+    """Of queries at positions over the cache."""
+    call = _call(q, at, cache, terms, turn)
+    return prepare_stored(call.q, call.keys, **call.terms)
+
+
+def _call(
     q: Q, at: Int[Array, "B T"], cache: Cache, terms: dict[str, Any], turn: Turn | None
 ) -> _Call:
-    """Queries at positions, and keys, as `attend` takes them.
+    """Queries at positions, and keys.
 
     Where heads hold tokens of their own, each selects the one block of all slots: so positions may
     differ by head.
     """
-    (B, T), X = at.shape, cache.heads
-    k, v = (x.astype(q.dtype) for x in cache.read())
+    (B, T), X, keys = at.shape, cache.heads, cache.stored()
     if turn is not None:
         q = turn(q, at).astype(q.dtype)
+        k = jnp.swapaxes(keys.k, 1, 2).astype(q.dtype)
         k = _turned(turn, k, jnp.maximum(cache.positions, 0)).astype(q.dtype)
+        keys = replace(keys, k=jnp.swapaxes(k, 1, 2))
     mask = terms["mask"] & cache.mask & _HELD
     if X == 1:
         places = {"q_positions": at, "k_positions": cache.positions[..., 0]}
-        return _Call(q, k, v, terms | places | {"mask": mask})
+        return _Call(q, keys, terms | places | {"mask": mask})
     every = jnp.zeros((B, 1, X, 1), jnp.int32)
     blocks = Selection(every, jnp.ones(every.shape, bool), block_q=T, block_k=cache.slots)
     of_heads = jnp.broadcast_to(at[..., None], (B, T, X))
     places = {"q_positions": of_heads, "k_positions": cache.positions, "blocks": blocks}
-    return _Call(q, k, v, terms | places | {"mask": mask})
+    return _Call(q, keys, terms | places | {"mask": mask})
 
 
 def _turned(turn: Turn, k: Array, at: Int[Array, "B L X"]) -> Array:
@@ -242,14 +248,12 @@ def fork(prefix: Cache, own: Cache) -> Fork:
 def _attend_fork(q: Q, cache: Fork, terms: dict[str, Any], *, turn: Turn | None, impl: Impl) -> Out:
     (B, T, N, H), n = q.shape, cache.copies
     at = _newest(q, cache.own)
-    own = _laid_out(q, at, cache.own, terms, turn)
+    own = _request(q, at, cache.own, terms, turn)
     # the queries of all texts of a prefix are rows of one product
     rows, row_at = q.reshape(B // n, n * T, N, H), at.reshape(B // n, n * T)
     told = terms | {"mods": tuple(_as_rows(m, n * T) for m in terms["mods"])}
-    prefix = _laid_out(rows, row_at, cache.prefix, told, turn)
-    parts = [
-        attend_state(call.q, call.k, call.v, impl=impl, **call.terms) for call in (prefix, own)
-    ]
+    prefix = _request(rows, row_at, cache.prefix, told, turn)
+    parts = [choose_state("attend_cache", impl, part).state(part) for part in (prefix, own)]
     by_text = lambda x: x.reshape(B // n, N, n, T, -1).swapaxes(1, 2).reshape(B, N, T, -1)
     out = join_states(jax.tree.map(by_text, parts[0]), parts[1], normalizer=terms["normalizer"])
     lost = cache.own.lost | jnp.repeat(cache.prefix.lost, n)

@@ -22,6 +22,7 @@ from jax.core import Tracer
 from attnjax.core import masks
 from attnjax.core.dispatch import compiled
 from attnjax.core.masks import Mask
+from attnjax.core.pairwise.request import StoredKeys
 from attnjax.core.sharding import on_any_mesh
 from attnjax.decode.codecs import Codec, Plain
 from attnjax.typing import Array, Float, Int, Leaf, TokenK, TokenV
@@ -29,7 +30,7 @@ from attnjax.typing import Array, Float, Int, Leaf, TokenK, TokenV
 Count = int | Int[Array, " B"] | None
 Kind = TypeVar("Kind", bound="Cache")  # not Self, which checkers of types at run time refuse
 
-FIELDS = ["k", "v", "extra", "positions", "votes", "start", "length", "lost"]
+FIELDS = ["k", "v", "bad", "extra", "positions", "votes", "start", "length", "lost"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Cache:
     """What every cache has; see `Dense`, `Window` and `Paged` for which slot a token goes to.
 
     k, v       what the codec stores, trees of arrays (B,K,L,...): products read heads one by one
+    bad        (B,K,L,1) whether k or v held a NaN or infinity, in place of which zeros are stored
     extra      more numbers of each token, arrays (B,K,L,...): operands of mods, see `riders`
     positions  (B,L,X) int32, -1 where a slot is empty
     votes      (B,L,X) float32, how much each slot is worth, see `policies`
@@ -47,6 +49,7 @@ class Cache:
 
     k: Any
     v: Any
+    bad: Leaf
     extra: tuple[Any, ...]
     positions: Leaf
     votes: Leaf
@@ -70,17 +73,23 @@ class Cache:
     @property
     def k_heads(self) -> int:
         """K, how many heads of keys there are."""
-        return jax.eval_shape(self.read)[0].shape[2]
+        return self.bad.shape[1]
 
     @property
     def mask(self) -> Mask:
         """What may be seen of the cache besides what the caller's mask says."""
         return masks.everything
 
-    def read(self) -> tuple[Float[Array, "B L K H"], Float[Array, "B L K D"]]:
-        """Keys and values of all slots, decoded."""
+    def stored(self) -> StoredKeys:
+        """Keys and values of all slots, decoded, as products read them."""
         k, v = (self.codec.decode(jax.tree.map(self._by_text, x)) for x in (self.k, self.v))
-        return jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        return StoredKeys(k, v, jnp.where(self._by_text(self.bad)[..., 0], jnp.nan, 0.0))
+
+    def read(self) -> tuple[Float[Array, "B L K H"], Float[Array, "B L K D"]]:
+        """Keys and values of all slots, decoded; NaN for those that held one or an infinity."""
+        keys = self.stored()
+        of_text = lambda x: jnp.swapaxes(x + keys.poison[..., None].astype(x.dtype), 1, 2)
+        return of_text(keys.k), of_text(keys.v)
 
     def riders(self) -> tuple[Array, ...]:
         """`extra` of all slots, (B,L,K,...): operands of mods."""
@@ -164,10 +173,13 @@ def _append(cache: Any, k: Array, v: Array, extra: tuple[Array, ...], count: Arr
     lost = cache.lost | (real & (places >= cache.slots)).any((1, 2))
     places = jnp.where(real, places, cache.slots)
     store = lambda old, new: cache._put(old, new.astype(old.dtype), places)
+    bad = _bad(cache.codec, k) | _bad(cache.codec, v)
+    encoded = lambda x: cache.codec.encode(jnp.where(bad, jnp.zeros((), x.dtype), x))
     return replace(
         cache,
-        k=jax.tree.map(store, cache.k, cache.codec.encode(k)),
-        v=jax.tree.map(store, cache.v, cache.codec.encode(v)),
+        k=jax.tree.map(store, cache.k, encoded(k)),
+        v=jax.tree.map(store, cache.v, encoded(v)),
+        bad=store(cache.bad, bad),
         extra=jax.tree.map(store, cache.extra, extra),
         positions=_mark(cache.positions, jnp.broadcast_to(at[..., None], places.shape), places),
         votes=_mark(cache.votes, jnp.zeros(places.shape, cache.votes.dtype), places),
@@ -175,6 +187,11 @@ def _append(cache: Any, k: Array, v: Array, extra: tuple[Array, ...], count: Arr
         length=length,
         lost=lost,
     )
+
+
+def _bad(codec: Codec, x: Array) -> Array:
+    """Whether any number of x (B,T,K,H) is none, or none once it is stored: (B,T,K,1)."""
+    return ~jnp.isfinite(codec.decode(codec.encode(x))).all(-1, keepdims=True)
 
 
 @on_any_mesh
@@ -222,6 +239,7 @@ def empty_fields(
     return {
         "k": codec.encode(jnp.zeros((B, K, length, H))),
         "v": codec.encode(jnp.zeros((B, K, length, H if D is None else D))),
+        "bad": jnp.zeros((B, K, length, 1), bool),
         "extra": tuple(jnp.zeros((B, K, length, *shape)) for shape in extra),
         "positions": jnp.full((B, length, heads), -1, jnp.int32),
         "votes": jnp.zeros((B, length, heads)),

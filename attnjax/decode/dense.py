@@ -40,6 +40,7 @@ class Dense(Cache):
             self,
             k=jax.tree.map(stored, self.k),
             v=jax.tree.map(stored, self.v),
+            bad=stored(self.bad),
             extra=jax.tree.map(stored, self.extra),
             positions=jnp.where(here, of(positions), -1),
             votes=jnp.where(here, of(votes), 0.0),

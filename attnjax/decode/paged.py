@@ -28,7 +28,7 @@ from attnjax.typing import Array, Bool, Int, Leaf
 class Paged(Cache):
     """Token i of a text is in the page lists[b, i // page], at place i % page.
 
-    k, v, extra  trees of arrays (pages, page, K, ...)
+    k, v, bad, extra   trees of arrays (pages, page, K, ...)
     lists        (B, L / page) int32, -1 where a text has not reached
     readers      (pages,) int32, how many texts have each page
 
@@ -51,7 +51,7 @@ class Paged(Cache):
         of_texts = empty_fields(B, -(-length // page) * page, K, 0)
         if fields["positions"].shape[2] > 1:
             raise ValueError("Paged: heads, expected 1: the heads of a token lie in one page")
-        for name in ("k", "v", "extra"):
+        for name in ("k", "v", "bad", "extra"):
             fields[name] = jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), fields[name])
         for name in ("positions", "votes", "start", "length", "lost"):
             fields[name] = of_texts[name]
@@ -98,6 +98,7 @@ class Paged(Cache):
             self,
             k=jax.tree.map(copied, self.k),
             v=jax.tree.map(copied, self.v),
+            bad=copied(self.bad),
             extra=jax.tree.map(copied, self.extra),
             lists=jnp.where(new | copy, pages, self.lists),
             readers=readers - _count(self.lists, copy, readers),

@@ -71,7 +71,7 @@ class Summed:
     @classmethod
     def empty(cls, cache: Dense, *, block: int = 16) -> "Summed":
         """Of an empty cache."""
-        B, L, K, H = jax.eval_shape(lambda: cache.read()[0]).shape
+        B, K, L, H = jax.eval_shape(lambda: cache.stored().k).shape
         return cls(cache, jnp.zeros((B, -(-L // block), K, H)), block)
 
     def append(self, k: TokenK, v: TokenV, **more: Any) -> "Summed":

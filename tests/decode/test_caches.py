@@ -94,6 +94,21 @@ def test_examples_have_lengths_of_their_own(name):
         near(out[b, at], parallel(*(x[b : b + 1, at] for x in (Q, KEYS, VALUES)))[0])
 
 
+@pytest.mark.parametrize("codec", [decode.Plain(jnp.float16), decode.int8], ids=["half", "int8"])
+def test_a_number_that_is_none_reaches_the_rows_that_see_it(codec):
+    """A NaN in a key, an infinity in a value, a number that float16 cannot hold."""
+    k, v = np.array(KEYS), np.array(VALUES)
+    k[0, 2, 0, 1], v[1, 3, 1, 0], k[0, 4, 1, 0] = np.nan, np.inf, 3e38
+    cache = decode.Dense.empty(B, 8, K, H, codec=codec).append(k[:, :5], v[:, :5])
+    out = decode.attend_cache(Q[:, :5], cache).reshape(B, 5, K, -1)
+    bad = np.zeros((B, 5, K), bool)
+    bad[0, 2:, 0] = bad[1, 3:, 1] = bad[0, 4:, 1] = True
+    np.testing.assert_array_equal(np.isnan(out).any(-1), bad)
+    np.testing.assert_array_equal(np.isnan(out).all(-1), bad)
+    told = np.isnan(cache.read()[0]).all(-1)
+    assert told[0, 2, 0] and told[1, 3, 1] and told[0, 4, 1] and told.sum() == 3
+
+
 @pytest.mark.parametrize("name", sample(["window"], ["dense", "paged"], pytest.mark.slow))
 def test_drafts_that_are_refused_leave_nothing(name):
     @jax.jit

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -279,20 +279,30 @@ class Terms(TypedDict, total=False):
     k_positions: Array | np.ndarray | None
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["k", "v", "poison"], meta_fields=[]
+)
+@dataclass(frozen=True)
+class StoredKeys:
+    """Keys and values in the layout of the tiles, cleaned once: what a cache holds.
+
+    k (B,K,S,H), v (B,K,S,D), without NaN and infinities; poison (B,K,S), zero, or NaN where there
+    was one.
+    """
+
+    k: Leaf
+    v: Leaf
+    poison: Leaf
+
+
 def prepare(
     q: Array,
     k: Array,
     v: Array | RelativeValues,
     *,
-    mods: tuple[Mod, ...] = (),
-    mask: Mask = everything,
-    blocks: Selection | None = None,
-    normalizer: Normalizer = softmax,
-    scale: float | Array | None = None,
-    q_positions: Array | np.ndarray | None = None,
-    k_positions: Array | np.ndarray | None = None,
     dropout: Dropout | None = None,
     sharding: SequenceSharding = LOCAL,
+    **terms: Unpack[Terms],
 ) -> Request:
     """Checks the arguments of `attend`, and lays them out; `sharding` says where tokens are."""
     v_table = None
@@ -301,6 +311,46 @@ def prepare(
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     z = check_qkv("attend", q, k, v)
     dtype = working_dtype(_one_dtype(q, k, v))
+    (k, k_bad), (v, v_bad) = clean(k), clean(v)
+    lay = lambda x: x.astype(dtype).transpose(0, 2, 1, 3)
+    poison = _of_keys(k_bad, dtype, z) + _of_keys(v_bad, dtype, z)
+    keys = StoredKeys(lay(k), lay(v), poison)
+    v_table = None if v_table is None else v_table.astype(dtype)
+    request = _request(q, keys, z, dropout, sharding, **terms)
+    return _with_key_heads(replace(request, v_table=v_table), v.shape[2])
+
+
+def prepare_stored(q: Array, keys: StoredKeys, **terms: Unpack[Terms]) -> Request:
+    """`prepare` for keys and values that are laid out and clean already: none is copied."""
+    (B, K, S, H), D = keys.k.shape, keys.v.shape[3]
+    z = check_qkv("attend", q, *(_like(q.dtype, B, S, K, width) for width in (H, D)))
+    dtype = working_dtype(q.dtype)
+    poison = lay_out("key", jnp.swapaxes(keys.poison, 1, 2).astype(dtype), z)
+    laid = StoredKeys(keys.k.astype(dtype), keys.v.astype(dtype), poison)
+    return _request(q, laid, z, None, LOCAL, **terms)
+
+
+def _like(dtype: jnp.dtype, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _request(
+    q: Array,
+    keys: StoredKeys,
+    z: Shape,
+    dropout: Dropout | None,
+    sharding: SequenceSharding,
+    *,
+    mods: tuple[Mod, ...] = (),
+    mask: Mask = everything,
+    blocks: Selection | None = None,
+    normalizer: Normalizer = softmax,
+    scale: float | Array | None = None,
+    q_positions: Array | np.ndarray | None = None,
+    k_positions: Array | np.ndarray | None = None,
+) -> Request:
+    """The call; `keys` are laid out in the working dtype, their poison (B,N,1,S)."""
+    dtype = keys.k.dtype
     mods = _checked_mods(mods)
     _check_kinds(mask, blocks, normalizer)
     scale = _checked_scale(scale, z, dtype)
@@ -321,27 +371,26 @@ def prepare(
     mask = _mask_of_call(mask, z, sharding, by_example(q_at), by_example(k_at))
     laid, poison = _laid_out(mods, z, dtype, sharding, q_at, k_at)
     given = q.dtype
-    (q, q_bad), (k, k_bad), (v, v_bad) = clean(q), clean(k), clean(v)
+    q, q_bad = clean(q)
     q = q.astype(dtype) * scale[None, None] if scale.ndim else q.astype(dtype)
-    request = Request(
+    return Request(
         q=q.transpose(0, 2, 1, 3),
-        k=k.astype(dtype).transpose(0, 2, 1, 3),
-        v=v.astype(dtype).transpose(0, 2, 1, 3),
+        k=keys.k,
+        v=keys.v,
         scale=None if scale.ndim else scale,
-        v_table=None if v_table is None else v_table.astype(dtype),
+        v_table=None,
         mods=laid,
         normalizer=normalizer.laid_out(z, dtype),
         mask=mask,
         q_positions=q_at,
         k_positions=k_at,
         q_poison=lay_out("query", q_bad.astype(dtype), z) + poison.query,
-        k_poison=_of_keys(k_bad, dtype, z) + _of_keys(v_bad, dtype, z) + poison.key,
+        k_poison=keys.poison + poison.key,
         selection=blocks,
         dropout=dropout.laid_out(z) if dropout is not None and dropout.rate else None,
         shape=z,
         dtype=given,
     )
-    return _with_key_heads(request, v.shape[2])
 
 
 def _of_keys(bad: Array, dtype: jnp.dtype, z: Shape) -> Array:

@@ -106,7 +106,7 @@ def _smoothed(
     if row is None:
         return *long_conv(x, kernel, before), None
     B, (L, W) = len(x), kernel.shape
-    if before is None:
+    if before is None or ids is None:
         before, ids = jnp.zeros((B, L - 1, W), x.dtype), jnp.full((B, L - 1), -1, row.ids.dtype)
     ids = jnp.concatenate([ids.astype(row.ids.dtype), row.ids], axis=1)
     smooth, _ = long_conv(x, kernel, before, ids)

@@ -112,10 +112,9 @@ def damped_ema_convolution(
     row = compact(documents, (B, T), None if state is None else state.document)
     x = x if row is None else row.together(x)
     out, _ = long_conv(x, kernel, None, None if row is None else row.ids)
-    going_on = None if row is None else row.of.goes_on
     if state is not None:
         brought = einsum("TWM,BWM->BTW", powers[1:], eta * state.h)
-        out += brought if going_on is None else jnp.where(going_on[..., None], brought, 0.0)
+        out += brought if row is None else jnp.where(row.of.goes_on[..., None], brought, 0.0)
     out = (out + omega[None, None] * wide(x)).astype(x.dtype)
     out = out if row is None else row.apart(out)
     if not return_state:
@@ -125,7 +124,7 @@ def damped_ema_convolution(
         document = row.of.last
         kept = jnp.where((row.ids == document[:, None])[..., None], kept, 0.0)
         kept = row.at_the_end(kept)
-        left = jnp.where(going_on.all(1)[:, None, None], powers[row.count], 0.0)
+        left = jnp.where(row.of.goes_on.all(1)[:, None, None], powers[row.count], 0.0)
     last = alpha * beta * einsum("TWM,BTW->BWM", powers[T - 1 :: -1], kept)
     if state is not None:
         last += left * state.h

@@ -10,7 +10,8 @@ Paper: Behrouz, Zhong and Mirrokni, "Titans: Learning to Memorize at Test Time",
 arXiv:2501.00663, section 3.
 Limits: theta = alpha = 0 leaves the network as it is; a matrix from zero with eta = alpha = 0 and
 chunks of one token is the delta rule of strength 2 theta.
-Differs: projections, convolutions and norms of q, k and v belong to a layer.
+Differs: projections, convolutions and norms of q, k and v belong to a layer.  There are no packed
+documents: what learns in chunks would begin one with each, at another place in every row.
 """
 
 from typing import Any, NamedTuple

@@ -16,7 +16,8 @@ Limits: rate = 0 leaves the network as it is.
 Differs: the released layer has rate_j = sigmoid(x w + b), eta_i = max(1 / (i + 1) + learned, 0)
 times a base rate, 1 or 0.1, over H, rotary positions that restart in each mini-batch of 16, and a
 norm and gate behind.  In flash-linear-attention the rate of a step is that of the token that reads,
-eta_i rate_t.
+eta_i rate_t. There are no packed documents: mini-batches would begin with each, at another place in
+every row.
 """
 
 from typing import Any, NamedTuple
