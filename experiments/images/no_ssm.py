@@ -16,6 +16,7 @@ Python's library, byte by byte.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +40,27 @@ class Config(lab.TextConfig):
     states: int = 8  # of each channel of the state space model
     length: int = 64  # letters
     letters: int = 16
-    steps: int = 400
+    steps: int = 300
+    remembering: int = 700  # steps of "memory"
     batch: int = 32
     results: Path = Path("results/no_ssm")
 
 
-QUICK = replace(Config(), seeds=1, depth=1, steps=100, width=16, length=32, judged=32)
+QUICK = replace(Config(), seeds=1, depth=1, steps=100, remembering=100, width=16, length=32,
+                judged=32)  # fmt: skip
+
+
+def slow(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Mamba's first biases of rates: softplus gives 0.001 to 0.1, evenly in the logarithm."""
+    rates = jnp.exp(jax.random.uniform(key, shape, dtype, np.log(1e-3), np.log(1e-1)))
+    return rates + jnp.log(-jnp.expm1(-rates))
 
 
 class SSM(nnx.Module):
     """A selective state space model of W channels, with the input added, one rate a channel."""
 
     def __init__(self, width: int, states: int, *, rngs: nnx.Rngs):
-        self.dt = nnx.Linear(width, width, rngs=rngs, bias_init=nnx.initializers.constant(-2.0))
+        self.dt = nnx.Linear(width, width, rngs=rngs, bias_init=slow)
         self.steering = nnx.Linear(width, 2 * states, use_bias=False, rngs=rngs)
         self.log_a = nnx.Param(jnp.tile(jnp.log(jnp.arange(1.0, states + 1)), (width, 1)))
         self.skip = nnx.Param(jnp.ones(width))
@@ -139,7 +148,7 @@ def studied(c: Config) -> dict[str, Task]:
     text = tasks.Bytes.of(c)
     return {
         "digits": Task(images, tasks.labels, held, c.steps, arms(None), "nats per image"),
-        "memory": Task(memory, tasks.answers, asked, c.steps, arms(2 * c.letters + 1),
+        "memory": Task(memory, tasks.answers, asked, c.remembering, arms(2 * c.letters + 1),
                        "nats per answer"),
         "text": Task(text.batch, tasks.next_byte, text.held, c.steps, arms(256), "nats per byte"),
     }  # fmt: skip

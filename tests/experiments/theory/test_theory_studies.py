@@ -93,15 +93,23 @@ def test_random_heads_are_averages_of_relu_weights():
         np.testing.assert_allclose(found[b, m], wanted, atol=1e-5)
 
 
+def test_pairs_are_asked_for_their_values():
+    tokens, wanted, asked = deconstructed.paired(3, 4, 8)(0, 1)
+    for row, answers, where in zip(tokens, wanted, asked, strict=True):
+        values = {token // 8: token % 8 for token in row[:4]}
+        assert len(values) == 4 and where.tolist() == [False] * 4 + [True] * 4
+        assert [values[token - 64] for token in row[4:]] == answers[4:].tolist()
+
+
 def test_maps_of_a_fixed_text_do_not_depend_on_the_input():
-    c = replace(deconstructed.QUICK, width=8, length=6, judged=2, simple=("of noise", "of a text"))
+    c = replace(deconstructed.QUICK, width=8, pairs=3, judged=2, simple=("of noise", "of a text"))
     [task] = deconstructed.studied(c).values()
     for name in c.simple:
         make: Any = task.arms[name]
         model = make(0)
-        one, other = jax.random.randint(jax.random.key(0), (2, 3, 6), 0, 256)
+        one, other = jax.random.randint(jax.random.key(0), (2, 3, 6), 0, 72)
         seen = model(one)[1], model(other)[1]
-        assert model(one)[0].shape == (3, 6, 256)
+        assert model(one)[0].shape == (3, 6, 72)
         for part in "qk":
             np.testing.assert_array_equal(seen[0][part][:, 0], seen[1][part][:, 0])
             assert (seen[0][part][:, 1:] != seen[1][part][:, 1:]).any()
