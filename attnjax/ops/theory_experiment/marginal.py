@@ -69,17 +69,19 @@ def _hard(q: Q, k: K, v: V) -> Out:
 
 
 _none = {"log_prior": fill(0.0)}
+_EXEMPT = {"explicit": "the law would split both token axes of pairs over one mesh axis"}
 
 OPS = (
     Op(
         marginal_attention,
         papers=(99,),
         limits=(Limit("a prior of zeros", _none, multi_head_attention),),
+        exempt=_EXEMPT,
     ),
     Op(
         sampled_attention,
         papers=(99,),
         limits=(Limit("noise of zeros", _none | {"noise": fill(0.0)}, _hard),),
-        exempt={"future": "an argmax has no gradients to queries and keys"},
+        exempt=_EXEMPT | {"future": "an argmax has no gradients to queries and keys"},
     ),
 )
