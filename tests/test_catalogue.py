@@ -23,7 +23,7 @@ from tests.laws.cases import oracle
 ROOT = Path(attnjax.__file__).parent.parent
 EXEMPTIONS = {
     "grouped", "split", "padding", "empty_rows", "bfloat16", "gradients", "jvp", "vmap", "future",
-    "devices",
+    "devices", "explicit",
 }  # fmt: skip
 PAPERS = papers()
 
