@@ -11,7 +11,7 @@ from attnjax.op import Op
 from tests.laws import ledger
 
 WITH_LEAF = ("formula", "annotations")  # laws that go with the own tests of a leaf
-MOST_LEAVES = 15  # whose formulas and own tests a default run takes: four CPU seconds each
+MOST_LEAVES = 10  # whose formulas and own tests a default run takes: four CPU seconds each
 _WRITE_EVERY = 20.0  # seconds: a killed run loses no more
 
 

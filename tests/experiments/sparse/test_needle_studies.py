@@ -48,6 +48,7 @@ def test_the_window_has_the_first_block_and_the_latest():
         assert set(np.asarray(row)[np.asarray(ok)].tolist()) == {0, max(own - 1, 0), own}
 
 
+@pytest.mark.slow
 def test_only_gates_are_trained_and_the_rest_is_the_trained_models():
     trained = shared.model(TINY, shared.full)(3)
     pair = made(seer.studied(TINY)["blocks"], "seer", 0, trained)
@@ -90,6 +91,7 @@ def test_a_model_with_landmarks_answers_for_every_token_and_no_landmark():
     assert (other[:, :3] != alone(tokens)[0][:, :3]).any()
 
 
+@pytest.mark.slow
 def test_the_cosine_is_one_where_nothing_is_sparse_and_less_where_it_is():
     few = tasks.Needles(needles=2)
     c = replace(delta.QUICK, length=32, width=8, heads=2, window=4, needles=few)
