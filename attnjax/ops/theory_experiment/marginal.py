@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from attnjax.core import masks, mods, normalizers
 from attnjax.core.numerics import wide
 from attnjax.core.pairwise.attend import Impl, attend
-from attnjax.core.sharding import on_any_mesh
+from attnjax.core.sharding import of_whole_text, on_any_mesh
 from attnjax.op import Limit, Op, fill
 from attnjax.ops.softmax_core.multi_head import multi_head_attention
 from attnjax.typing import Array, Float, K, Out, Q, V
@@ -29,6 +29,7 @@ from attnjax.typing import Array, Float, K, Out, Q, V
 Pairs = Float[Array, "B N T S"]
 
 
+@of_whole_text
 @on_any_mesh
 def marginal_attention(
     q: Q,
@@ -43,6 +44,7 @@ def marginal_attention(
     return attend(q, k, v, mods=(mods.pair_bias(wide(log_prior)),), mask=mask, impl=impl)
 
 
+@of_whole_text
 @on_any_mesh
 def sampled_attention(
     q: Q,
