@@ -10,7 +10,7 @@ Paper: He et al., "Cracking the Code of Hallucination in LVLMs with Vision-aware
 Reasoning", 2025, arXiv:2509.06461.
 Limits: no cropping of an image, no generation: maps and heads come from `edits.captured`.
 Differs: of `vision_heads` the median is over all heads of a layer and the deviation that of a
-population, our reading: the authors' code was not found.
+population, our reading: the authors' code was not looked at.
 
 Heads are reinforced by an edit, layer by layer, as what a layer gives changes the next:
 
